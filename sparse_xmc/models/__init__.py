@@ -1,0 +1,3 @@
+"""Thin modules over the ops."""
+
+__all__: list[str] = []

@@ -1,0 +1,132 @@
+"""Argument checks shared by the ops. Nothing here reads device memory except ``validate_indices``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INDEX_DTYPES = (torch.uint16, torch.int32)
+MAX_UINT16_FEATURES = 65_536
+
+
+class LayerShape(NamedTuple):
+    """Sizes of a fixed fan-in layer: labels, connections per label, features, rows of indices."""
+
+    L: int
+    K: int
+    D: int
+    R: int
+
+
+def index_dtype(in_features: int) -> torch.dtype:
+    """The narrowest dtype that indexes ``in_features`` features: uint16 up to 65,536 of them, else int32."""
+    return torch.uint16 if in_features <= MAX_UINT16_FEATURES else torch.int32
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that kernels accumulate in: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def num_index_rows(out_features: int, group_size: int) -> int:
+    return -(-out_features // group_size)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} is a DTensor, which the kernels do not take: pass its local shard ({name}.to_local()) "
+            "or use sparse_xmc.distributed for a label-sharded head"
+        )
+
+
+def check_float(name: str, value: Tensor) -> None:
+    check_tensor(name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
+
+
+def check_positive_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_topology(weight: Tensor, indices: Tensor, in_features: int, group_size: int) -> LayerShape:
+    """Checks shapes and dtypes of ``weight [L, K]`` and ``indices [ceil(L / G), K]`` against each other."""
+    check_float("weight", weight)
+    check_tensor("indices", indices)
+    check_positive_int("group_size", group_size)
+    if weight.ndim != 2:
+        raise ValueError(f"weight must be [out_features, fan_in], got shape {list(weight.shape)}")
+    L, K = weight.shape
+    if L == 0 or K == 0:
+        raise ValueError(f"weight must have at least one label and one connection, got shape {list(weight.shape)}")
+    if indices.dtype not in INDEX_DTYPES:
+        raise TypeError(
+            f"indices must be {index_dtype(in_features)} for in_features={in_features}, got {indices.dtype}"
+        )
+    R = num_index_rows(L, group_size)
+    if tuple(indices.shape) != (R, K):
+        raise ValueError(
+            f"indices must be [ceil(out_features / group_size), fan_in] = {[R, K]} for weight {list(weight.shape)} "
+            f"and group_size={group_size}, got {list(indices.shape)}"
+        )
+    if indices.dtype == torch.uint16 and in_features > MAX_UINT16_FEATURES:
+        raise TypeError(f"indices must be torch.int32 for in_features={in_features} > 65536, got torch.uint16")
+    if K > in_features:
+        raise ValueError(f"fan_in must not exceed in_features: weight {list(weight.shape)}, in_features={in_features}")
+    if indices.device != weight.device:
+        raise ValueError(f"indices must be on the weight's device {weight.device}, got {indices.device}")
+    return LayerShape(L, K, in_features, R)
+
+
+def check_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> LayerShape:
+    """Checks the arguments that every op of the layer shares."""
+    check_float("x", x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must be [..., in_features] with at least one feature, got shape {list(x.shape)}")
+    shape = check_topology(weight, indices, x.shape[-1], group_size)
+    if x.device != weight.device:
+        raise ValueError(f"x must be on the weight's device {weight.device}, got {x.device}")
+    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+        raise TypeError(f"x and weight must both be float64 or neither: got x {x.dtype}, weight {weight.dtype}")
+    if bias is not None:
+        check_float("bias", bias)
+        if tuple(bias.shape) != (shape.L,):
+            raise ValueError(f"bias must be [{shape.L}] for weight {list(weight.shape)}, got {list(bias.shape)}")
+        if bias.device != weight.device:
+            raise ValueError(f"bias must be on the weight's device {weight.device}, got {bias.device}")
+        if (bias.dtype == torch.float64) != (weight.dtype == torch.float64):
+            raise TypeError(f"bias and weight must both be float64 or neither: got {bias.dtype}, {weight.dtype}")
+    return shape
+
+
+def check_targets(targets: Tensor, num_rows: int, out_features: int) -> None:
+    """Checks a sparse CSR target matrix ``[B, L]`` without reading its entries."""
+    check_tensor("targets", targets)
+    if targets.layout != torch.sparse_csr:
+        raise TypeError(f"targets must be a torch.sparse_csr tensor, got layout {targets.layout}")
+    if tuple(targets.shape) != (num_rows, out_features):
+        raise ValueError(f"targets must be [{num_rows}, {out_features}], got {list(targets.shape)}")
+
+
+def validate_indices(indices: Tensor, in_features: int) -> None:
+    """Raises ``ValueError`` if an index is out of range or stands twice in its row. Waits for the device."""
+    for start in range(0, indices.shape[0], 65_536):
+        rows = indices[start : start + 65_536].long().sort(dim=1).values
+        bad = ((rows < 0) | (rows >= in_features)).any(dim=1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            value = next(v for v in rows[row].tolist() if not 0 <= v < in_features)
+            raise ValueError(f"indices[{start + row}] holds {value}, outside [0, {in_features})")
+        twice = rows[:, 1:] == rows[:, :-1]
+        if twice.any():
+            row, slot = twice.nonzero()[0].tolist()
+            raise ValueError(f"indices[{start + row}] holds {int(rows[row, slot])} twice: the indices of a row are distinct")

@@ -1,0 +1,1 @@
+"""Numba kernels for CPU tensors, one module per op."""

@@ -1,0 +1,125 @@
+"""Fixed fan-in linear layer: ``y[b, l] = bias[l] + sum_k weight[l, k] * x[b, indices[l // G, k]]``.
+
+Forward is an SpMM with an ELLPACK matrix, the input gradient a transposed SpMM, the weight gradient an SDDMM.
+Each is a custom op with a fake, so that ``torch.compile`` sees one node; ``_FixedFanInLinear`` ties them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import check_layer, validate_indices
+from sparse_xmc.ops._backend import debugging, kernels
+
+
+@torch.library.custom_op("sparse_xmc::linear_forward", mutates_args=())
+def linear_forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    """x [B, D] -> y [B, L] in x's dtype."""
+    return kernels("linear", x).forward(x, weight, indices, bias, group_size)
+
+
+@linear_forward.register_fake
+def _(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("sparse_xmc::linear_backward_input", mutates_args=())
+def linear_backward_input(
+    dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, deterministic: bool
+) -> Tensor:
+    """dy [B, L] -> dx [B, D] in dy's dtype."""
+    return kernels("linear", dy).backward_input(dy, weight, indices, in_features, group_size, deterministic)
+
+
+@linear_backward_input.register_fake
+def _(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, deterministic: bool) -> Tensor:
+    return dy.new_empty(dy.shape[0], in_features)
+
+
+@torch.library.custom_op("sparse_xmc::linear_backward_weight", mutates_args=())
+def linear_backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
+    return kernels("linear", dy).backward_weight(dy, x, indices, group_size, dtype)
+
+
+@linear_backward_weight.register_fake
+def _(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    return dy.new_empty(dy.shape[1], indices.shape[1], dtype=dtype)
+
+
+class _FixedFanInLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        indices: Tensor,
+        bias: Tensor | None,
+        group_size: int,
+        deterministic: bool,
+    ) -> Tensor:
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None, indices)
+        ctx.group_size, ctx.deterministic = group_size, deterministic
+        ctx.in_features, ctx.weight_dtype = x.shape[1], weight.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return linear_forward(x, weight, indices, bias, group_size)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, indices = ctx.saved_tensors
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = linear_backward_input(dy, weight, indices, ctx.in_features, ctx.group_size, ctx.deterministic)
+        if ctx.needs_input_grad[1]:
+            dw = linear_backward_weight(dy, x, indices, ctx.group_size, ctx.weight_dtype)
+        if ctx.needs_input_grad[3]:
+            acc = torch.float64 if dy.dtype == torch.float64 else torch.float32
+            db = dy.sum(0, dtype=acc).to(ctx.bias_dtype)
+        return dx, dw, None, db, None, None
+
+
+def fixed_fan_in_linear(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int = 1,
+    deterministic: bool | None = None,
+) -> Tensor:
+    """Applies a linear layer in which every label has exactly ``K`` incoming connections.
+
+    Equivalent to ``x @ W.T + bias`` where ``W [L, D]`` is zero except ``W[l, indices[l // group_size, k]] = weight[l, k]``.
+    Sums are accumulated in float32 (float64 for float64 inputs) and rounded once.
+
+    Args:
+        x: input ``[..., D]``: float32, float16, bfloat16 or float64. Under autocast it is cast to the autocast dtype.
+        weight: ``[L, K]``, any float dtype (float64 only together with a float64 ``x``).
+        indices: ``[ceil(L / group_size), K]``, uint16 (``D <= 65,536``) or int32, distinct within a row.
+        bias: ``[L]`` or None.
+        group_size: number ``G`` of neighbouring labels that share one row of ``indices``. The last group may be short.
+        deterministic: whether the input gradient is bitwise reproducible on a GPU (an inverted index instead of
+            atomics). None follows ``torch.are_deterministic_algorithms_enabled()``. On a CPU it always is.
+
+    Returns:
+        ``[..., L]`` in x's dtype.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or device.
+
+    Source:
+        Fixed fan-in layer: Schultheis and Babbar, ECML-PKDD 2023, section 3. Shared rows: HASTE, ICML 2026.
+    """
+    shape = check_layer(x, weight, indices, bias, group_size)
+    if debugging():
+        validate_indices(indices, shape.D)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    y = _FixedFanInLinear.apply(x.reshape(-1, shape.D), weight, indices, bias, group_size, deterministic)
+    return y.reshape(*x.shape[:-1], shape.L)
