@@ -1,3 +1,5 @@
 """Thin modules over the ops."""
 
-__all__: list[str] = []
+from sparse_xmc.models.linear import FixedFanInLinear
+
+__all__ = ["FixedFanInLinear"]

@@ -1,0 +1,179 @@
+"""The fixed fan-in layer as a module: parameters, initialisation, conversion; the arithmetic is in ``sparse_xmc.ops``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_xmc import ops
+from sparse_xmc.ops._arguments import check_positive_int, index_dtype, num_index_rows, validate_indices
+
+_CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
+
+
+class FixedFanInLinear(nn.Module):
+    """Linear layer whose every output has exactly ``fan_in`` incoming connections.
+
+    Drop-in for a wide ``nn.Linear``: ``weight [out_features, fan_in]``, ``bias [out_features]`` and
+    ``indices [ceil(out_features / group_size), fan_in]`` (uint16 where ``in_features <= 65,536``) take
+    ``out_features * fan_in`` instead of ``out_features * in_features`` numbers.
+
+    Args:
+        in_features: ``D``, size of the input.
+        out_features: ``L``, number of labels.
+        fan_in: ``K``, connections per label, at most ``in_features``.
+        group_size: ``G``, number of neighbouring labels that share their connections; 1 gives every label its own.
+        bias: whether the layer adds a bias.
+        device, dtype: of the parameters, as in ``nn.Linear``.
+        seed: of the connections and initial weights; None draws it from torch's global generator.
+
+    Raises:
+        ValueError: a size below 1, or ``fan_in > in_features``.
+
+    Source: Schultheis and Babbar, "Towards Memory-Efficient Training for Extremely Large Output Spaces", ECML-PKDD 2023.
+    """
+
+    weight: Tensor
+    indices: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        group_size: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
+        for name, value in sizes.items():
+            check_positive_int(name, value)
+        if fan_in > in_features:
+            raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+        self.in_features, self.out_features = in_features, out_features
+        self.fan_in, self.group_size = fan_in, group_size
+        rows = num_index_rows(out_features, group_size)
+        self.weight = nn.Parameter(torch.empty(out_features, fan_in, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
+        if not self.weight.is_meta:
+            self.reset_parameters(seed)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draws new connections and weights, uniform in ``+-1 / sqrt(fan_in)``; the bias becomes zero."""
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()))
+        drawn = ops.init_indices(
+            self.indices.shape[0], self.in_features, self.fan_in, seed=seed, device=self.indices.device
+        )
+        self.indices.copy_(drawn)
+        bound = 1 / math.sqrt(self.fan_in)
+        self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(seed))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in_features]`` to logits ``[..., out_features]``."""
+        return ops.fixed_fan_in_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
+
+    def num_bytes(self) -> int:
+        """Bytes of weights, indices and bias."""
+        return sum(t.nbytes for t in (self.weight, self.indices, self.bias) if t is not None)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, fan_in={self.fan_in}, "
+            f"group_size={self.group_size}, bias={self.bias is not None}, "
+            f"sparsity={1 - self.fan_in / self.in_features:.2%}, bytes={self.num_bytes():,}"
+        )
+
+    def label_indices(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Connections of the labels ``start`` to ``stop`` as int64 ``[stop - start, fan_in]``."""
+        stop = self.out_features if stop is None else stop
+        labels = torch.arange(start, stop, device=self.indices.device)
+        return self.indices[labels // self.group_size].long()
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Linear:
+        """The same function as an ``nn.Linear``, which takes ``in_features / fan_in`` times the weights' memory."""
+        has_bias = self.bias is not None
+        dense = nn.Linear(
+            self.in_features, self.out_features, has_bias, device=self.weight.device, dtype=self.weight.dtype
+        )
+        dense.weight.zero_()
+        block = max(1, _CONVERSION_BLOCK // self.fan_in)
+        for start in range(0, self.out_features, block):
+            stop = min(start + block, self.out_features)
+            dense.weight[start:stop].scatter_(1, self.label_indices(start, stop), self.weight[start:stop])
+        if self.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense
+
+    @torch.no_grad()
+    def to_sparse_csr(self) -> Tensor:
+        """The weights as a ``torch.sparse_csr`` matrix ``[out_features, in_features]``; columns ascend in each row."""
+        columns, order = self.label_indices().sort(dim=1)
+        offsets = torch.arange(self.out_features + 1, device=columns.device) * self.fan_in
+        return torch.sparse_csr_tensor(
+            offsets,
+            columns.flatten(),
+            self.weight.gather(1, order).flatten(),
+            size=(self.out_features, self.in_features),
+            check_invariants=False,
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def from_dense(cls, linear: nn.Linear, fan_in: int, *, group_size: int = 1) -> FixedFanInLinear:
+        """Keeps the ``fan_in`` connections of largest magnitude of every label, or for groups of largest mean magnitude.
+
+        Raises:
+            TypeError: ``linear`` is not an ``nn.Linear``.
+            ValueError: ``fan_in`` exceeds its ``in_features``.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        has_bias = linear.bias is not None
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            fan_in,
+            group_size=group_size,
+            bias=has_bias,
+            device="meta",
+            dtype=linear.weight.dtype,
+        ).to_empty(device=linear.weight.device)
+        block = max(1, _CONVERSION_BLOCK // (linear.in_features * group_size)) * group_size
+        for start in range(0, linear.out_features, block):
+            rows = linear.weight[start : start + block]
+            score = rows.abs().float()
+            if group_size > 1:
+                padding = -len(rows) % group_size
+                score = nn.functional.pad(score, (0, 0, 0, padding)).view(-1, group_size, linear.in_features).sum(1)
+            kept = score.topk(fan_in, dim=1).indices.sort(dim=1).values
+            first = start // group_size
+            layer.indices[first : first + len(kept)] = kept.to(layer.indices.dtype)
+            layer.weight[start : start + block] = rows.gather(1, kept.repeat_interleave(group_size, 0)[: len(rows)])
+        if layer.bias is not None:
+            layer.bias.copy_(linear.bias)
+        return layer
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loaded = state_dict.get(prefix + "indices")
+        if loaded is not None and loaded.shape == self.indices.shape and not loaded.is_meta:
+            if loaded.is_floating_point() or loaded.is_complex() or loaded.dtype == torch.bool:
+                raise TypeError(f"{prefix}indices must hold integers, got {loaded.dtype}")
+            try:
+                validate_indices(loaded, self.in_features)
+            except ValueError as error:
+                raise ValueError(f"cannot load {prefix}indices: {error}") from None
+        super()._load_from_state_dict(state_dict, prefix, *args)

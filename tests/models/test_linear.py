@@ -1,0 +1,154 @@
+"""FixedFanInLinear: initialisation, conversions, state dict, representation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.ops._arguments import validate_indices
+from tests import oracle
+
+SHAPES = [
+    pytest.param(dict(in_features=40, out_features=101, fan_in=8), id="per-label"),
+    pytest.param(dict(in_features=40, out_features=101, fan_in=8, group_size=16), id="short-last-group"),
+    pytest.param(dict(in_features=9, out_features=5, fan_in=9), id="fan-in-equals-features"),
+    pytest.param(dict(in_features=70_000, out_features=3, fan_in=2), id="int32-indices"),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_initialisation(shape):
+    layer = FixedFanInLinear(**shape, seed=3)
+    validate_indices(layer.indices, layer.in_features)
+    assert layer.indices.dtype == (torch.int32 if shape["in_features"] > 65_536 else torch.uint16)
+    bound = shape["fan_in"] ** -0.5
+    assert 0.5 * bound < layer.weight.abs().max() <= bound
+    assert not layer.bias.any()
+    again = FixedFanInLinear(**shape, seed=3)
+    assert torch.equal(layer.weight, again.weight) and torch.equal(layer.indices, again.indices)
+    assert not torch.equal(layer.weight, FixedFanInLinear(**shape, seed=4).weight)
+
+
+def test_seed_none_follows_the_global_generator():
+    torch.manual_seed(0)
+    first = FixedFanInLinear(40, 11, 8)
+    torch.manual_seed(0)
+    assert torch.equal(first.weight, FixedFanInLinear(40, 11, 8).weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_equals_dense_conversion(shape):
+    layer = FixedFanInLinear(**shape, dtype=torch.float64, seed=0)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, layer.in_features, dtype=torch.float64)
+    dense = layer.to_dense()
+    expected = oracle.dense_weight(layer.weight, layer.indices, layer.in_features, layer.group_size)
+    assert torch.equal(dense.weight, expected)
+    torch.testing.assert_close(layer(x), dense(x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_csr_conversion(shape):
+    layer = FixedFanInLinear(**shape, seed=0)
+    csr = layer.to_sparse_csr()
+    assert csr.layout == torch.sparse_csr
+    expected = oracle.dense_weight(layer.weight, layer.indices, layer.in_features, layer.group_size).float()
+    assert torch.equal(csr.to_dense(), expected)
+    per_row = csr.col_indices().view(layer.out_features, layer.fan_in)
+    assert bool((per_row.diff(dim=1) > 0).all())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_dense_keeps_the_largest(bias):
+    linear = nn.Linear(20, 33, bias=bias)
+    layer = FixedFanInLinear.from_dense(linear, 5)
+    magnitudes = linear.weight.abs().sort(dim=1, descending=True).values
+    kept = layer.weight.abs().sort(dim=1, descending=True).values
+    assert torch.equal(kept, magnitudes[:, :5])
+    assert torch.equal(layer.weight, linear.weight.gather(1, layer.label_indices()))
+    assert (layer.bias is not None) == bias
+    if bias:
+        assert torch.equal(layer.bias, linear.bias)
+
+
+def test_from_dense_groups_share_the_largest_mean_magnitude():
+    linear = nn.Linear(20, 10)
+    layer = FixedFanInLinear.from_dense(linear, 4, group_size=4)
+    for group in range(3):
+        rows = linear.weight[4 * group : 4 * group + 4].abs().sum(0)
+        assert set(layer.indices[group].tolist()) == set(rows.topk(4).indices.tolist())
+    assert torch.equal(layer.weight, linear.weight.gather(1, layer.label_indices()))
+
+
+def test_round_trip_through_dense_is_exact():
+    layer = FixedFanInLinear(30, 17, 6, seed=1)
+    x = torch.randn(4, 30)
+    back = FixedFanInLinear.from_dense(layer.to_dense(), 6)
+    torch.testing.assert_close(back(x), layer(x))
+
+
+def test_state_dict_round_trip_and_copy():
+    layer, other = FixedFanInLinear(40, 11, 8, seed=0), FixedFanInLinear(40, 11, 8, seed=1)
+    other.load_state_dict(layer.state_dict())
+    for clone in (other, copy.deepcopy(layer)):
+        assert torch.equal(clone.weight, layer.weight) and torch.equal(clone.indices, layer.indices)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(40, r"indices\[2\] holds 40, outside \[0, 40\)"), (None, r"indices\[2\] holds \d+ twice")],
+    ids=["out-of-range", "duplicate"],
+)
+def test_loading_bad_indices_raises_and_changes_nothing(value, message):
+    layer = FixedFanInLinear(40, 11, 8, seed=0)
+    state = {name: tensor.clone() for name, tensor in FixedFanInLinear(40, 11, 8, seed=1).state_dict().items()}
+    state["indices"][2, 3] = state["indices"][2, 4] if value is None else value
+    before = layer.indices.clone()
+    with pytest.raises(ValueError, match=message):
+        layer.load_state_dict(state)
+    assert torch.equal(layer.indices, before)
+
+
+def test_loading_another_shape_raises():
+    with pytest.raises(RuntimeError, match="size mismatch for indices"):
+        FixedFanInLinear(40, 11, 8).load_state_dict(FixedFanInLinear(40, 11, 9).state_dict())
+
+
+def test_meta_device_materialises_by_loading():
+    layer = FixedFanInLinear(40, 11, 8, device="meta").to_empty(device="cpu")
+    source = FixedFanInLinear(40, 11, 8, seed=0)
+    layer.load_state_dict(source.state_dict())
+    assert torch.equal(layer.indices, source.indices)
+
+
+def test_casting_keeps_the_indices():
+    layer = FixedFanInLinear(40, 11, 8, seed=0)
+    before = layer.indices.clone()
+    layer.bfloat16()
+    assert layer.weight.dtype == torch.bfloat16 and torch.equal(layer.indices, before)
+
+
+def test_representation_shows_sparsity_and_bytes():
+    layer = FixedFanInLinear(40, 11, 8)
+    assert "sparsity=80.00%" in repr(layer)
+    assert f"bytes={11 * 8 * 4 + 11 * 8 * 2 + 11 * 4:,}" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ((8, 11, 9), ValueError, "fan_in must not exceed in_features, got fan_in=9, in_features=8"),
+        ((8, 0, 2), ValueError, "out_features must be at least 1, got 0"),
+        ((8, 11, 2.0), TypeError, "fan_in must be an int, got 2.0"),
+    ],
+)
+def test_bad_sizes_raise(sizes, error, message):
+    with pytest.raises(error, match=message):
+        FixedFanInLinear(*sizes)
+
+
+def test_from_dense_rejects_other_modules():
+    with pytest.raises(TypeError, match="linear must be a torch.nn.Linear, got ReLU"):
+        FixedFanInLinear.from_dense(nn.ReLU(), 4)
