@@ -1,0 +1,17 @@
+"""Distinct random numbers without rejection, the same ones as ``cpu_kernels/_sampling.py`` draws."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def draw_distinct(word, i, count, size, chosen):
+    """The ``i``-th number of Floyd's algorithm for a block of rows [ROWS], given a random uint32 for each.
+
+    ``chosen [ROWS, N]`` holds the numbers drawn so far and -1 elsewhere. Every subset of ``count`` numbers below
+    ``size`` has the same chance. Source: Bentley, Communications of the ACM 30(9), 1987.
+    """
+    last = size - count + i
+    drawn = ((word.to(tl.uint64) * (last + 1).to(tl.uint64)) >> 32).to(tl.int32)
+    taken = tl.sum((chosen == drawn[:, None]).to(tl.int32), 1) > 0
+    return tl.where(taken, last, drawn)

@@ -1,0 +1,122 @@
+"""Fused head, one label at a time: products as element-wise multiplications and sums. For a group size of 1, and for any
+float64 layer.
+
+A tile is ``[BLOCK_L, BLOCK_K, BLOCK_B]``: for each of its connections the segment of ``x`` transposed that the batch tile
+covers. The segments are loaded once and serve the logits and the weight gradient; the weights stay in registers over
+all batch tiles.
+"""
+
+import triton
+import triton.language as tl
+
+from sparse_xmc.ops.triton_kernels._head_math import loss_terms, update_tile
+from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, target_tile
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+
+
+@triton.jit
+def _label_tile(
+    tile,
+    xt_ptr,
+    weight_ptr,
+    indices_ptr,
+    bias_ptr,
+    labels_ptr,
+    rows_ptr,
+    dxt_ptr,
+    dw_ptr,
+    db_ptr,
+    scale_ptr,
+    weight_momentum_ptr,
+    weight_moment_ptr,
+    bias_momentum_ptr,
+    bias_moment_ptr,
+    B,
+    stride,
+    L,
+    nnz,
+    search_steps,
+    lr,
+    momentum,
+    weight_decay,
+    decay,
+    gain,
+    correction,
+    eps,
+    seed,
+    step,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    LOSS: tl.constexpr,
+    NEED_LOSS: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    UPDATE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """All that the fused head does for labels ``tile * BLOCK_L ...``; returns the sum of their loss."""
+    ACC: tl.constexpr = tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32
+    label = tile * BLOCK_L + tl.arange(0, BLOCK_L)  # [BLOCK_L] int64
+    offs_k = tl.arange(0, BLOCK_K)
+    known = label < L
+    connected = known[:, None] & (offs_k < K)[None, :]
+    weight_offs = label[:, None] * K + offs_k[None, :]
+    weight = tl.load(weight_ptr + weight_offs, mask=connected, other=0.0).to(ACC)
+    column = tl.load(indices_ptr + (label // G)[:, None] * K + offs_k[None, :], mask=connected, other=0)
+    x_offs = column.to(tl.int64)[:, :, None] * stride + tl.arange(0, BLOCK_B)[None, None, :]
+    bias = tl.zeros((BLOCK_L,), ACC)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + label, mask=known, other=0.0).to(ACC)
+    position = first_position(labels_ptr, search_steps, nnz, label)
+    row = row_at(labels_ptr, rows_ptr, nnz, label, position)
+
+    total = tl.zeros((BLOCK_L, BLOCK_B), ACC)
+    dw = tl.zeros((BLOCK_L, BLOCK_K), ACC)
+    db = tl.zeros((BLOCK_L,), ACC)
+    for start in range(0, B, BLOCK_B):
+        offs_b = start + tl.arange(0, BLOCK_B)
+        mask = connected[:, :, None] & (offs_b < stride)[None, None, :]
+        x = tl.load(xt_ptr + x_offs + start, mask=mask, other=0.0).to(ACC)
+        z = tl.sum(x * weight[:, :, None], 1) + bias[:, None]
+        targets, position, row = target_tile(labels_ptr, rows_ptr, nnz, label, position, row, start, B, BLOCK_B, 0)
+        value, dz = loss_terms(z, targets, LOSS, NEED_LOSS)
+        valid = known[:, None] & (offs_b < B)[None, :]
+        dz = tl.where(valid, dz, 0.0)
+        if NEED_LOSS:
+            total += tl.where(valid, value, 0.0)
+        if (dxt_ptr is not None) or NEED_WEIGHT:
+            if LOSS != "squared_hinge" or tl.max((dz != 0.0).to(tl.int32)) > 0:
+                if NEED_WEIGHT:
+                    dw += tl.sum(x * dz[:, None, :], 2)
+                    db += tl.sum(dz, 1)
+                if dxt_ptr is not None:
+                    part = weight[:, :, None] * dz[:, None, :]
+                    if ATOMIC:
+                        tl.atomic_add(dxt_ptr + x_offs + start, part, mask=mask, sem="relaxed")
+                    else:
+                        before = tl.load(dxt_ptr + x_offs + start, mask=mask, other=0.0)
+                        tl.store(dxt_ptr + x_offs + start, before + part, mask=mask)
+
+    if NEED_WEIGHT:
+        scale = tl.load(scale_ptr)
+        if UPDATE:
+            usable = tl.abs(scale) < float("inf")
+            update_tile(
+                weight_ptr, weight_momentum_ptr, weight_moment_ptr, weight_offs, label, connected & usable,
+                weight, dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
+            )  # fmt: skip
+            if bias_ptr is not None:
+                update_tile(
+                    bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, (known & usable)[:, None],
+                    bias[:, None], (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2,
+                    STOCHASTIC,
+                )  # fmt: skip
+        else:
+            if dw_ptr is not None:
+                tl.store(dw_ptr + weight_offs, round_nearest(dw * scale, dw_ptr.dtype.element_ty), mask=connected)
+            if db_ptr is not None:
+                tl.store(db_ptr + label, round_nearest(db * scale, db_ptr.dtype.element_ty), mask=known)
+    return tl.sum(tl.sum(total, 1), 0)
