@@ -1,0 +1,116 @@
+"""Labels as their owner writes them, and the order in which a model holds them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+Label = Any  # what the file holds: str or int
+
+
+@dataclass
+class LabelRows:
+    """The labels of each row of a file, in compact form: ``names[ids[offsets[i]:offsets[i + 1]]]`` for row ``i``.
+
+    A label that stands twice in a row is kept once. ``names`` are in order of first appearance.
+    """
+
+    names: list[Label] = field(default_factory=list)
+    ids: array[int] = field(default_factory=lambda: array("q"))
+    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+    _known: dict[Label, int] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def append(self, labels: Iterable[Label]) -> None:
+        """Adds a row.
+
+        Raises:
+            TypeError: a label is neither a string nor an integer.
+        """
+        for label in dict.fromkeys(labels):
+            if isinstance(label, bool) or not isinstance(label, (str, int)):
+                raise TypeError(f"a label must be a string or an integer, got {label!r}")
+            known = self._known.get(label)
+            if known is None:
+                known = self._known[label] = len(self.names)
+                self.names.append(label)
+            self.ids.append(known)
+        self.offsets.append(len(self.ids))
+
+    @classmethod
+    def from_csr(cls, matrix: sp.csr_matrix) -> LabelRows:
+        """Rows of a CSR matrix ``[N, L]``; labels are named by their column."""
+        matrix = matrix.tocsr()
+        matrix.sum_duplicates()
+        columns, ids = np.unique(matrix.indices, return_inverse=True)
+        rows = cls(names=columns.tolist())
+        rows.ids = array("q", ids.astype(np.int64).tobytes())
+        rows.offsets = array("q", matrix.indptr.astype(np.int64).tobytes())
+        rows._known = {name: i for i, name in enumerate(rows.names)}
+        return rows
+
+    def row(self, i: int) -> list[Label]:
+        return [self.names[j] for j in self.ids[self.offsets[i] : self.offsets[i + 1]]]
+
+    def counts(self) -> np.ndarray:
+        """Number of labels of each row ``[N]``."""
+        return np.diff(np.frombuffer(self.offsets, dtype=np.int64))
+
+
+class LabelVocabulary:
+    """The labels of a model in the model's order. Whatever order that is, users see their own labels only.
+
+    Args:
+        names: the labels, distinct, each a string or an integer. ``1`` and ``"1"`` are different labels.
+    """
+
+    def __init__(self, names: Sequence[Label]) -> None:
+        self.names = list(names)
+        self._index = {name: i for i, name in enumerate(self.names)}
+        if len(self._index) != len(self.names):
+            raise ValueError(f"label names must be distinct: {len(self.names)} names, {len(self._index)} distinct")
+
+    @classmethod
+    def from_rows(cls, rows: LabelRows) -> LabelVocabulary:
+        """The labels that occur in ``rows`` (the training split), most frequent first, ties by first appearance."""
+        counts = np.bincount(np.frombuffer(rows.ids, dtype=np.int64), minlength=len(rows.names))
+        order = np.argsort(-counts, kind="stable")
+        return cls([rows.names[i] for i in order if counts[i] > 0])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelVocabulary) and self.names == other.names
+
+    def reordered(self, order: np.ndarray) -> LabelVocabulary:
+        """The same labels, the one at ``order[i]`` now at ``i``."""
+        if not np.array_equal(np.sort(order), np.arange(len(self))):
+            raise ValueError(f"order must be a permutation of {len(self)} labels")
+        return LabelVocabulary([self.names[i] for i in order])
+
+    def index(self, name: Label) -> int | None:
+        """Position of a label, None where the model does not know it."""
+        return self._index.get(name)
+
+    def encode(self, rows: LabelRows) -> sp.csr_matrix:
+        """Targets ``[N, L]`` as a binary float32 CSR matrix; labels that the vocabulary lacks are left out."""
+        mapping = np.array([self._index.get(name, -1) for name in rows.names], dtype=np.int64)
+        ids = np.frombuffer(rows.ids, dtype=np.int64)
+        columns = mapping[ids] if len(ids) else ids
+        known = columns >= 0
+        kept = np.concatenate([[0], np.cumsum(known)])
+        offsets = kept[np.frombuffer(rows.offsets, dtype=np.int64)]
+        columns = columns[known]
+        matrix = sp.csr_matrix(
+            (np.ones(len(columns), dtype=np.float32), columns, offsets), shape=(len(rows), len(self))
+        )
+        matrix.sort_indices()
+        return matrix

@@ -1,0 +1,101 @@
+"""One door for every file format: ``open_split`` tells from the name what a file is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparse_xmc.data.arrays import load_csr, load_features
+from sparse_xmc.data.errors import DataError, numbered_lines
+from sparse_xmc.data.labels import LabelRows
+from sparse_xmc.data.text import JsonLines, RawTexts, read_label_lines
+from sparse_xmc.data.xmc_text import parse_header, read_xmc_text
+
+
+class TextSource(Protocol):
+    """Texts in file order; after a full pass ``labels`` has a row for each of them."""
+
+    @property
+    def labels(self) -> LabelRows: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+@dataclass
+class Features:
+    """Precomputed features ``[N, D]``, sparse or dense, with their labels."""
+
+    matrix: sp.csr_matrix | np.ndarray
+    labels: LabelRows = field(default_factory=LabelRows)
+
+
+def _without_gz(path: str) -> str:
+    return path.removesuffix(".gz")
+
+
+def _labels_beside(path: str) -> str | None:
+    """``x_raw_texts.txt`` -> ``x_labels.txt``, where that file exists."""
+    for ending in (".txt", ".txt.gz"):
+        if path.endswith("_raw_texts" + ending):
+            for other in (".txt", ".txt.gz"):
+                candidate = path.removesuffix("_raw_texts" + ending) + "_labels" + other
+                if os.path.exists(candidate):
+                    return candidate
+    return None
+
+
+def open_split(
+    path: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    text_fields: Sequence[str] | None = None,
+    label_field: str | None = None,
+    need_labels: bool = True,
+    progress: bool = False,
+) -> TextSource | Features:
+    """Opens a data file by its name (``.gz`` may follow).
+
+    ========================== =========================================================================
+    ``.jsonl``, ``.json``      JSON lines with text and label fields, ``trn.json`` of the repository too
+    ``.txt``, header ``N D L`` repository text format: sparse features and labels in one file
+    ``.txt``                   texts, one a line; ``labels`` (default: ``*_labels.txt`` beside) holds ids
+    ``.npz`` / ``.npy``        sparse / dense features; ``labels`` is a CSR ``.npz`` or a file of ids
+    ========================== =========================================================================
+
+    Raises:
+        DataError: the file is missing, of no known format or malformed.
+    """
+    name = os.fspath(path)
+    ending = os.path.splitext(_without_gz(name))[1]
+    if ending in (".jsonl", ".json"):
+        return JsonLines(
+            name, text_fields=text_fields, label_field=label_field, need_labels=need_labels, progress=progress
+        )
+    if ending == ".txt":
+        first = next(numbered_lines(name), None)
+        if labels is None and first is not None and parse_header(first[1]) is not None:
+            return Features(*read_xmc_text(name, progress=progress))
+        beside = os.fspath(labels) if labels is not None else _labels_beside(name)
+        if beside is None and need_labels:
+            raise DataError(name, None, "a file of raw texts needs a file of labels (--train-labels, --test-labels)")
+        return RawTexts(name, beside if need_labels else None, progress=progress)
+    if ending in (".npz", ".npy"):
+        matrix = load_features(name)
+        if not need_labels:
+            empty = LabelRows()
+            for _ in range(matrix.shape[0]):
+                empty.append([])
+            return Features(matrix, empty)
+        if labels is None:
+            raise DataError(name, None, "a file of features needs a file of labels (--train-labels, --test-labels)")
+        names = os.fspath(labels)
+        rows = LabelRows.from_csr(load_csr(names)) if names.endswith(".npz") else read_label_lines(names)
+        if len(rows) != matrix.shape[0]:
+            raise DataError(names, None, f"has {len(rows)} rows, the features {name} have {matrix.shape[0]}")
+        return Features(matrix, rows)
+    raise DataError(name, None, f"unknown format {ending!r}: expected .jsonl, .json, .txt, .npz or .npy, perhaps .gz")
