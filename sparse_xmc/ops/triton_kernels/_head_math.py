@@ -1,9 +1,9 @@
-"""Device code of the fused head: loss and derivative of a logit, and the update of a tile of parameters in place."""
+"""Device code of the fused head that both tile shapes share: loss, input gradient, weight gradient or update in place."""
 
 import triton
 import triton.language as tl
 
-from sparse_xmc.ops.triton_kernels._rounding import round_stored
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest, round_stored
 
 
 @triton.jit
@@ -79,3 +79,64 @@ def update_tile(
     new = value - tl.full((1, 1), lr, ACC) * direction
     DTYPE: tl.constexpr = param_ptr.dtype.element_ty
     tl.store(param_ptr + offsets, round_stored(new, seed, label, step, DTYPE, STREAM, WIDTH, STOCHASTIC), mask=mask)
+
+
+@triton.jit
+def add_part(pointers, part, mask, ATOMIC: tl.constexpr):
+    """Adds a tile's part of the input gradient; without atomics the memory must belong to this program."""
+    if ATOMIC:
+        tl.atomic_add(pointers, part, mask=mask, sem="relaxed")
+    else:
+        tl.store(pointers, tl.load(pointers, mask=mask, other=0.0) + part, mask=mask)
+
+
+@triton.jit
+def finish_tile(
+    weight_ptr,
+    bias_ptr,
+    dw_ptr,
+    db_ptr,
+    scale_ptr,
+    weight_momentum_ptr,
+    weight_moment_ptr,
+    bias_momentum_ptr,
+    bias_moment_ptr,
+    label,
+    known,
+    offsets,
+    connected,
+    weight,
+    bias,
+    dw,
+    db,
+    lr,
+    momentum,
+    weight_decay,
+    decay,
+    gain,
+    correction,
+    eps,
+    seed,
+    step,
+    K: tl.constexpr,
+    UPDATE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
+    """Applies (UPDATE) or stores the scaled gradient of a label tile: dw ``[N, BLOCK_K]``, db ``[N]``."""
+    scale = tl.load(scale_ptr)
+    if UPDATE:
+        usable = tl.abs(scale) < float("inf")
+        update_tile(
+            weight_ptr, weight_momentum_ptr, weight_moment_ptr, offsets, label, connected & usable,
+            weight, dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
+        )  # fmt: skip
+        if bias_ptr is not None:
+            update_tile(
+                bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, (known & usable)[:, None],
+                bias[:, None], (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2, STOCHASTIC,
+            )  # fmt: skip
+    else:
+        if dw_ptr is not None:
+            tl.store(dw_ptr + offsets, round_nearest(dw * scale, dw_ptr.dtype.element_ty), mask=connected)
+        if db_ptr is not None:
+            tl.store(db_ptr + label, round_nearest(db * scale, db_ptr.dtype.element_ty), mask=known)

@@ -9,13 +9,12 @@ all batch tiles.
 import triton
 import triton.language as tl
 
-from sparse_xmc.ops.triton_kernels._head_math import loss_terms, update_tile
+from sparse_xmc.ops.triton_kernels._head_math import add_part, finish_tile, loss_terms
 from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, target_tile
-from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 
 @triton.jit
-def _label_tile(
+def gather_tile(
     tile,
     xt_ptr,
     weight_ptr,
@@ -94,29 +93,13 @@ def _label_tile(
                     db += tl.sum(dz, 1)
                 if dxt_ptr is not None:
                     part = weight[:, :, None] * dz[:, None, :]
-                    if ATOMIC:
-                        tl.atomic_add(dxt_ptr + x_offs + start, part, mask=mask, sem="relaxed")
-                    else:
-                        before = tl.load(dxt_ptr + x_offs + start, mask=mask, other=0.0)
-                        tl.store(dxt_ptr + x_offs + start, before + part, mask=mask)
+                    add_part(dxt_ptr + x_offs + start, part, mask, ATOMIC)
 
     if NEED_WEIGHT:
-        scale = tl.load(scale_ptr)
-        if UPDATE:
-            usable = tl.abs(scale) < float("inf")
-            update_tile(
-                weight_ptr, weight_momentum_ptr, weight_moment_ptr, weight_offs, label, connected & usable,
-                weight, dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
-            )  # fmt: skip
-            if bias_ptr is not None:
-                update_tile(
-                    bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, (known & usable)[:, None],
-                    bias[:, None], (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2,
-                    STOCHASTIC,
-                )  # fmt: skip
-        else:
-            if dw_ptr is not None:
-                tl.store(dw_ptr + weight_offs, round_nearest(dw * scale, dw_ptr.dtype.element_ty), mask=connected)
-            if db_ptr is not None:
-                tl.store(db_ptr + label, round_nearest(db * scale, db_ptr.dtype.element_ty), mask=known)
+        finish_tile(
+            weight_ptr, bias_ptr, dw_ptr, db_ptr, scale_ptr,
+            weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
+            label, known, weight_offs, connected, weight, bias, dw, db,
+            lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, UPDATE, STOCHASTIC,
+        )  # fmt: skip
     return tl.sum(tl.sum(total, 1), 0)

@@ -1,0 +1,274 @@
+"""Fused head on the GPU: loss, gradients and weight update label tile by label tile; no ``[B, L]`` tensor, ever.
+
+The interface, the loss functions and the update rule stand in ``cpu_kernels/loss.py``. Each program owns a label tile
+(``loss_gather``: a few labels; ``loss_group``: labels that share their connections) and walks over the batch with its
+weights and their gradient in registers. The input gradient is added to a feature-major float32 buffer with atomics, or,
+under ``torch.use_deterministic_algorithms``, in a fixed order to a bounded number of private buffers.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device
+from sparse_xmc.ops.triton_kernels.loss_gather import gather_tile
+from sparse_xmc.ops.triton_kernels.loss_group import group_tile
+
+MAX_DOT_FAN_IN = 512
+PRIVATE_BYTES = 1 << 28  # input gradient buffers of the deterministic variant, all together
+MAX_PRIVATE = 512
+_TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+@triton.jit(do_not_specialize=["B", "L", "nnz", "search_steps", "num_tiles"])
+def _fused_head(
+    xt_ptr,  # [D, stride], zeros from column B on
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [ceil(L / G), K]
+    bias_ptr,  # [L] | None
+    labels_ptr,  # [nnz] ascending
+    rows_ptr,  # [nnz]
+    sums_ptr,  # [programs] | None
+    dxt_ptr,  # [D, stride], or [programs, D, stride] without atomics | None
+    dw_ptr,  # [L, K] | None
+    db_ptr,  # [L] | None
+    scale_ptr,  # 0-dim | None
+    weight_momentum_ptr,  # [L, K] | None
+    weight_moment_ptr,  # [L] | None
+    bias_momentum_ptr,  # [L] | None
+    bias_moment_ptr,  # [L] | None
+    B,
+    D,
+    stride: tl.int64,
+    L,
+    nnz,
+    search_steps,
+    num_tiles,
+    lr: tl.float64,
+    momentum: tl.float64,
+    weight_decay: tl.float64,
+    decay: tl.float64,
+    gain: tl.float64,
+    correction: tl.float64,
+    eps: tl.float64,
+    seed: tl.int64,
+    step: tl.int64,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    LOSS: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    UPDATE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    NEED_LOSS: tl.constexpr = sums_ptr is not None
+    first = tl.program_id(0).to(tl.int64)
+    count = tl.num_programs(0)
+    if not ATOMIC:
+        dxt_ptr += first * D * stride
+    total = tl.zeros((), tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    for tile in range(first, num_tiles, count):
+        if OPERAND is None:
+            total += gather_tile(
+                tile, xt_ptr, weight_ptr, indices_ptr, bias_ptr, labels_ptr, rows_ptr, dxt_ptr, dw_ptr, db_ptr, scale_ptr,
+                weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
+                B, stride, L, nnz, search_steps, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step,
+                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, BLOCK_L, BLOCK_K, BLOCK_B,
+            )  # fmt: skip
+        else:
+            total += group_tile(
+                tile, xt_ptr, weight_ptr, indices_ptr, bias_ptr, labels_ptr, rows_ptr, dxt_ptr, dw_ptr, db_ptr, scale_ptr,
+                weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
+                B, stride, L, nnz, search_steps, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step,
+                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, OPERAND, PRECISION, SHIFT,
+                BLOCK_L, BLOCK_K, BLOCK_B,
+            )  # fmt: skip
+        if not ATOMIC:
+            tl.debug_barrier()  # the next tile's read-modify-write may touch what another thread has just written
+    if NEED_LOSS:
+        tl.store(sums_ptr + first, total)
+
+
+class Tiling(NamedTuple):
+    """Block sizes of one launch. operand: dtype of ``tl.dot``'s operands, None for the gather tile."""
+
+    operand: Any
+    tiles: int
+    block_l: int
+    block_k: int
+    block_b: int
+    num_warps: int
+
+
+def tiling(B: int, L: int, K: int, G: int, x_dtype: torch.dtype, weight_dtype: torch.dtype, deterministic: bool) -> Tiling:
+    """Tile shape and sizes, a pure function of shapes and dtypes. The batch enters by powers of two only."""
+    batch = triton.next_power_of_2(max(B, 1))
+    if G > 1 and K <= MAX_DOT_FAN_IN and x_dtype != torch.float64:
+        operand = _TRITON_DTYPES[x_dtype if x_dtype == weight_dtype else torch.float32]
+        block_k = max(16, triton.next_power_of_2(K))
+        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 8192 // block_k), 64)
+        block_b = min(max(16, batch), max(16, 16384 // block_k), 64)
+        tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
+        return Tiling(operand, tiles, block_l, block_k, block_b, 4 if block_k * max(block_l, block_b) <= 4096 else 8)
+    block_k = max(8, triton.next_power_of_2(K))
+    block_b = min(max(16, batch), max(1, 16384 // block_k), 64)
+    # without atomics two labels of a tile must not add to the same feature
+    block_l = 1 if deterministic else max(1, min(8192 // (block_k * block_b), 16))
+    elements = block_l * block_k * block_b
+    if elements > 16384:
+        raise ValueError(f"the Triton fused head takes a fan_in up to 16384, got {K}")
+    return Tiling(None, triton.cdiv(L, block_l), block_l, block_k, block_b, 4 if elements <= 8192 else 8)
+
+
+def _sweep(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: Tensor,
+    loss: str,
+    group_size: int,
+    *,
+    need_loss: bool,
+    need_x: bool = False,
+    scale: Tensor | None = None,
+    dw: Tensor | None = None,
+    db: Tensor | None = None,
+    state: tuple[Tensor | None, ...] = (None,) * 4,
+    update: tuple[float, ...] = (0.0,) * 7,
+    in_place: bool = False,
+    stochastic: bool = False,
+    seed: int = 0,
+    step: int = 0,
+) -> tuple[Tensor | None, Tensor | None]:
+    """One launch over all labels. Returns (sum of the loss | None, unscaled input gradient [D, padded(B)] | None)."""
+    (B, D), (L, K) = x.shape, weight.shape
+    acc = compute_dtype(x.dtype)
+    deterministic = need_x and torch.are_deterministic_algorithms_enabled()
+    plan = tiling(B, L, K, group_size, x.dtype, weight.dtype, deterministic)
+    xt = feature_major(x)
+    programs = plan.tiles
+    dxt = None
+    if need_x and deterministic:
+        buffer_bytes = xt.numel() * acc.itemsize
+        programs = max(1, min(plan.tiles, PRIVATE_BYTES // max(1, buffer_bytes), MAX_PRIVATE))
+        dxt = torch.zeros(programs, *xt.shape, dtype=acc, device=x.device)
+    elif need_x:
+        dxt = torch.zeros(xt.shape, dtype=acc, device=x.device)
+    sums = torch.empty(programs, dtype=acc, device=x.device) if need_loss else None
+    nnz = labels.shape[0]
+    with on_device(x):
+        _fused_head[(programs,)](
+            xt, weight, indices, bias, labels, rows, sums, dxt, dw, db, scale, *state,
+            B, D, xt.shape[1], L, nnz, nnz.bit_length(), plan.tiles, *update, _signed(seed), step % (1 << 32),
+            K=K, G=group_size, LOSS=loss, NEED_WEIGHT=in_place or dw is not None or db is not None, UPDATE=in_place,
+            STOCHASTIC=stochastic, ATOMIC=not deterministic, OPERAND=plan.operand, PRECISION=_precision(x, weight),
+            SHIFT=2.0**14 if loss == "bce" and plan.operand == tl.float16 else 1.0,
+            BLOCK_L=plan.block_l, BLOCK_K=plan.block_k, BLOCK_B=plan.block_b, num_warps=plan.num_warps,
+        )  # fmt: skip
+    total = sums.sum(dtype=torch.float64).to(acc) if sums is not None else None
+    if dxt is not None and deterministic:
+        dxt = dxt.sum(0)
+    return total, dxt
+
+
+def _signed(seed: int) -> int:
+    """The 64 bits of ``seed`` as a signed integer."""
+    seed %= 1 << 64
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _precision(x: Tensor, weight: Tensor) -> str:
+    """Input precision of float32 products: as torch's own matmul, but TensorFloat-32 where a 16-bit operand limits it."""
+    return "tf32" if x.dtype != weight.dtype or torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def loss_forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: Tensor,
+    loss: str,
+    group_size: int,
+) -> Tensor:
+    """The sum of the loss over rows and labels."""
+    total, _ = _sweep(x, weight, indices, bias, labels, rows, loss, group_size, need_loss=True)
+    assert total is not None
+    return total
+
+
+def loss_gradients(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: Tensor,
+    loss: str,
+    group_size: int,
+    scale: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``scale`` times the sum of the loss: (dx, dw, db), None where not needed."""
+    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if need_weight else None
+    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if need_bias and bias is not None else None
+    _, dxt = _sweep(
+        x, weight, indices, bias, labels, rows, loss, group_size, need_loss=False, need_x=need_x, scale=scale, dw=dw, db=db
+    )
+    dx = batch_major(dxt.mul_(scale), x.shape[0], x.dtype) if dxt is not None else None
+    return dx, dw, db
+
+
+def loss_step_(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: Tensor,
+    loss: str,
+    group_size: int,
+    dx_scale: Tensor,
+    dw_scale: Tensor,
+    momentum_buffer: Tensor | None,
+    second_moment: Tensor | None,
+    bias_momentum_buffer: Tensor | None,
+    bias_second_moment: Tensor | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    decay: float,
+    gain: float,
+    correction: float,
+    eps: float,
+    stochastic: bool,
+    seed: int,
+    step: int,
+    need_loss: bool,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Loss, input gradient at the old weights, and the update of weight, bias and state in place."""
+    total, dxt = _sweep(
+        x, weight, indices, bias, labels, rows, loss, group_size, need_loss=need_loss, need_x=need_x, scale=dw_scale,
+        state=(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment),
+        update=(lr, momentum, weight_decay, decay, gain, correction, eps),
+        in_place=True, stochastic=stochastic, seed=seed, step=step,
+    )  # fmt: skip
+    dx = batch_major(dxt.mul_(dx_scale), x.shape[0], x.dtype) if dxt is not None else None
+    return total, dx
