@@ -1,0 +1,26 @@
+"""File formats, labels, text features and batches."""
+
+from sparse_xmc.data.batches import DenseInputs, Inputs, SparseInputs, TokenInputs, to_torch_csr
+from sparse_xmc.data.errors import DataError
+from sparse_xmc.data.filters import read_filter
+from sparse_xmc.data.labels import LabelRows, LabelVocabulary
+from sparse_xmc.data.split import Features, TextSource, open_split
+from sparse_xmc.data.tfidf import TfidfFeatures
+from sparse_xmc.data.tokens import TokenCache
+
+__all__ = [
+    "DataError",
+    "DenseInputs",
+    "Features",
+    "Inputs",
+    "LabelRows",
+    "LabelVocabulary",
+    "SparseInputs",
+    "TextSource",
+    "TfidfFeatures",
+    "TokenCache",
+    "TokenInputs",
+    "open_split",
+    "read_filter",
+    "to_torch_csr",
+]

@@ -1,0 +1,78 @@
+"""Rows of a data set as the tensors that an encoder takes, and targets as ``torch.sparse_csr``."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from sparse_xmc.data.tokens import TokenCache
+
+
+class Inputs(Protocol):
+    """Rows that a model can be fed with."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray) -> Any:
+        """The encoder's input for these rows."""
+
+
+def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
+    """A scipy CSR matrix as ``torch.sparse_csr`` with int64 indices."""
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(matrix.indptr.astype(np.int64)),
+        torch.from_numpy(matrix.indices.astype(np.int64)),
+        torch.from_numpy(np.ascontiguousarray(matrix.data)),
+        size=matrix.shape,
+        check_invariants=False,
+    )
+
+
+class SparseInputs:
+    """Sparse features ``[N, D]``; a batch is ``torch.sparse_csr [B, D]``."""
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        self.matrix = matrix.astype(np.float32, copy=False)
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def batch(self, rows: np.ndarray) -> Tensor:
+        return to_torch_csr(self.matrix[rows])
+
+
+class DenseInputs:
+    """Dense features ``[N, D]``, possibly memory-mapped; a batch is a float32 tensor ``[B, D]``."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batch(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(self.array[rows], dtype=np.float32))
+
+
+class TokenInputs:
+    """Tokenised texts; a batch is padded to its longest row: ``input_ids`` and ``attention_mask [B, T]``."""
+
+    def __init__(self, cache: TokenCache, pad_id: int) -> None:
+        self.cache, self.pad_id = cache, pad_id
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        texts = [self.cache[int(row)] for row in rows]
+        width = max([1, *map(len, texts)])
+        ids = torch.full((len(texts), width), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros(len(texts), width, dtype=torch.int64)
+        for i, text in enumerate(texts):
+            ids[i, : len(text)] = torch.from_numpy(text.astype(np.int64))
+            mask[i, : len(text)] = 1
+        return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,73 @@
+"""tf-idf state round trip, the token cache, and batches."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from sparse_xmc.data import DenseInputs, SparseInputs, TfidfFeatures, TokenCache, TokenInputs
+
+TEXTS = ["the cat sat on the mat", "the dog sat", "", "a cat and a dog and a bird"]
+
+
+def test_tfidf_survives_its_state():
+    features = TfidfFeatures(max_features=50, min_df=1, max_ngram=2)
+    fitted = features.fit_transform(iter(TEXTS))
+    assert fitted.dtype == np.float32
+    assert fitted[2].nnz == 0
+    assert np.sqrt(fitted.multiply(fitted).sum(1)).A1[[0, 1, 3]] == pytest.approx([1, 1, 1])
+    restored = TfidfFeatures.from_state(features.options, *features.state())
+    again = restored.transform(iter([*TEXTS, "words never seen"]))
+    np.testing.assert_array_equal(again[:4].toarray(), features.transform(TEXTS).toarray())
+    assert again[4].nnz == 0
+
+
+def test_tfidf_of_nothing_says_so():
+    with pytest.raises(ValueError, match="the training texts give no tf-idf terms"):
+        TfidfFeatures(min_df=5).fit_transform(TEXTS)
+    with pytest.raises(ValueError, match="needs fitted features"):
+        TfidfFeatures().transform(TEXTS)
+
+
+def tokenize(texts):
+    return [[len(word) for word in text.split()] for text in texts]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(100, np.uint16), (100_000, np.uint32)])
+def test_token_cache(tmp_path, size, dtype):
+    cache = TokenCache.build(tmp_path / "c", (f"{'w' * (i % 7)} x" for i in range(3000)), tokenize, size)
+    assert len(cache) == 3000
+    assert cache.ids.dtype == dtype
+    assert cache[2].tolist() == [2, 1]
+    batch = TokenInputs(TokenCache(tmp_path / "c"), pad_id=9).batch(np.array([0, 3]))
+    assert batch["input_ids"].tolist() == [[1, 9], [3, 1]]
+    assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+def test_interrupted_cache_leaves_nothing(tmp_path):
+    def texts():
+        yield "a b"
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        TokenCache.build(tmp_path / "c", texts(), tokenize, 10)
+    assert not any(tmp_path.iterdir())
+
+
+def test_truncated_cache_is_refused(tmp_path):
+    TokenCache.build(tmp_path / "c", TEXTS, tokenize, 10)
+    ids = tmp_path / "c" / "ids.bin"
+    ids.write_bytes(ids.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="ids.bin holds"):
+        TokenCache(tmp_path / "c")
+
+
+def test_batches_of_features():
+    matrix = sp.random(5, 7, 0.5, format="csr", random_state=0)
+    rows = np.array([4, 0])
+    sparse = SparseInputs(matrix).batch(rows)
+    assert sparse.layout == torch.sparse_csr
+    np.testing.assert_allclose(sparse.to_dense(), matrix[rows].toarray(), rtol=1e-6)
+    dense = DenseInputs(matrix.toarray()).batch(rows)
+    assert dense.dtype == torch.float32
+    np.testing.assert_allclose(dense, matrix[rows].toarray(), rtol=1e-6)
