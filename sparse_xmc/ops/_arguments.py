@@ -58,6 +58,13 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_seed(seed: object) -> int:
+    """The seed as the signed 64-bit integer that kernels take; integers beyond 64 bits lose their high bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def check_topology(weight: Tensor, indices: Tensor, in_features: int, group_size: int) -> LayerShape:
     """Checks shapes and dtypes of ``weight [L, K]`` and ``indices [ceil(L / G), K]`` against each other."""
     check_float("weight", weight)

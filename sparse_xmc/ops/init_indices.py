@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_positive_int, index_dtype
+from sparse_xmc.ops._arguments import check_positive_int, check_seed
+from sparse_xmc.ops._backend import kernels
 
 
 def init_indices(
     num_rows: int, in_features: int, fan_in: int, *, seed: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Draws ``fan_in`` distinct features out of ``in_features`` for each of ``num_rows`` rows, uniformly.
+    """Draws ``fan_in`` distinct features out of ``in_features`` for each of ``num_rows`` rows.
+
+    Every subset has the same chance; the order within a row means nothing. The result depends on the seed and the sizes
+    only, and is the same on every device.
 
     Returns:
         ``[num_rows, fan_in]``: uint16 where ``in_features <= 65,536``, else int32.
@@ -23,10 +27,6 @@ def init_indices(
         check_positive_int(name, value)
     if fan_in > in_features:
         raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
-    generator = torch.Generator().manual_seed(seed)
-    out = torch.empty(num_rows, fan_in, dtype=index_dtype(in_features))
-    chunk = max(1, (1 << 24) // in_features)
-    for start in range(0, num_rows, chunk):
-        keys = torch.rand(min(chunk, num_rows - start), in_features, generator=generator)
-        out[start : start + chunk] = keys.topk(fan_in, dim=1).indices.to(out.dtype)
-    return out.to(device)
+    device = torch.device("cpu") if device is None else torch.device(device)
+    out = torch.empty(0, device=device)
+    return kernels("init_indices", out).init_indices(num_rows, in_features, fan_in, check_seed(seed), device)
