@@ -1,0 +1,129 @@
+"""Time of one call: variants interleaved, caches cold, warm-up by time, quantiles of the samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.environment import usable_cores
+
+QUANTILES = (0.2, 0.5, 0.8)
+_FLUSH_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}  # beyond any last-level cache that is not shared by a whole server
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds of timed calls per variant, with bounds on their number; and of warm-up before them."""
+
+    seconds: float = 1.0
+    warmup_seconds: float = 0.2
+    min_samples: int = 3
+    max_samples: int = 100
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Quantiles in milliseconds."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    samples: int
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Timing:
+        values = torch.tensor(samples_ms, dtype=torch.float64)
+        return cls(*values.quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist(), len(samples_ms))
+
+
+class _CpuClock:
+    def __init__(self) -> None:
+        self._junk = torch.zeros(_FLUSH_BYTES["cpu"] // 4)
+
+    def flush(self) -> None:
+        self._junk.add_(1)
+
+    def sample(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+
+
+class _CudaClock:
+    def __init__(self) -> None:
+        self._junk = torch.empty(_FLUSH_BYTES["cuda"], dtype=torch.uint8, device="cuda")
+
+    def flush(self) -> None:
+        self._junk.zero_()
+
+    def sample(self, call: Callable[[], object]) -> float:
+        # The flush before it keeps the device busy for ~0.1 ms, so that the launch is queued when the clock starts.
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+def _clock(device: str) -> _CpuClock | _CudaClock:
+    return _CudaClock() if device == "cuda" else _CpuClock()
+
+
+def warm_up(call: Callable[[], object], seconds: float, device: str) -> float:
+    """Calls until ``seconds`` have passed, at least once; returns the seconds of the last call."""
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if now >= end:
+            return now - start
+
+
+def interleaved(calls: dict[str, Callable[[], object]], device: str, budget: Budget) -> dict[str, Timing]:
+    """Times every call in rounds, one sample of each per round, so that drift of the machine hits all alike.
+
+    A variant leaves the rounds when its time is used up; a slow one still gets ``min_samples``.
+    """
+    clock = _clock(device)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        warm_up(call, budget.warmup_seconds, device)
+    waiting = list(calls)
+    while waiting:
+        for name in waiting:
+            clock.flush()
+            samples[name].append(clock.sample(calls[name]))
+        waiting = [name for name in waiting if _wants_more(samples[name], budget)]
+    return {name: Timing.of(taken) for name, taken in samples.items()}
+
+
+def _wants_more(taken: list[float], budget: Budget) -> bool:
+    if len(taken) < budget.min_samples:
+        return True
+    return sum(taken) < budget.seconds * 1e3 and len(taken) < budget.max_samples
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second of a large copy, read and written bytes both counted: the roof of memory-bound work."""
+    numel = (1 << 28) if device == "cuda" else (1 << 26)
+    source = torch.ones(numel, device=device)
+    target = torch.empty_like(source)
+    budget = Budget(seconds=0.5, max_samples=20)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, device, budget)["copy"]
+    return 2 * source.nbytes / (timing.p20_ms * 1e-3)
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP per second of a large matrix product in ``dtype``: the roof of compute-bound work."""
+    n = 8192 if device == "cuda" else 1024 * min(2, usable_cores())
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    budget = Budget(seconds=0.5, max_samples=20)
+    timing = interleaved({"matmul": lambda: a @ b}, device, budget)["matmul"]
+    return 2 * n**3 / (timing.p20_ms * 1e-3)

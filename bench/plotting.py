@@ -1,0 +1,264 @@
+"""Figures from stored rows. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from bench.registry import providers
+from bench.rows import RowFile, newest
+
+_PALETTE = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+_MARKERS = "osD^vP*Xh<>p"
+_POINT = ["L", "D", "K", "G", "B", "dtype", "device"]
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """The newest row of every job in a result folder."""
+    return pd.DataFrame(newest(RowFile(folder).read()))
+
+
+def plot_folder(folder: Path) -> list[Path]:
+    """Draws every figure that the rows allow; returns the files written."""
+    rows = load(folder)
+    if rows.empty:
+        raise ValueError(f"no rows in {folder}: run `python -m bench run --out {folder}` first")
+    figures = {
+        "step_time_vs_labels": step_time,
+        "peak_memory_vs_labels": peak_memory,
+        "throughput_vs_labels": throughput,
+        "time_vs_fan_in": time_vs_fan_in,
+        "roofline": roofline,
+    }
+    written = []
+    for name, draw in figures.items():
+        figure = draw(rows)
+        if figure is None:
+            continue
+        path = Path(folder) / f"{name}.png"
+        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        written.append(path)
+    return written
+
+
+def _style(name: str) -> dict[str, Any]:
+    known = providers()
+    place = list(known).index(name) if name in known else len(known)
+    ours = name.startswith("sparse_xmc")
+    return {
+        "label": known[name].label if name in known else name,
+        "color": _PALETTE[place % len(_PALETTE)],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linestyle": "-" if ours or place < len(_PALETTE) else "--",
+        "linewidth": 2.4 if ours else 1.4,
+        "markersize": 6 if ours else 5,
+        "zorder": 3 if ours else 2,
+    }
+
+
+def _slice(rows: pd.DataFrame, kind: str, mode: str, along: str) -> pd.DataFrame:
+    """Rows of the best covered sweep along one axis: everything else of the point is constant."""
+    part = rows[(rows["kind"] == kind) & (rows["mode"] == mode)]
+    if part.empty:
+        return part
+    fixed = [c for c in _POINT if c != along]
+    spread = part.groupby(fixed)[along].nunique()
+    if spread.max() < 2:
+        return part.iloc[:0]
+    chosen = dict(zip(fixed, spread.idxmax(), strict=True))
+    for column, value in chosen.items():
+        part = part[part[column] == value]
+    return part
+
+
+def _conditions(part: pd.DataFrame, *names: str) -> str:
+    first = part.iloc[0]
+    values = ", ".join(f"{name}={first[name]}" for name in names)
+    gpu = first.get("gpu")
+    where = gpu if isinstance(gpu, str) else f"{first['cpu']}, {first['cores']} cores"
+    commits = "/".join(sorted({str(c)[:8] for c in part["commit"]}))
+    return f"{values}, {first['dtype']}\n{where}, torch {first['torch']}, commit {commits}"
+
+
+def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[plt.Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(7.2, 4.6))
+    axes.set_title(f"{title}\n", fontsize=12, loc="left", fontweight="bold")
+    axes.text(0, 1.015, _conditions(part, *conditions), transform=axes.transAxes, fontsize=7.5, color="#555555")
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _labels_axis(axes: Axes, labels: pd.Series) -> None:
+    axes.set_xscale("log")
+    ticks = sorted(labels.unique())
+    axes.set_xticks(ticks, [_count(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("labels L")
+
+
+def _count(value: float) -> str:
+    return f"{value / 1e6:.3g}M" if value >= 1e6 else f"{value / 1e3:.0f}k" if value >= 1e3 else f"{value:g}"
+
+
+def _bytes(value: float, _: int = 0) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _milliseconds(value: float, _: int = 0) -> str:
+    return f"{value / 1e3:g} s" if value >= 1e3 else f"{value:g} ms" if value >= 0.1 else f"{value * 1e3:g} us"
+
+
+def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataFrame], pd.Series]) -> None:
+    """A line per provider; where the first missing point is for want of memory, a cross and "out of memory"."""
+    order = list(providers())
+    for name in sorted(part["provider"].unique(), key=lambda n: order.index(n) if n in order else len(order)):
+        own = part[part["provider"] == name].sort_values(along)
+        good = own[own["status"] == "ok"]
+        if good.empty:
+            continue
+        style = _style(name)
+        axes.plot(good[along], value(good), **style)
+        if {"p20_ms", "p80_ms"} <= set(good) and good["p20_ms"].notna().all() and value is _median:
+            axes.fill_between(good[along], good["p20_ms"], good["p80_ms"], color=style["color"], alpha=0.15, linewidth=0)
+        lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
+        if not lost.empty:
+            last = good.iloc[-1:]
+            axes.annotate(
+                "out of memory", (last[along].iloc[0], value(last).iloc[0]), xytext=(6, 6), textcoords="offset points",
+                fontsize=7, color=style["color"],
+            )  # fmt: skip
+
+
+def _median(part: pd.DataFrame) -> pd.Series:
+    return part["p50_ms"]
+
+
+def _legend(figure: plt.Figure, axes: Axes) -> plt.Figure:
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def step_time(rows: pd.DataFrame) -> plt.Figure | None:
+    """Time of one training step of the head (loss, gradients, SGD update) against the number of labels."""
+    part = _slice(rows, "time", "step", "L")
+    if part.empty:
+        return None
+    figure, axes = _axes("Training step of the output layer", part, ("B", "D", "K", "G"))
+    _lines(axes, part, "L", _median)
+    _labels_axis(axes, part["L"])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+    axes.set_ylabel("time per step (median, 20-80 % band)")
+    return _legend(figure, axes)
+
+
+def peak_memory(rows: pd.DataFrame) -> plt.Figure | None:
+    """Parameters and indices, plus what a training step needs on top of them, against the number of labels."""
+    part = _slice(rows, "memory", "step", "L")
+    if part.empty:
+        return None
+    figure, axes = _axes("Peak memory of a training step", part, ("B", "D", "K", "G"))
+    _lines(axes, part, "L", lambda p: p["peak_bytes"] + p["persistent_bytes"])
+    _labels_axis(axes, part["L"])
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
+    axes.set_ylabel("weights + indices + peak of the step")
+    return _legend(figure, axes)
+
+
+def throughput(rows: pd.DataFrame) -> plt.Figure | None:
+    """Labels scored and differentiated per second, forward and forward + backward."""
+    parts = {
+        title: _slice(rows, "time", mode, "L")
+        for mode, title in (("forward", "Forward"), ("full", "Forward + backward"))
+    }
+    parts = {title: part for title, part in parts.items() if not part.empty}
+    if not parts:
+        return None
+    figure, all_axes = plt.subplots(1, len(parts), figsize=(4.6 * len(parts), 4.2), sharey=True, squeeze=False)
+    for axes, (title, part) in zip(all_axes[0], parts.items(), strict=True):
+        axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+        axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        _lines(axes, part, "L", lambda p: p["L"] * p["B"] / (p["p50_ms"] * 1e-3))
+        _labels_axis(axes, part["L"])
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_yscale("log")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    all_axes[0, 0].set_ylabel("logits per second (labels x batch rows)")
+    part = next(iter(parts.values()))
+    figure.suptitle(_conditions(part, "B", "D", "K", "G"), fontsize=7.5, color="#555555", x=0.12, ha="left", y=1.0)
+    return _legend(figure, all_axes[0, -1])
+
+
+def time_vs_fan_in(rows: pd.DataFrame) -> plt.Figure | None:
+    """Time of forward + backward against the fan-in."""
+    part = _slice(rows, "time", "full", "K")
+    if part.empty:
+        return None
+    figure, axes = _axes("Forward + backward against the fan-in", part, ("L", "B", "D", "G"))
+    _lines(axes, part, "K", _median)
+    axes.set_xscale("log", base=2)
+    ticks = sorted(part["K"].unique())
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xlabel("fan-in K")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+    axes.set_ylabel("time (median, 20-80 % band)")
+    return _legend(figure, axes)
+
+
+def roofline(rows: pd.DataFrame) -> plt.Figure | None:
+    """Reached FLOP rate against the arithmetic intensity of the work's floor, under the measured limits."""
+    roofs = rows[(rows["kind"] == "roof") & (rows["status"] == "ok")]
+    timed = rows[(rows["kind"] == "time") & (rows["status"] == "ok")]
+    timed = timed[timed["flops"].fillna(0) > 0] if "flops" in timed else timed.iloc[:0]
+    if roofs.empty or timed.empty:
+        return None
+    dtype = timed["dtype"].mode()[0] if timed["dtype"].nunique() > 1 else timed["dtype"].iloc[0]
+    roofs, timed = roofs[roofs["dtype"] == dtype], timed[timed["dtype"] == dtype]
+    if roofs.empty:
+        return None
+    bandwidth, rate = roofs.iloc[-1][["bandwidth", "rate"]]
+    largest = timed.sort_values("L").groupby(["provider", "mode"]).tail(1)
+    figure, axes = _axes("Roofline (largest point of each provider and mode)", largest, ())
+    intensity = largest["flops"] / largest["floor_bytes"]
+    lowest, highest = intensity.min() / 3, max(intensity.max() * 3, 4 * rate / bandwidth)
+    knee = rate / bandwidth
+    axes.plot([lowest, knee, highest], [lowest * bandwidth, rate, rate], color="black", linewidth=1.5, zorder=1)
+    axes.text(highest, rate * 1.08, f"matrix product {rate / 1e9:,.0f} GFLOP/s", ha="right", fontsize=7.5)
+    axes.text(lowest * 1.1, lowest * bandwidth * 1.9, f"copy {bandwidth / 1e9:,.1f} GB/s", fontsize=7.5)
+    shapes = {"forward": "o", "full": "s", "step": "^", "backward_input": "v", "backward_weight": "D", "topk": "P"}
+    for name, own in largest.groupby("provider"):
+        style = _style(str(name))
+        for _, row in own.iterrows():
+            axes.scatter(
+                row["flops"] / row["floor_bytes"], row["flops"] / (row["p50_ms"] * 1e-3), color=style["color"],
+                marker=shapes.get(row["mode"], "x"), s=46, zorder=3, edgecolor="white", linewidth=0.6,
+            )  # fmt: skip
+        axes.scatter([], [], color=style["color"], marker="o", label=style["label"])
+    for mode in [m for m in shapes if m in set(largest["mode"])]:
+        axes.scatter([], [], color="#555555", marker=shapes[mode], label=mode)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP per byte of the work's floor")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e9:g} GFLOP/s"))
+    return _legend(figure, axes)

@@ -1,0 +1,146 @@
+"""What is measured: points of the sweep, modes with the work they stand for, and the interface of a provider."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bench.problem import Problem
+    from bench.weights import Weights
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+# What one call of a mode has to produce. A provider that produces anything else is refused, so that a speed-up always
+# compares equal work: y [B, L]; dx [B, D]; dw the gradient of every weight; loss, the sum over labels averaged over
+# rows; weight the updated parameters; scores and labels [B, k]; kept and changed describe a rewired topology.
+WORK: dict[str, frozenset[str]] = {
+    "forward": frozenset({"y"}),
+    "backward_input": frozenset({"dx"}),
+    "backward_weight": frozenset({"dw"}),
+    "full": frozenset({"y", "dx", "dw"}),
+    "step": frozenset({"loss", "dx", "weight"}),
+    "topk": frozenset({"scores", "labels"}),
+    "rewire": frozenset({"weight", "indices"}),
+}
+MODES = tuple(WORK)
+BIASED_MODES = ("step", "topk")
+TOP_K = 5
+LEARNING_RATE = 0.05
+POSITIVES_PER_ROW = 5
+REWIRE_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a sweep, in the letters of the package: labels, features, fan-in, group size, batch rows."""
+
+    mode: str
+    L: int
+    D: int = 768
+    K: int = 32
+    G: int = 1
+    B: int = 64
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.mode not in WORK:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("L", "D", "K", "G", "B"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.K > self.D:
+            raise ValueError(f"K must not exceed D, got K={self.K}, D={self.D}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def itemsize(self) -> int:
+        return self.torch_dtype.itemsize
+
+    @property
+    def biased(self) -> bool:
+        """Whether the layer has a bias: where a loss or a ranking is computed; the bare products have none."""
+        return self.mode in BIASED_MODES
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.mode} L={self.L:,} D={self.D} K={self.K} G={self.G} B={self.B} {self.dtype} {self.device}"
+
+
+@dataclass
+class Case:
+    """A provider set up at a point.
+
+    run: performs the mode once on the same inputs and returns what it produced, by the names in ``WORK``.
+    weights: the provider's own parameters, for the check and for counting bytes.
+    """
+
+    run: Callable[[], dict[str, Tensor | list[Tensor]]]
+    weights: Weights
+
+
+class Unsupported(Exception):
+    """A provider cannot serve a point; the message is the reason that the row reports."""
+
+
+class Provider(ABC):
+    """One way to compute the layer."""
+
+    name: str
+    label: str
+    modes: Sequence[str]
+
+    def unsupported(self, point: Point) -> str | None:
+        """Why the provider cannot serve a point, judged without building anything."""
+        return None
+
+    @abstractmethod
+    def predicted_bytes(self, point: Point) -> int:
+        """Peak memory that the mode takes, everything included, roughly: what does not fit is not tried."""
+
+    @abstractmethod
+    def build(self, point: Point, problem: Problem) -> Case:
+        """Sets the provider up. Raises ``Unsupported`` where that turns out to be impossible."""
+
+
+_PROVIDERS: dict[str, Provider] = {}
+
+
+def register(provider: Provider) -> Provider:
+    """Adds a provider under its name."""
+    if provider.name in _PROVIDERS:
+        raise ValueError(f"provider {provider.name!r} is registered twice")
+    _PROVIDERS[provider.name] = provider
+    return provider
+
+
+def providers() -> dict[str, Provider]:
+    """All providers, in the order of registration."""
+    import bench.providers  # noqa: F401  registers them
+
+    return dict(_PROVIDERS)
+
+
+def get_provider(name: str) -> Provider:
+    known = providers()
+    if name not in known:
+        raise ValueError(f"unknown provider {name!r}; known: {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,171 @@
+"""Tables from stored rows. Measures nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from bench.plotting import load
+from bench.registry import WORK, providers
+from bench.rows import Row
+
+BASELINE = "dense"
+_POINT = ["mode", "L", "D", "K", "G", "B", "dtype", "device"]
+
+
+class IncomparableRows(ValueError):
+    """Two rows do not stand for the same work, or one of them was never proved right."""
+
+
+def speedup(row: Row, baseline: Row) -> float:
+    """How many times faster ``row`` is than ``baseline``.
+
+    Raises:
+        IncomparableRows: a row failed or was not checked, or the two differ in what they computed or where.
+    """
+    for name, candidate in (("row", row), ("baseline", baseline)):
+        if candidate.get("status") != "ok" or candidate.get("checked") is not True:
+            raise IncomparableRows(f"the {name} ({candidate.get('provider')}) has no checked result")
+    for column in ("kind", *_POINT, "work", "run"):
+        if row.get(column) != baseline.get(column):
+            raise IncomparableRows(f"{column} differs: {row.get(column)!r} against {baseline.get(column)!r}")
+    if row["kind"] != "time" or sorted(row["work"]) != sorted(WORK[row["mode"]]):
+        raise IncomparableRows(f"not a timing of the whole work of {row['mode']}: {row['work']}")
+    return float(baseline["p50_ms"]) / float(row["p50_ms"])
+
+
+def _speedup_text(row: Row, baseline: Row | None) -> str:
+    if baseline is None:
+        return ""
+    try:
+        return f"{speedup(row, baseline):.1f}x"
+    except IncomparableRows:
+        return ""
+
+
+def _limit_share(row: Row, roofs: dict[str, Row]) -> str:
+    roof = roofs.get(row["dtype"])
+    if roof is None or row.get("status") != "ok":
+        return ""
+    seconds = max(row["floor_bytes"] / roof["bandwidth"], row["flops"] / roof["rate"])
+    return f"{100 * seconds / (row['p50_ms'] * 1e-3):.0f} %"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 2**20:,.1f}"
+
+
+def time_tables(rows: list[Row]) -> list[str]:
+    """One Markdown table per mode: median, band, speed-up over the dense layer, share of the machine's limit."""
+    roofs = {r["dtype"]: r for r in rows if r["kind"] == "roof" and r["status"] == "ok"}
+    names = providers()
+    out = []
+    for mode in WORK:
+        timed = [r for r in rows if r["kind"] == "time" and r["mode"] == mode]
+        if not timed:
+            continue
+        out += [
+            f"### {mode}: {', '.join(sorted(WORK[mode]))}",
+            "",
+            f"| L | D | K | G | B | dtype | provider | median ms | 20-80 % ms | vs {BASELINE} | share of limit |",
+            "|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|",
+        ]
+        for row in sorted(timed, key=lambda r: _order(r, list(names))):
+            point = " | ".join(f"{row[c]:,}" for c in ("L", "D", "K", "G", "B"))
+            label = names[row["provider"]].label if row["provider"] in names else row["provider"]
+            head = f"| {point} | {row['dtype']} | {label} | "
+            if row["status"] != "ok":
+                out.append(f"{head}{row['status']}: {row['reason']} | | | |")
+                continue
+            baseline = next((r for r in timed if r["provider"] == BASELINE and _same_point(r, row)), None)
+            out.append(
+                f"{head}{row['p50_ms']:.3f} | {row['p20_ms']:.3f}-{row['p80_ms']:.3f} | "
+                f"{_speedup_text(row, baseline)} | {_limit_share(row, roofs)} |"
+            )
+        out.append("")
+    return out
+
+
+def memory_table(rows: list[Row]) -> list[str]:
+    """Markdown table of the memory rows, in MiB."""
+    weighed = [r for r in rows if r["kind"] == "memory"]
+    if not weighed:
+        return []
+    names = providers()
+    out = [
+        "### Peak memory",
+        "",
+        "| mode | L | D | K | G | B | dtype | provider | weights + indices MiB | peak above MiB | share of B*L |",
+        "|---|---:|---:|---:|---:|---:|---|---|---:|---:|---:|",
+    ]
+    for row in sorted(weighed, key=lambda r: (r["mode"], *_order(r, list(names)))):
+        point = " | ".join(f"{row[c]:,}" for c in ("L", "D", "K", "G", "B"))
+        label = names[row["provider"]].label if row["provider"] in names else row["provider"]
+        head = f"| {row['mode']} | {point} | {row['dtype']} | {label} | "
+        if row["status"] != "ok":
+            out.append(f"{head}{row['status']}: {row['reason']} | | |")
+            continue
+        logits = row["B"] * row["L"] * (4 if row["dtype"] == "float32" else 2)
+        share = f"{100 * row['peak_bytes'] / logits:.1f} %"
+        out.append(f"{head}{_mib(row['persistent_bytes'])} | {_mib(row['peak_bytes'])} | {share} |")
+    return [*out, ""]
+
+
+def _same_point(a: Row, b: Row) -> bool:
+    return all(a.get(c) == b.get(c) for c in (*_POINT, "run"))
+
+
+def _order(row: Row, names: list[str]) -> tuple[object, ...]:
+    place = names.index(row["provider"]) if row["provider"] in names else len(names)
+    return (row["dtype"], row["D"], row["B"], row["L"], row["G"], row["K"], place)
+
+
+def provenance(rows: list[Row]) -> list[str]:
+    """Where the rows come from: every command, commit and machine among them."""
+    frame = pd.DataFrame(rows)
+    out = []
+    for (run, command), part in frame.groupby(["run", "command"], sort=True):
+        first = part.iloc[0]
+        state = " with uncommitted changes" if bool(part["dirty"].any()) else ""
+        where = first["gpu"] if isinstance(first.get("gpu"), str) else f"{first['cpu']}, {first['cores']} cores"
+        versions = ", ".join(f"{p} {first[p]}" for p in ("torch", "triton", "numba", "numpy") if first.get(p))
+        out.append(
+            f"- run `{run}`: `{command}`, {len(part)} rows, commit `{str(first['commit'])[:12]}`{state}, "
+            f"{where}, {versions}"
+        )
+    roofs = frame[(frame["kind"] == "roof") & (frame["status"] == "ok")]
+    for _, roof in roofs.iterrows():
+        out.append(
+            f"- measured limits ({roof['dtype']}): copy {roof['bandwidth'] / 1e9:,.1f} GB/s, "
+            f"matrix product {roof['rate'] / 1e9:,.0f} GFLOP/s"
+        )
+    return out
+
+
+def write_table(folder: Path) -> Path:
+    """Writes ``table.md`` beside the rows."""
+    frame = load(folder)
+    if frame.empty:
+        raise ValueError(f"no rows in {folder}")
+    rows: list[Row] = [
+        {k: v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in frame.to_dict("records")
+    ]
+    for row in rows:
+        row.setdefault("reason", None)
+    text = [
+        "# Benchmark tables",
+        "",
+        "Made by `python -m bench table` from `rows.jsonl`. Every timed result was first compared with a dense float64",
+        "computation on a small instance; variants of a point are interleaved, with cold caches. The speed-up is over",
+        "`nn.Linear` doing the same work in the same run; the share of the limit is the larger of bytes / measured copy",
+        "bandwidth and FLOPs / measured matrix rate, each tensor counted once per product, over the median time.",
+        "",
+        *provenance(rows),
+        "",
+        *time_tables(rows),
+        *memory_table(rows),
+    ]
+    path = Path(folder) / "table.md"
+    path.write_text("\n".join(text))
+    return path
