@@ -1,0 +1,247 @@
+"""Fixed fan-in linear layer where every label has its own connections (G = 1): gather and multiply-add, no ``tl.dot``.
+
+``x`` comes feature-major ``[D, padded(B)]``: a connection reads one contiguous row. A program owns a tile of labels and
+a tile of the batch; programs that share a batch tile are neighbours, so that the slab ``[D, BLOCK_B]`` stays in cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops.triton_kernels import tuning
+from sparse_xmc.ops.triton_kernels._dot import accumulator
+from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+
+
+def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
+    return [
+        triton.Config({"BLOCK_L": block_l, "BLOCK_B": block_b, "UNROLL": unroll}, num_warps=warps, num_stages=1)
+        for block_l, block_b, unroll, warps in tiles
+    ]
+
+
+def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
+    """The batch tile is no wider than the batch, no narrower than a quarter of what is possible, and fits registers."""
+    widest = min(shape.B, 256)
+    return (
+        widest // 4 <= config["BLOCK_B"] <= widest and config["BLOCK_L"] * config["BLOCK_B"] * shape.itemsize <= 32_768
+    )
+
+
+_FORWARD = _configs(
+    [
+        (32, 128, 4, 4),
+        (16, 256, 4, 4),
+        (32, 64, 4, 4),
+        (64, 64, 4, 4),
+        (16, 128, 4, 4),
+        (32, 128, 8, 4),
+        (32, 128, 4, 8),
+        (16, 256, 8, 4),
+        (64, 32, 4, 4),
+        (64, 16, 4, 4),
+    ]
+)
+_BACKWARD_INPUT = _configs(
+    [(32, 128, 1, 4), (16, 256, 1, 4), (32, 64, 1, 4), (16, 128, 1, 4), (64, 32, 1, 4), (64, 16, 1, 4)]
+)
+_BACKWARD_WEIGHT = _configs(
+    [(16, 128, 2, 4), (16, 256, 2, 4), (32, 64, 2, 4), (32, 128, 2, 4), (64, 32, 2, 4), (64, 16, 2, 4)]
+)
+
+
+@tuning.autotune(_FORWARD, _suits)
+@triton.jit(do_not_specialize=["B", "bucket"])
+def forward_kernel(
+    xt_ptr,  # [D, stride_x], zeros from column B on
+    stride_x,
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [L, K]
+    bias_ptr,  # [L] or None
+    y_ptr,  # [B, L]
+    B,
+    L,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(L, BLOCK_L)
+    offs_l = (pid % tiles).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    offs_b = (pid // tiles).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_l = offs_l < L
+    mask_x = (offs_b < stride_x)[None, :]
+
+    acc = tl.zeros((BLOCK_L, BLOCK_B), ACC)
+    for k in tl.range(0, K, loop_unroll_factor=UNROLL):
+        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)
+        weight = tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0.0).to(ACC)
+        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
+        acc += weight[:, None] * x
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + offs_l, mask=mask_l, other=0.0).to(ACC)[:, None]
+
+    y_ptrs = y_ptr + offs_b[None, :] * L + offs_l[:, None]
+    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=mask_l[:, None] & (offs_b < B)[None, :])
+
+
+@tuning.autotune(_BACKWARD_INPUT, _suits, scratch=["dxt_ptr"])
+@triton.jit(do_not_specialize=["B", "bucket"])
+def backward_input_kernel(
+    dy_ptr,  # [B, L]
+    stride_db,
+    stride_dl,
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [L, K]
+    dxt_ptr,  # [D, stride_x] in ACC, zeros; added to
+    stride_x,
+    B,
+    L,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(L, BLOCK_L)
+    offs_l = (pid % tiles).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    offs_b = (pid // tiles).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_l = offs_l < L
+    mask_x = mask_l[:, None] & (offs_b < stride_x)[None, :]
+
+    dy_ptrs = dy_ptr + offs_b[None, :] * stride_db + offs_l[:, None] * stride_dl
+    dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)
+    for k in tl.range(0, K, loop_unroll_factor=UNROLL):
+        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)
+        weight = tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0.0).to(ACC)
+        dx_ptrs = dxt_ptr + rows[:, None] * stride_x + offs_b[None, :]
+        tl.atomic_add(dx_ptrs, weight[:, None] * dy, mask=mask_x, sem="relaxed")
+
+
+@tuning.autotune(_BACKWARD_WEIGHT, _suits)
+@triton.jit(do_not_specialize=["B", "bucket"])
+def backward_weight_kernel(
+    dy_ptr,  # [B, L]
+    stride_db,
+    stride_dl,
+    xt_ptr,  # [D, stride_x], zeros from column B on
+    stride_x,
+    indices_ptr,  # [L, K]
+    dw_ptr,  # [L, K]
+    B,
+    L,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    chunks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    offs_l = (pid // chunks).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    offs_k = tl.arange(0, BLOCK_K)
+    start_k = (pid % chunks) * BLOCK_K
+    mask_l = offs_l < L
+
+    acc = tl.zeros((BLOCK_L, BLOCK_K), ACC)
+    for start_b in range(0, B, BLOCK_B):
+        offs_b = (start_b + tl.arange(0, BLOCK_B)).to(tl.int64)
+        dy_ptrs = dy_ptr + offs_b[None, :] * stride_db + offs_l[:, None] * stride_dl
+        dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)
+        mask_x = (offs_b < stride_x)[None, :]
+        for k in tl.range(0, BLOCK_K, loop_unroll_factor=UNROLL):
+            mask_k = mask_l & (start_k + k < K)
+            rows = tl.load(indices_ptr + offs_l * K + start_k + k, mask=mask_k, other=0).to(tl.int64)
+            x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
+            acc += tl.where(offs_k[None, :] == k, tl.sum(dy * x, axis=1)[:, None], 0.0)
+
+    dw_ptrs = dw_ptr + offs_l[:, None] * K + start_k + offs_k[None, :]
+    tl.store(
+        dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=mask_l[:, None] & (start_k + offs_k < K)[None, :]
+    )
+
+
+def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, D] -> y [B, L] in x's dtype."""
+    (B, D), (L, K) = x.shape, weight.shape
+    y = torch.empty(B, L, dtype=x.dtype, device=x.device)
+    if B == 0:
+        return y
+    xt = feature_major(x)
+    with on_device(x):
+        forward_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(B, meta["BLOCK_B"]),)](
+            xt,
+            xt.stride(0),
+            weight,
+            indices,
+            bias,
+            y,
+            B,
+            L,
+            tuning.bucket(B, L, D),
+            K=K,
+            G=1,
+            ACC=accumulator(x.dtype),
+        )
+    return y
+
+
+def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int) -> Tensor:
+    """dy [B, L] -> dx [B, D] in dy's dtype: one atomic row per connection, in no fixed order."""
+    (B, L), K = dy.shape, weight.shape[1]
+    dxt = torch.zeros(in_features, padded(B), dtype=compute_dtype(dy.dtype), device=dy.device)
+    if B:
+        with on_device(dy):
+            backward_input_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(B, meta["BLOCK_B"]),)](
+                dy,
+                *dy.stride(),
+                weight,
+                indices,
+                dxt,
+                dxt.stride(0),
+                B,
+                L,
+                tuning.bucket(B, L, in_features),
+                K=K,
+                G=1,
+                ACC=accumulator(dy.dtype),
+            )
+    return batch_major(dxt, B, dy.dtype)
+
+
+def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
+    (B, L), D, K = dy.shape, x.shape[1], indices.shape[1]
+    dw = torch.empty(L, K, dtype=dtype, device=dy.device)
+    xt = feature_major(x)
+    block_k = min(triton.next_power_of_2(K), 32)
+    with on_device(dy):
+        backward_weight_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(K, block_k),)](
+            dy,
+            *dy.stride(),
+            xt,
+            xt.stride(0),
+            indices,
+            dw,
+            B,
+            L,
+            tuning.bucket(B, L, D),
+            K=K,
+            G=1,
+            ACC=accumulator(x.dtype),
+            BLOCK_K=block_k,
+        )
+    return dw

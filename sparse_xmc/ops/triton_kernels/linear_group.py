@@ -1,0 +1,327 @@
+"""Fixed fan-in linear layer where G > 1 neighbouring labels share their connections: one gather, then ``tl.dot``.
+
+A group's features ``[K, BLOCK_B]`` are gathered once from the feature-major ``x [D, padded(B)]`` and multiplied with the
+group's weights. The batch is the M dimension of the products with weights and K that of the weight gradient, for a
+group has often fewer labels than the 64 rows that Hopper's wgmma needs. Groups that are short or no power of two are
+masked up to ``BLOCK_G``.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops.triton_kernels import tuning
+from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight
+from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+
+# tl.dot takes no dimension below 16 on every target
+SMALLEST_DOT = 16
+
+
+def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
+    return [
+        triton.Config({"BLOCK_B": block_b, "BLOCK_K": block_k}, num_warps=warps, num_stages=stages)
+        for block_b, block_k, warps, stages in tiles
+    ]
+
+
+def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
+    """Tiles between a quarter of the problem and all of it.
+
+    float32 products without tensor cores keep their operands in registers: 64 x 32 at most. float64 builds the
+    product [BLOCK_B, BLOCK_K, BLOCK_G].
+    """
+    widest_b, widest_k = {2: (128, 128), 4: (64, 32), 8: (16, 16)}[shape.itemsize]
+    widest_b, widest_k = min(shape.B, widest_b), max(min(triton.next_power_of_2(shape.K), widest_k), 16)
+    return (
+        widest_b <= 4 * config["BLOCK_B"] <= 4 * widest_b
+        and widest_k <= 4 * config["BLOCK_K"] <= 4 * widest_k
+        and config["BLOCK_B"] * config["BLOCK_K"] <= 8192
+    )
+
+
+_CONFIGS = _configs(
+    [
+        (128, 64, 4, 2),
+        (64, 64, 4, 2),
+        (128, 32, 4, 2),
+        (64, 32, 4, 2),
+        (64, 128, 4, 2),
+        (32, 64, 4, 2),
+        (32, 32, 4, 2),
+        (128, 16, 4, 2),
+        (64, 16, 4, 2),
+        (32, 16, 4, 2),
+        (16, 64, 4, 2),
+        (16, 16, 4, 2),
+    ]
+)
+
+
+@tuning.autotune(_CONFIGS, _suits)
+@triton.jit(do_not_specialize=["B", "bucket"])
+def forward_kernel(
+    xt_ptr,  # [D, stride_x], zeros from column B on
+    stride_x,
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [R, K]
+    bias_ptr,  # [L] or None
+    y_ptr,  # [B, L]
+    B,
+    L,
+    R,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    chunks: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G
+    offs_g = (pid % chunks) * BLOCK_G + tl.arange(0, BLOCK_G)
+    group = ((pid // chunks) % R).to(tl.int64)
+    offs_b = (pid // (chunks * R)).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    labels = group * G + offs_g
+    mask_g = (offs_g < G) & (labels < L)
+    mask_x = (offs_b < stride_x)[None, :]
+
+    acc = tl.zeros((BLOCK_B, BLOCK_G), ACC)
+    for start_k in range(0, K, BLOCK_K):
+        offs_k = start_k + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < K
+        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_k[:, None] & mask_x, other=0.0)
+        w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
+        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)
+        acc = dot_weight(tl.trans(x), tl.trans(weight), acc, DOT, SPLIT, PRECISION)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]
+
+    y_ptrs = y_ptr + offs_b[:, None] * L + labels[None, :]
+    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=(offs_b < B)[:, None] & mask_g[None, :])
+
+
+@tuning.autotune(_CONFIGS, _suits, scratch=["dxt_ptr"])
+@triton.jit(do_not_specialize=["B", "first", "bucket"])
+def backward_input_kernel(
+    dy_ptr,  # [B, L]
+    stride_db,
+    stride_dl,
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [R, K]
+    dxt_ptr,  # ATOMIC: [D, stride_x] in ACC, zeros, added to; else [num_groups * K, stride_x], one row per connection
+    stride_x,
+    B,
+    L,
+    first,  # first group
+    num_groups,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    chunks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    offs_k = (pid % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    local = ((pid // chunks) % num_groups).to(tl.int64)
+    group = first + local
+    offs_b = (pid // (chunks * num_groups)).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_k = offs_k < K
+    mask_x = mask_k[:, None] & (offs_b < stride_x)[None, :]
+
+    sums = tl.zeros((BLOCK_B, BLOCK_K), ACC)
+    for start_g in tl.static_range(0, G, BLOCK_G):
+        offs_g = start_g + tl.arange(0, BLOCK_G)
+        labels = group * G + offs_g
+        mask_g = (offs_g < G) & (labels < L)
+        dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
+        dy = tl.load(dy_ptrs, mask=(offs_b < B)[:, None] & mask_g[None, :], other=0.0)
+        w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
+        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)
+        sums = dot_weight(dy, weight, sums, DOT, SPLIT, PRECISION)
+
+    if ATOMIC:
+        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+        dx_ptrs = dxt_ptr + rows[:, None] * stride_x + offs_b[None, :]
+        tl.atomic_add(dx_ptrs, tl.trans(sums), mask=mask_x, sem="relaxed")
+    else:
+        dx_ptrs = dxt_ptr + (local * K + offs_k)[:, None] * stride_x + offs_b[None, :]
+        tl.store(dx_ptrs, tl.trans(sums), mask=mask_x)
+
+
+@tuning.autotune(_CONFIGS, _suits)
+@triton.jit(do_not_specialize=["B", "bucket"])
+def backward_weight_kernel(
+    dy_ptr,  # [B, L]
+    stride_db,
+    stride_dl,
+    xt_ptr,  # [D, stride_x], zeros from column B on
+    stride_x,
+    indices_ptr,  # [R, K]
+    dw_ptr,  # [L, K]
+    B,
+    L,
+    bucket,  # only a tuning key
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    chunks_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    chunks_g: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G
+    offs_k = (pid % chunks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_g = (pid // chunks_k % chunks_g) * BLOCK_G + tl.arange(0, BLOCK_G)
+    group = (pid // (chunks_k * chunks_g)).to(tl.int64)
+    labels = group * G + offs_g
+    mask_k = offs_k < K
+    mask_g = (offs_g < G) & (labels < L)
+    rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+
+    acc = tl.zeros((BLOCK_K, BLOCK_G), ACC)
+    for start_b in range(0, B, BLOCK_B):
+        offs_b = (start_b + tl.arange(0, BLOCK_B)).to(tl.int64)
+        x_mask = mask_k[:, None] & (offs_b < stride_x)[None, :]
+        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=x_mask, other=0.0)
+        dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
+        dy = tl.load(dy_ptrs, mask=(offs_b < B)[:, None] & mask_g[None, :], other=0.0)
+        acc = dot(x, dy, acc, DOT, PRECISION)
+
+    dw_ptrs = dw_ptr + labels[None, :] * K + offs_k[:, None]
+    tl.store(dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=mask_k[:, None] & mask_g[None, :])
+
+
+def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    """x [B, D] -> y [B, L] in x's dtype."""
+    (B, D), (L, K), R = x.shape, weight.shape, indices.shape[0]
+    y = torch.empty(B, L, dtype=x.dtype, device=x.device)
+    if B == 0:
+        return y
+    xt = feature_major(x)
+    block_g = _block_g(group_size, x.dtype)
+    chunks = triton.cdiv(group_size, block_g)
+    with on_device(x):
+        forward_kernel[lambda meta: (chunks * R * triton.cdiv(B, meta["BLOCK_B"]),)](
+            xt,
+            xt.stride(0),
+            weight,
+            indices,
+            bias,
+            y,
+            B,
+            L,
+            R,
+            tuning.bucket(B, L, D),
+            K=K,
+            G=group_size,
+            ACC=accumulator(x.dtype),
+            BLOCK_G=block_g,
+            **dot_options(x.dtype, weight.dtype),
+        )
+    return y
+
+
+def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int) -> Tensor:
+    """dy [B, L] -> dx [B, D] in dy's dtype: one atomic row per connection of a group, in no fixed order."""
+    B, R = dy.shape[0], indices.shape[0]
+    dxt = torch.zeros(in_features, padded(B), dtype=compute_dtype(dy.dtype), device=dy.device)
+    if B:
+        _multiply_weight(dy, weight, indices, dxt, in_features, group_size, 0, R, atomic=True)
+    return batch_major(dxt, B, dy.dtype)
+
+
+def connection_sums(
+    dy: Tensor, weight: Tensor, indices: Tensor, out: Tensor, in_features: int, group_size: int, first: int, last: int
+) -> None:
+    """Writes to ``out [(last - first) * K, padded(B)]`` what each connection of the groups adds to its feature."""
+    _multiply_weight(dy, weight, indices, out, in_features, group_size, first, last, atomic=False)
+
+
+def _multiply_weight(
+    dy: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    in_features: int,
+    group_size: int,
+    first: int,
+    last: int,
+    *,
+    atomic: bool,
+) -> None:
+    (B, L), K = dy.shape, weight.shape[1]
+    groups = last - first
+    with on_device(dy):
+        backward_input_kernel[
+            lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * groups * triton.cdiv(out.stride(0), meta["BLOCK_B"]),)
+        ](
+            dy,
+            *dy.stride(),
+            weight,
+            indices,
+            out,
+            out.stride(0),
+            B,
+            L,
+            first,
+            groups,
+            tuning.bucket(B, L, in_features),
+            K=K,
+            G=group_size,
+            ACC=accumulator(dy.dtype),
+            ATOMIC=atomic,
+            BLOCK_G=_block_g(group_size, dy.dtype),
+            **dot_options(dy.dtype, weight.dtype),
+        )
+
+
+def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
+    (B, L), D, (R, K) = dy.shape, x.shape[1], indices.shape
+    dw = torch.empty(L, K, dtype=dtype, device=dy.device)
+    xt = feature_major(x)
+    block_g = _block_g(group_size, x.dtype)
+    options = dot_options(x.dtype, dy.dtype)
+    with on_device(dy):
+        backward_weight_kernel[lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * triton.cdiv(group_size, block_g) * R,)](
+            dy,
+            *dy.stride(),
+            xt,
+            xt.stride(0),
+            indices,
+            dw,
+            B,
+            L,
+            tuning.bucket(B, L, D),
+            K=K,
+            G=group_size,
+            ACC=accumulator(x.dtype),
+            DOT=options["DOT"],
+            PRECISION=options["PRECISION"],
+            BLOCK_G=block_g,
+        )
+    return dw
+
+
+def _block_g(group_size: int, dtype: torch.dtype) -> int:
+    largest = SMALLEST_DOT if dtype == torch.float64 else 64
+    return max(SMALLEST_DOT, min(triton.next_power_of_2(group_size), largest))

@@ -1,0 +1,126 @@
+"""Input gradient without atomics: each feature sums the connections that read it, in ascending order.
+
+Labels are taken in chunks, one launch after another, so that the rows gathered (the output gradient of a chunk, or the
+sums of its groups) stay in the L2 cache and the memory for them is bounded. The order of every sum is fixed: the
+result is the same bits on each run on one GPU model and configuration.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops.triton_kernels import linear_group
+from sparse_xmc.ops.triton_kernels._dot import accumulator
+from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+
+# bytes of the rows that one launch gathers from: about half of the L2 cache of an H100 or H200
+CHUNK_BYTES = 24 << 20
+
+
+@triton.jit
+def _first_at_least(positions_ptr, low, high, value, STEPS: tl.constexpr):
+    """The first place in ``positions[low:high]``, which ascend, whose value is at least ``value``."""
+    for _ in range(STEPS):
+        middle = (low + high) // 2
+        smaller = tl.load(positions_ptr + middle, mask=low < high, other=0).to(tl.int64) < value
+        low, high = (
+            tl.where((low < high) & smaller, middle + 1, low),
+            tl.where((low < high) & (smaller == 0), middle, high),
+        )
+    return low
+
+
+@triton.jit(do_not_specialize=["start", "stop"])
+def sum_connections_kernel(
+    offsets_ptr,  # [D + 1]
+    positions_ptr,  # [R * K]
+    rows_ptr,  # [rows, stride]: row (p - start) // PER_ROW belongs to position p
+    weight_ptr,  # [R * K] by position, or None
+    out_ptr,  # [D, stride] in ACC, added to
+    stride,
+    start,
+    stop,
+    PER_ROW: tl.constexpr,
+    ACC: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    tiles = tl.cdiv(stride, BLOCK_B)
+    pid = tl.program_id(0)
+    feature = (pid // tiles).to(tl.int64)
+    offs_b = (pid % tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_b = offs_b < stride
+    first = start.to(tl.int64)
+    low, high = tl.load(offsets_ptr + feature), tl.load(offsets_ptr + feature + 1)
+    low = _first_at_least(positions_ptr, low, high, first, STEPS)
+    high = _first_at_least(positions_ptr, low, high, stop.to(tl.int64), STEPS)
+
+    acc = tl.zeros((BLOCK_P, BLOCK_B), ACC)
+    for place in range(low, high, BLOCK_P):
+        offs_p = place + tl.arange(0, BLOCK_P)
+        mask_p = offs_p < high
+        positions = tl.load(positions_ptr + offs_p, mask=mask_p, other=0).to(tl.int64)
+        row = (positions - first) // PER_ROW
+        values = tl.load(
+            rows_ptr + row[:, None] * stride + offs_b[None, :], mask=mask_p[:, None] & mask_b[None, :], other=0.0
+        ).to(ACC)
+        if weight_ptr is not None:
+            values *= tl.load(weight_ptr + positions, mask=mask_p, other=0.0).to(ACC)[:, None]
+        acc += values
+    out_ptrs = out_ptr + feature * stride + offs_b
+    total = tl.load(out_ptrs, mask=mask_b, other=0.0) + tl.sum(acc, axis=0)
+    tl.store(out_ptrs, total, mask=mask_b)
+
+
+def backward_input(
+    dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, offsets: Tensor, positions: Tensor
+) -> Tensor:
+    """dy [B, L] -> dx [B, D] in dy's dtype; offsets and positions as ``transpose_indices`` returns them."""
+    (B, L), (R, K) = dy.shape, indices.shape
+    acc = compute_dtype(dy.dtype)
+    dxt = torch.zeros(in_features, padded(B), dtype=acc, device=dy.device)
+    if B == 0:
+        return batch_major(dxt, B, dy.dtype)
+    if group_size == 1:
+        rows_per_index_row, row_bytes = 1, padded(B) * dy.element_size()
+    else:
+        rows_per_index_row, row_bytes = K, padded(B) * acc.itemsize
+    chunk = max(1, CHUNK_BYTES // (rows_per_index_row * row_bytes))
+    for first in range(0, R, chunk):
+        last = min(first + chunk, R)
+        if group_size == 1:
+            rows = feature_major(dy[:, first:last])
+        else:
+            rows = torch.empty((last - first) * K, padded(B), dtype=acc, device=dy.device)
+            linear_group.connection_sums(dy, weight, indices, rows, in_features, group_size, first, last)
+        _sum_connections(offsets, positions, rows, weight if group_size == 1 else None, dxt, first * K, last * K)
+    return batch_major(dxt, B, dy.dtype)
+
+
+def _sum_connections(
+    offsets: Tensor, positions: Tensor, rows: Tensor, weight: Tensor | None, out: Tensor, start: int, stop: int
+) -> None:
+    in_features, stride = out.shape
+    per_row = (stop - start) // rows.shape[0]
+    block_b = max(16, min(128, triton.next_power_of_2(stride)))
+    with on_device(out):
+        sum_connections_kernel[(in_features * triton.cdiv(stride, block_b),)](
+            offsets,
+            positions,
+            rows,
+            weight,
+            out,
+            stride,
+            start,
+            stop,
+            PER_ROW=per_row,
+            ACC=accumulator(out.dtype),
+            # a feature stands at most once in a row of indices
+            STEPS=max(1, (positions.shape[0]).bit_length()),
+            BLOCK_P=16,
+            BLOCK_B=block_b,
+            num_warps=4,
+        )
