@@ -1,0 +1,153 @@
+"""Encoders: what turns a batch of inputs into features ``[B, out_features]`` for a head."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_xmc.models.sparse_rows import embedding_bag_csr
+from sparse_xmc.ops._arguments import check_positive_int
+
+
+class PrecomputedEncoder(nn.Module):
+    """Passes dense features ``[B, out_features]`` on, with dropout in training."""
+
+    def __init__(self, out_features: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_positive_int("out_features", out_features)
+        self.out_features = out_features
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.out_features:
+            raise ValueError(f"x must be [B, {self.out_features}], got {list(x.shape)}")
+        return self.dropout(x)
+
+
+class BagOfWordsEncoder(nn.Module):
+    """Weighted sum of word embeddings: ``x [B, V]`` (sparse CSR, tf-idf) times ``weight [V, out_features]``, plus a bias.
+
+    The gradient of the table is sparse and holds only the words of the batch, so that a row-sparse optimizer
+    (``sparse_xmc.training.RowSparseAdagrad``) does not touch the rest.
+
+    Args:
+        in_features: ``V``, number of terms.
+        out_features: size of the embeddings.
+        dropout: share of embedding entries dropped after the sum.
+        seed: of the initial embeddings, normal with standard deviation 1 (a tf-idf row has length 1).
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        check_positive_int("in_features", in_features)
+        check_positive_int("out_features", out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(
+            torch.randn(in_features, out_features, generator=torch.Generator().manual_seed(seed))
+        )
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.dropout = nn.Dropout(dropout)
+
+    @torch.no_grad()
+    def initialise(self, embeddings: Tensor) -> None:
+        """Starts from given embeddings ``[V, out_features]`` (of a truncated SVD, say)."""
+        if embeddings.shape != self.weight.shape:
+            raise ValueError(f"embeddings must be {list(self.weight.shape)}, got {list(embeddings.shape)}")
+        self.weight.copy_(embeddings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.layout != torch.sparse_csr or x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"x must be sparse CSR [B, {self.in_features}], got {x.layout} {list(x.shape)}")
+        return self.dropout(embedding_bag_csr(x, self.weight) + self.bias)
+
+
+class TransformerEncoder(nn.Module):
+    """A Hugging Face transformer with mean or CLS pooling.
+
+    Args:
+        name: local folder or hub id.
+        pooling: ``"mean"`` over the tokens of a text, or ``"cls"``: its first token.
+        dropout: on the pooled vector.
+        gradient_checkpointing: recompute activations in the backward pass.
+        max_length: tokens kept of a text.
+        config_only: build the architecture without loading weights (a checkpoint follows).
+    """
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        *,
+        pooling: str = "mean",
+        dropout: float = 0.1,
+        gradient_checkpointing: bool = False,
+        max_length: int = 128,
+        config_only: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling must be 'mean' or 'cls', got {pooling!r}")
+        check_positive_int("max_length", max_length)
+        transformers = _import_transformers()
+        self.name, self.pooling, self.max_length = os.fspath(name), pooling, max_length
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
+        if config_only:
+            self.model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(self.name))
+        else:
+            self.model = transformers.AutoModel.from_pretrained(self.name)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.out_features = int(self.model.config.hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def tokenize(self, texts: list[str]) -> Sequence[Sequence[int]]:
+        """Token ids of each text, at most ``max_length`` of them."""
+        return self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        mask = batch["attention_mask"]
+        states = self.model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return self.dropout(pooled)
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a transformer encoder needs the extra 'train': pip install 'sparse_xmc[train]'", name=error.name
+        ) from error
+    return transformers
+
+
+def intermediate_layer(
+    in_features: int, out_features: int, *, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """The dense layer in front of a sparse head that restores its accuracy: linear, activation, dropout.
+
+    Source: Schultheis and Babbar, ECML-PKDD 2023, section 3 ("intermediate layer").
+    """
+    linear = nn.Linear(in_features, out_features)
+    with torch.no_grad():
+        nn.init.uniform_(linear.weight, -math.sqrt(6 / in_features), math.sqrt(6 / in_features))
+        linear.bias.zero_()
+    return nn.Sequential(linear, activation(), nn.Dropout(dropout))

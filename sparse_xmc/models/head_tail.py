@@ -1,0 +1,127 @@
+"""Heads over labels ordered by frequency: dense for all of them, or dense for the first and fixed fan-in for the rest."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.ops._arguments import check_positive_int
+
+
+def topk_of_logits(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``(scores, labels) [B, k]`` in decreasing order; equal scores by smaller label."""
+    order = torch.sort(logits, dim=1, descending=True, stable=True)
+    return order.values[:, :k], order.indices[:, :k]
+
+
+def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """Best ``k`` of several top-k results over disjoint, ascending label ranges."""
+    scores = torch.cat([scores for scores, _ in parts], dim=1)
+    labels = torch.cat([labels for _, labels in parts], dim=1)
+    best = torch.sort(scores, dim=1, descending=True, stable=True)
+    return best.values[:, :k], labels.gather(1, best.indices[:, :k])
+
+
+class DenseLinear(nn.Linear):
+    """``nn.Linear`` with the interface of a head: the rival that sparse heads are compared with."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, seed: int | None = None) -> None:
+        super().__init__(in_features, out_features, bias)
+        bound = 1 / math.sqrt(in_features)
+        if seed is not None:
+            with torch.no_grad():
+                self.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+        return logits_loss(self(x), targets, loss=loss, reduction=reduction)
+
+    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return topk_of_logits(self(x), k)
+
+    def num_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+
+class HeadTailLinear(nn.Module):
+    """A dense layer for the ``num_head`` most frequent labels and a fixed fan-in layer for the tail.
+
+    Labels must be ordered by decreasing frequency on the training split (``models.grouping.group_order``): labels
+    ``[0, num_head)`` are the head. Each part reads all of ``x`` or, with ``split``, its own features.
+
+    Args:
+        in_features, out_features, fan_in, group_size, seed: as in ``FixedFanInLinear``.
+        num_head: labels with a dense row, in ``[1, out_features)``.
+        split: number of first features that only the head reads; the tail reads the others. None: both read all.
+
+    Source: HASTE, ICML 2026 (head-tail split, private features).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        num_head: int,
+        group_size: int = 1,
+        split: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("num_head", num_head)
+        if num_head >= out_features:
+            raise ValueError(f"num_head must be below out_features={out_features}, got {num_head}")
+        if split is not None and not 0 < split < in_features:
+            raise ValueError(f"split must lie in (0, in_features={in_features}), got {split}")
+        self.in_features, self.out_features, self.num_head, self.split = in_features, out_features, num_head, split
+        self.head = DenseLinear(split or in_features, num_head, seed=seed)
+        self.tail = FixedFanInLinear(
+            in_features - (split or 0), out_features - num_head, fan_in, group_size=group_size, seed=seed
+        )
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x, x) if self.split is None else (x[..., : self.split], x[..., self.split :])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in_features]`` to logits ``[..., out_features]``, head first."""
+        head, tail = self._parts(x)
+        return torch.cat([self.head(head), self.tail(tail)], dim=-1)
+
+    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+        """The loss over all labels, the tail's part fused."""
+        head, tail = self._parts(x)
+        head_targets, tail_targets = split_targets(targets, self.num_head)
+        return self.head.loss(head, head_targets, loss=loss, reduction=reduction) + self.tail.loss(
+            tail, tail_targets, loss=loss, reduction=reduction
+        )
+
+    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """``(scores, labels) [B, k]``, best first, without the tail's logits in memory."""
+        head, tail = self._parts(x)
+        scores, labels = self.tail.topk(tail, k=min(k, self.tail.out_features))
+        return merge_topk([self.head.topk(head, min(k, self.num_head)), (scores, labels + self.num_head)], k)
+
+    def num_bytes(self) -> int:
+        return self.head.num_bytes() + self.tail.num_bytes()
+
+
+def split_targets(targets: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
+    """Columns ``[0, boundary)`` and ``[boundary, L)`` of a sparse CSR matrix."""
+    crow, col = targets.crow_indices(), targets.col_indices()
+    num_rows, num_labels = targets.shape
+    rows = torch.repeat_interleave(torch.arange(num_rows, device=crow.device), crow.diff())
+    parts = []
+    for kept, offset, width in ((col < boundary, 0, boundary), (col >= boundary, boundary, num_labels - boundary)):
+        counts = torch.bincount(rows[kept], minlength=num_rows)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        values = torch.ones(int(kept.sum()), device=crow.device)
+        parts.append(
+            torch.sparse_csr_tensor(offsets, col[kept] - offset, values, (num_rows, width), check_invariants=False)
+        )
+    return parts[0], parts[1]

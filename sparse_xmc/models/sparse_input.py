@@ -1,0 +1,147 @@
+"""A fixed fan-in head straight on sparse features: every label reads the ``fan_in`` terms that tell most about it."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_xmc.models.head_tail import topk_of_logits
+from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.ops._arguments import index_dtype
+from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss, invert_indices
+
+_TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
+
+
+class SparseInputLinear(FixedFanInLinear):
+    """``FixedFanInLinear`` on ``torch.sparse_csr`` rows ``[B, D]``, with ``loss`` and ``topk``.
+
+    On a CPU the work is proportional to the nonzeros of a row and the connections of its features, not to ``L * K``; on other
+    devices the rows are made dense, ``[B, D]``. Memory: weights and indices, plus an inverted index of 4 bytes per
+    connection on a CPU.
+
+    Args:
+        dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
+        The others as in ``FixedFanInLinear``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        group_size: int = 1,
+        dropout: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, fan_in, group_size=group_size, seed=seed)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        self.dropout = dropout
+        self._inverted: tuple[Tensor, Tensor] | None = None
+        self._inverted_version = -1
+
+    def inverted(self) -> tuple[Tensor, Tensor]:
+        """The inverted index of the present connections."""
+        if self._inverted is None or self._inverted_version != self.indices._version:
+            self._inverted = invert_indices(self.indices, self.in_features)
+            self._inverted_version = self.indices._version
+        return self._inverted
+
+    def _on_cpu(self) -> bool:
+        return self.weight.device.type == "cpu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, L]``."""
+        if not self._on_cpu() or torch.is_grad_enabled():
+            return super().forward(x.to_dense())
+        return fixed_fan_in_sparse_linear(
+            x, self.weight, self.indices, self.bias, self.inverted(), group_size=self.group_size
+        )
+
+    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+        """Loss of a batch, see ``ops.fixed_fan_in_loss``."""
+        if self.training and self.dropout:
+            values = F.dropout(x.values(), self.dropout)
+            x = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
+        if not self._on_cpu():
+            return super().loss(x.to_dense(), targets, loss=loss, reduction=reduction)
+        return fixed_fan_in_sparse_loss(
+            x,
+            self.weight,
+            self.indices,
+            self.bias,
+            targets,
+            self.inverted(),
+            loss=loss,
+            reduction=reduction,
+            group_size=self.group_size,
+        )
+
+    @torch.no_grad()
+    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """``(scores, labels) [B, k]``, best first."""
+        if not self._on_cpu():
+            return super().topk(x.to_dense(), k=k)
+        parts = []
+        crow, col, values = x.crow_indices(), x.col_indices(), x.values()
+        for start in range(0, x.shape[0], _TOPK_ROWS):
+            rows = crow[start : start + _TOPK_ROWS + 1]
+            low, high = int(rows[0]), int(rows[-1])
+            chunk = torch.sparse_csr_tensor(
+                rows - low, col[low:high], values[low:high], (len(rows) - 1, x.shape[1]), check_invariants=False
+            )
+            parts.append(topk_of_logits(self.forward(chunk), k))
+        if not parts:
+            return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
+        return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def num_bytes(self) -> int:
+        """Bytes of weights, indices and bias, and of the inverted index where there is one."""
+        inverted = self.indices.numel() * 4 + (self.in_features + 1) * 8 if self._on_cpu() else 0
+        return super().num_bytes() + inverted
+
+
+def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:
+    """For each row of indices the ``fan_in`` features with the largest |mean over its positives - mean over all|.
+
+    ``ops.informed_indices`` for sparse features, where a label's candidates are the features of its own rows: time and memory
+    ``O(sum of nnz of the positives)``, a block of labels at a time. Rows with fewer candidates are filled up with the
+    features that are most frequent over all rows.
+
+    Args:
+        features: ``[N, D]``, training rows.
+        targets: ``[N, L]``, binary.
+
+    Returns:
+        ``[ceil(L / group_size), fan_in]``, distinct within a row.
+    """
+    num_features, num_labels = features.shape[1], targets.shape[1]
+    if fan_in > num_features:
+        raise ValueError(f"fan_in must not exceed the {num_features} features, got {fan_in}")
+    overall = np.asarray(features.mean(axis=0)).ravel()
+    filler = np.argsort(-overall, kind="stable")[: 2 * fan_in]
+    columns = np.arange(num_labels)
+    groups = sp.csr_matrix((np.ones(num_labels, np.float32), (columns, columns // group_size)))
+    grouped = (targets @ groups).T.tocsr()
+    out = np.empty((grouped.shape[0], fan_in), dtype=np.int64)
+    block = 4096
+    for start in range(0, grouped.shape[0], block):
+        rows = grouped[start : start + block]
+        counts = np.maximum(np.asarray(rows.sum(axis=1)).ravel(), 1)
+        means = (rows @ features).tocsr()
+        for i in range(means.shape[0]):
+            low, high = means.indptr[i], means.indptr[i + 1]
+            terms = means.indices[low:high]
+            score = np.abs(means.data[low:high] / counts[i] - overall[terms])
+            if len(terms) > fan_in:
+                terms = terms[np.argpartition(-score, fan_in)[:fan_in]]
+            elif len(terms) < fan_in:
+                spare = filler[~np.isin(filler, terms)]
+                terms = np.concatenate([terms, spare[: fan_in - len(terms)]])
+            out[start + i] = np.sort(terms)
+    return torch.from_numpy(out).to(index_dtype(num_features))

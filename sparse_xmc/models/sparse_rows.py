@@ -1,0 +1,43 @@
+"""Products with sparse rows whose weight gradient touches only the columns that occur."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _EmbeddingBagCSR(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, crow: Tensor, col: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(crow, col, values)
+        ctx.weight_shape = weight.shape
+        x = torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, weight.shape[0]), check_invariants=False)
+        return torch.sparse.mm(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, None, None, Tensor | None]:
+        crow, col, values = ctx.saved_tensors
+        if not ctx.needs_input_grad[3]:
+            return None, None, None, None
+        order = torch.argsort(col, stable=True)
+        touched, counts = torch.unique_consecutive(col[order], return_counts=True)
+        rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=col.device), crow.diff())
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        x_t = torch.sparse_csr_tensor(
+            offsets, rows[order], values[order], (len(touched), len(crow) - 1), check_invariants=False
+        )
+        gradient = torch.sparse.mm(x_t, dy.contiguous())
+        dense_shape = tuple(ctx.weight_shape)
+        return None, None, None, torch.sparse_coo_tensor(touched[None], gradient, dense_shape, is_coalesced=True)
+
+
+def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
+    """``x [B, V]`` (``torch.sparse_csr``) times ``weight [V, D]`` -> ``[B, D]``.
+
+    The gradient of ``weight`` is a coalesced sparse COO tensor whose rows are the columns that occur in ``x``; ``x`` gets
+    none. ``F.embedding_bag(sparse=True)`` computes the same with one gradient row per nonzero of ``x``.
+    """
+    values = x.values().to(weight.dtype)
+    return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)

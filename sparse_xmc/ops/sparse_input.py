@@ -1,0 +1,182 @@
+"""Fixed fan-in layer over sparse input rows (tf-idf, one-hot): ``x`` is ``torch.sparse_csr [B, D]`` and gets no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import LayerShape, check_targets, check_topology
+from sparse_xmc.ops._backend import kernels
+
+
+def invert_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+    """The connections of each feature: ``(offsets [D + 1] int64, positions [R * K])``.
+
+    ``positions[offsets[f]:offsets[f + 1]]`` are the ``r * K + k`` with ``indices[r, k] == f``, ascending; int32 where they fit.
+    """
+    flat = indices.long().flatten()
+    positions = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=in_features)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return offsets, positions.int() if len(flat) < 2**31 else positions
+
+
+@torch.library.custom_op("sparse_xmc::sparse_input_forward", mutates_args=(), device_types="cpu")
+def sparse_input_forward(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+) -> Tensor:
+    """Logits [B, L] float32 of sparse rows."""
+    return kernels("sparse_input", weight).forward(crow, col, values, weight, offsets, positions, bias, group_size)
+
+
+@sparse_input_forward.register_fake
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+) -> Tensor:
+    return weight.new_empty(crow.shape[0] - 1, weight.shape[0])
+
+
+@torch.library.custom_op("sparse_xmc::sparse_input_loss", mutates_args=(), device_types="cpu")
+def sparse_input_loss(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    target_crow: Tensor,
+    target_col: Tensor,
+    loss: str,
+    group_size: int,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the loss and its gradients dw [L, K], db [L] (empty unless ``gradients``)."""
+    return kernels("sparse_input", weight).loss_gradients(
+        crow, col, values, weight, offsets, positions, bias, target_crow, target_col, loss, group_size, gradients
+    )
+
+
+@sparse_input_loss.register_fake
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+    bias: Tensor | None,
+    target_crow: Tensor,
+    target_col: Tensor,
+    loss: str,
+    group_size: int,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = weight.shape[0] if gradients else 0
+    return weight.new_empty(()), weight.new_empty(rows, weight.shape[1]), weight.new_empty(rows if bias is not None else 0)
+
+
+class _SparseInputLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
+        crow, col, values, offsets, positions, target_crow, target_col, loss, group_size = arguments
+        needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        total, dw, db = sparse_input_loss(
+            crow, col, values, weight, offsets, positions, bias, target_crow, target_col, loss, group_size, needed
+        )
+        ctx.save_for_backward(dw, db)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        dw, db = ctx.saved_tensors
+        need_weight, need_bias = ctx.needs_input_grad[:2]
+        return (dw * scale if need_weight else None, db * scale if need_bias else None, *(None,) * 9)
+
+
+def check_sparse_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> LayerShape:
+    """Checks the arguments of the sparse-input ops; float32 only."""
+    if not isinstance(x, Tensor) or x.layout != torch.sparse_csr or x.ndim != 2:
+        raise TypeError(f"x must be a torch.sparse_csr matrix [B, in_features], got {getattr(x, 'layout', type(x))}")
+    shape = check_topology(weight, indices, x.shape[1], group_size)
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32 for sparse input, got {tensor.dtype}")
+        if tensor is not None and tensor.device.type != "cpu":
+            raise ValueError(f"sparse input is served on a CPU only, {name} is on {tensor.device}: densify x instead")
+    if bias is not None and tuple(bias.shape) != (shape.L,):
+        raise ValueError(f"bias must be [{shape.L}], got {list(bias.shape)}")
+    return shape
+
+
+def fixed_fan_in_sparse_loss(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    inverted: tuple[Tensor, Tensor],
+    *,
+    loss: str = "bce",
+    reduction: str = "mean",
+    group_size: int = 1,
+) -> Tensor:
+    """``fixed_fan_in_loss`` for sparse rows ``x`` (``torch.sparse_csr [B, D]``): value and gradients of weight and bias in one sweep.
+
+    Args:
+        inverted: ``invert_indices(indices, D)``, to be made again after every change of ``indices``.
+        targets: ``torch.sparse_csr [B, L]`` with ascending labels in each row.
+
+    No ``[B, L]`` tensor is made. The other arguments are those of ``fixed_fan_in_loss``.
+    """
+    shape = check_sparse_layer(x, weight, indices, bias, group_size)
+    check_targets(targets, x.shape[0], shape.L)
+    if loss not in ("bce", "squared_hinge"):
+        raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    total = _SparseInputLoss.apply(
+        weight,
+        bias,
+        x.crow_indices(),
+        x.col_indices(),
+        x.values(),
+        *inverted,
+        targets.crow_indices(),
+        targets.col_indices(),
+        loss,
+        group_size,
+    )
+    return total / x.shape[0] if reduction == "mean" and x.shape[0] else total
+
+
+def fixed_fan_in_sparse_linear(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    inverted: tuple[Tensor, Tensor],
+    *,
+    group_size: int = 1,
+) -> Tensor:
+    """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
+    check_sparse_layer(x, weight, indices, bias, group_size)
+    return sparse_input_forward(
+        x.crow_indices(), x.col_indices(), x.values(), weight, *inverted, bias, group_size
+    )

@@ -1,0 +1,223 @@
+"""Atomic checkpoints: a folder appears complete or not at all, and a damaged one is recognised.
+
+A checkpoint is a folder of safetensors and JSON files with a manifest of sizes and CRC-32 sums. It is written under a
+temporary name, flushed to disk and renamed; only then are older ones removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{10})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names the file and what to do."""
+
+
+def _crc(path: str) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _flush(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flatten_tensors(state: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """A nested state as JSON-ready structure, with tensors replaced by references, and the tensors by name."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            return {"__tensor__": name}
+        if isinstance(value, Mapping):
+            return {"__dict__": [[key, walk(item, f"{name}.{key}")] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [walk(item, f"{name}.{i}") for i, item in enumerate(value)]
+        return value
+
+    return walk(state, prefix), tensors
+
+
+def restore_tensors(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of ``flatten_tensors`` (tuples come back as lists)."""
+    if isinstance(structure, dict):
+        if "__tensor__" in structure:
+            return tensors[structure["__tensor__"]]
+        return {key: restore_tensors(item, tensors) for key, item in structure["__dict__"]}
+    if isinstance(structure, list):
+        return [restore_tensors(item, tensors) for item in structure]
+    return structure
+
+
+def write_folder(folder: str, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
+    """Writes ``{name}.safetensors`` and ``{name}.json`` files and their manifest as one atomic folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what stood there before is untouched.
+    """
+    partial = f"{folder}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+        for name, group in tensors.items():
+            _save_tensors(os.path.join(partial, f"{name}.safetensors"), group)
+        for name, document in documents.items():
+            with open(os.path.join(partial, f"{name}.json"), "w", encoding="utf-8") as file:
+                json.dump(document, file)
+        names = sorted(os.listdir(partial))
+        manifest = {n: [os.path.getsize(os.path.join(partial, n)), _crc(os.path.join(partial, n))] for n in names}
+        with open(os.path.join(partial, _MANIFEST), "w", encoding="utf-8") as file:
+            json.dump(manifest, file)
+        for name in [*names, _MANIFEST]:
+            _flush(os.path.join(partial, name))
+        _flush(partial)
+        _replace_folder(partial, folder)
+        _flush(os.path.dirname(os.path.abspath(folder)))
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+        raise CheckpointError(f"could not write {folder}: {reason}; checkpoints written before are intact") from error
+
+
+def _save_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    seen: dict[int, str] = {}
+    plain = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        plain[name] = value.clone() if value.numel() and value.data_ptr() in seen else value
+        seen[value.data_ptr()] = name
+    data = save(plain)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _replace_folder(partial: str, folder: str) -> None:
+    """Puts a complete folder in place of an older one; at any moment one of the two exists under a findable name."""
+    old = f"{folder}.old"
+    if os.path.isdir(folder):
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_folder(folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Tensors and documents of a checkpoint by file name, after comparing every file with the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or damaged.
+    """
+    if not os.path.isdir(folder) and os.path.isdir(f"{folder}.old"):
+        folder = f"{folder}.old"
+    try:
+        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
+            manifest = json.load(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST}: {error}") from None
+    tensors: dict[str, dict[str, Tensor]] = {}
+    documents: dict[str, Any] = {}
+    for name, (size, crc) in manifest.items():
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            raise CheckpointError(f"{path} is missing")
+        if os.path.getsize(path) != size:
+            raise CheckpointError(f"{path} is truncated: {os.path.getsize(path)} bytes of {size}")
+        if _crc(path) != crc:
+            raise CheckpointError(f"{path} is damaged: its checksum differs from the one in {_MANIFEST}")
+        stem, ending = os.path.splitext(name)
+        if ending == ".json":
+            with open(path, encoding="utf-8") as file:
+                documents[stem] = json.load(file)
+        else:
+            from safetensors.torch import load_file
+
+            tensors[stem] = load_file(path)
+    return tensors, documents
+
+
+class CheckpointStore:
+    """The checkpoints of one run: ``folder/step-0000000123``; the newest ``keep`` stay.
+
+    Args:
+        folder: made when the first checkpoint is written.
+        keep: how many stay, so that a damaged newest one costs little.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        self.folder, self.keep = os.fspath(folder), keep
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        if not os.path.isdir(self.folder):
+            return []
+        matches = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _path(self, step: int) -> str:
+        return os.path.join(self.folder, f"step-{step:010d}")
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of ``step``, then removes what is older than the ``keep`` newest."""
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"could not make {self.folder}: {error}") from error
+        write_folder(self._path(step), tensors, documents)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def load_latest(self, report: Any = print) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest intact checkpoint, None where there is none at all.
+
+        A damaged one is reported and passed over for the one before it.
+
+        Raises:
+            CheckpointError: there are checkpoints and every one is damaged.
+        """
+        reasons = []
+        for step in reversed(self.steps()):
+            try:
+                tensors, documents = read_folder(self._path(step))
+                return step, tensors, documents
+            except CheckpointError as error:
+                reasons.append(str(error))
+                report(f"checkpoint of step {step} passed over: {error}")
+        if reasons:
+            raise CheckpointError(
+                f"no intact checkpoint in {self.folder} ({'; '.join(reasons)}); remove the folder to start anew"
+            )
+        return None
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators (CPU, and each GPU)."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].to(torch.uint8))
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,59 @@
+"""An optimizer for embedding tables that touches only the rows that got a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class RowSparseAdagrad(Optimizer):
+    """Row-wise Adagrad: one number of state per row, work proportional to the rows touched.
+
+    For a touched row with gradient ``g``: ``s += mean(g^2)``, ``row -= lr * g / (sqrt(s) + eps)``. Rows without gradient keep
+    value and state.
+
+    Args:
+        params: 2-D parameters whose gradients are sparse COO (dense ones are refused).
+        lr: learning rate.
+        eps: added to the root.
+        initial: start of ``s``; above 0 it damps the first steps.
+
+    Source: Duchi et al., JMLR 2011; with one accumulator per row as recommender systems keep it (Naumov et al., 2019).
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, *, eps: float = 1e-8, initial: float = 0.0
+    ) -> None:
+        if lr < 0 or eps < 0 or initial < 0:
+            raise ValueError(f"lr, eps and initial must not be negative, got {lr}, {eps}, {initial}")
+        super().__init__(params, {"lr": lr, "eps": eps, "initial": initial})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if not parameter.grad.is_sparse:
+                    raise TypeError("RowSparseAdagrad takes sparse gradients, use another optimizer for dense ones")
+                gradient = parameter.grad.coalesce()
+                rows, values = gradient.indices()[0], gradient.values()
+                state = self.state[parameter]
+                if not state:
+                    state["sum"] = torch.full(
+                        (parameter.shape[0],), group["initial"], dtype=torch.float32, device=parameter.device
+                    )
+                total = state["sum"][rows] + values.float().square().mean(1)
+                state["sum"][rows] = total
+                scale = -group["lr"] / (total.sqrt() + group["eps"])
+                updated = torch.addcmul(parameter[rows], values, scale[:, None].to(values.dtype))
+                parameter.index_copy_(0, rows, updated)
+        return value
