@@ -30,7 +30,7 @@ def _operand(value, dtype: tl.constexpr):
 def dot(a, b, acc, dtype: tl.constexpr, PRECISION: tl.constexpr):
     """``acc + a @ b`` with operands rounded to ``dtype``.
 
-    float64 (there for gradient checks) is multiplied and summed without ``tl.dot``, which Triton 3.7 can't lower for it.
+    float64 (there for gradient checks) is multiplied and summed without ``tl.dot``, which Triton 3.7 can't lower.
     """
     if dtype == tl.float64:
         out = acc + tl.sum(a.to(tl.float64)[:, :, None] * b.to(tl.float64)[None, :, :], axis=1)
@@ -50,7 +50,7 @@ def dot_weight(a, weight, acc, dtype: tl.constexpr, SPLIT: tl.constexpr, PRECISI
 
 
 def fp32_precision() -> str:
-    """How ``tl.dot`` multiplies float32 operands: as torch's own matrix products are set to, "ieee" unless TF32 is on."""
+    """How ``tl.dot`` multiplies float32: "ieee" unless ``torch.backends.cuda.matmul`` is set to TF32."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 

@@ -10,10 +10,13 @@ the same, determ.   inverted index over labels   ``tl.dot``, then inverted index
 ==================  ===========================  ========================================================
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops.triton_kernels import linear_gather, linear_group, linear_inverted
+from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 
 
@@ -45,3 +48,29 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
     if group_size == 1:
         return linear_gather.backward_weight(dy, x, indices, dtype)
     return linear_group.backward_weight(dy, x, indices, group_size, dtype)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every family and direction per dtype, and mixed dtypes once."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        yield from _cases(dtype, dtype, K=32, G=1)
+        yield from _cases(dtype, dtype, K=64, G=32)
+    yield from _cases(torch.bfloat16, torch.float32, K=64, G=32)
+    yield from _cases(torch.bfloat16, torch.bfloat16, K=24, G=5)
+
+
+def _cases(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> Iterator[CompileCase]:
+    B, D, L = 128, 768, 670_091
+    x, dy = torch.empty(B, D, dtype=dtype, device="meta"), torch.empty(B, L, dtype=dtype, device="meta")
+    weight, bias = (
+        torch.empty(L, K, dtype=weight_dtype, device="meta"),
+        torch.empty(L, device="meta", dtype=weight_dtype),
+    )
+    indices = torch.empty(-(-L // G), K, dtype=torch.uint16, device="meta")
+    names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, weight_dtype)))
+    name = f"[{names},K={K},G={G}]"
+    yield CompileCase(f"forward{name}", lambda: forward(x, weight, indices, bias, G))
+    yield CompileCase(f"backward_input{name}", lambda: backward_input(dy, weight, indices, D, G, False))
+    yield CompileCase(f"backward_input_deterministic{name}", lambda: backward_input(dy, weight, indices, D, G, True))
+    wgmma = K >= 64
+    yield CompileCase(f"backward_weight{name}", lambda: backward_weight(dy, x, indices, G, weight_dtype), wgmma)

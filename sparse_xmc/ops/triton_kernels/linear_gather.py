@@ -24,11 +24,10 @@ def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
 
 
 def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
-    """The batch tile is no wider than the batch, no narrower than a quarter of what is possible, and fits registers."""
+    """The batch tile is between a quarter of the batch and all of it; the label tile keeps the sums in registers."""
     widest = min(shape.B, 256)
-    return (
-        widest // 4 <= config["BLOCK_B"] <= widest and config["BLOCK_L"] * config["BLOCK_B"] * shape.itemsize <= 32_768
-    )
+    tile = config["BLOCK_L"] * config["BLOCK_B"] * shape.itemsize
+    return widest <= 4 * config["BLOCK_B"] <= 4 * widest and tile <= 16_384
 
 
 _FORWARD = _configs(
@@ -46,10 +45,24 @@ _FORWARD = _configs(
     ]
 )
 _BACKWARD_INPUT = _configs(
-    [(32, 128, 1, 4), (16, 256, 1, 4), (32, 64, 1, 4), (16, 128, 1, 4), (64, 32, 1, 4), (64, 16, 1, 4)]
+    [
+        (32, 128, 1, 4),
+        (16, 256, 1, 4),
+        (32, 64, 1, 4),
+        (16, 128, 1, 4),
+        (64, 32, 1, 4),
+        (64, 16, 1, 4),
+    ]
 )
 _BACKWARD_WEIGHT = _configs(
-    [(16, 128, 2, 4), (16, 256, 2, 4), (32, 64, 2, 4), (32, 128, 2, 4), (64, 32, 2, 4), (64, 16, 2, 4)]
+    [
+        (16, 128, 2, 4),
+        (16, 256, 2, 4),
+        (32, 64, 2, 4),
+        (32, 128, 2, 4),
+        (64, 32, 2, 4),
+        (64, 16, 2, 4),
+    ]
 )
 
 
@@ -163,8 +176,8 @@ def backward_weight_kernel(
         dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)
         mask_x = (offs_b < stride_x)[None, :]
         for k in tl.range(0, BLOCK_K, loop_unroll_factor=UNROLL):
-            mask_k = mask_l & (start_k + k < K)
-            rows = tl.load(indices_ptr + offs_l * K + start_k + k, mask=mask_k, other=0).to(tl.int64)
+            column = tl.minimum(start_k + k, K - 1)
+            rows = tl.load(indices_ptr + offs_l * K + column, mask=mask_l, other=0).to(tl.int64)
             x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
             acc += tl.where(offs_k[None, :] == k, tl.sum(dy * x, axis=1)[:, None], 0.0)
 

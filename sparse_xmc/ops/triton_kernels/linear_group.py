@@ -1,7 +1,7 @@
 """Fixed fan-in linear layer where G > 1 neighbouring labels share their connections: one gather, then ``tl.dot``.
 
-A group's features ``[K, BLOCK_B]`` are gathered once from the feature-major ``x [D, padded(B)]`` and multiplied with the
-group's weights. The batch is the M dimension of the products with weights and K that of the weight gradient, for a
+A group's features ``[K, BLOCK_B]`` are gathered once from the feature-major ``x [D, padded(B)]`` and multiplied with
+the group's weights. The batch is the M dimension of the products with weights and K that of the weight gradient, for a
 group has often fewer labels than the 64 rows that Hopper's wgmma needs. Groups that are short or no power of two are
 masked up to ``BLOCK_G``.
 """

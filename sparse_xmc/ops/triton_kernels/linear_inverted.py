@@ -79,7 +79,7 @@ def backward_input(
     dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, offsets: Tensor, positions: Tensor
 ) -> Tensor:
     """dy [B, L] -> dx [B, D] in dy's dtype; offsets and positions as ``transpose_indices`` returns them."""
-    (B, L), (R, K) = dy.shape, indices.shape
+    B, (R, K) = dy.shape[0], indices.shape
     acc = compute_dtype(dy.dtype)
     dxt = torch.zeros(in_features, padded(B), dtype=acc, device=dy.device)
     if B == 0:

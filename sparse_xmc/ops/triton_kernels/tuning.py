@@ -13,8 +13,8 @@ puts them behind ``triton.autotune``, which calls back here when it meets a new 
 tune again. Winners are remembered in ``$SPARSE_XMC_CACHE_DIR/<GPU>.json`` (default ``~/.cache/sparse_xmc``), under
 the kernel, a hash of its source, and Triton's version. In the interpreter nothing is ever searched.
 
-Only kernels that overwrite their output belong here, or ones that add to a scratch tensor named in ``scratch``: a search
-runs the kernel many times on the tensors of the call that triggered it.
+Only kernels that overwrite their output belong here, or ones that add to a scratch tensor named in ``scratch``: a
+search runs the kernel many times on the tensors of the call that triggered it.
 
 Triton's ``cache_results`` was not used: it keys by compiler target, not by GPU, drops every timing when one
 configuration is added to a list, and keeps no record that can be read, compared or shipped.
@@ -39,7 +39,11 @@ _KERNELS: list[Any] = []
 
 
 class Shape(NamedTuple):
-    """What a configuration may depend on. B, L and D are powers of two, not below the true sizes."""
+    """What a configuration may depend on.
+
+    B, L and D are powers of two, not below the true sizes. itemsize: bytes of an operand of ``tl.dot`` (constant
+    ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it.
+    """
 
     B: int
     L: int
@@ -54,7 +58,7 @@ class Shape(NamedTuple):
 
 
 def bucket(B: int, L: int, D: int) -> int:
-    """The powers of two that hold B, L and D as one integer: the kernels' argument ``bucket``, part of the tuning key."""
+    """The powers of two that hold B, L and D as one integer, which kernels take as the argument ``bucket``."""
     exponents = ((max(size, 16) - 1).bit_length() for size in (B, L, D))
     return sum(exponent << shift for exponent, shift in zip(exponents, (0, 8, 16), strict=True))
 
@@ -99,7 +103,7 @@ def suitable(configs: Sequence[triton.Config], suits: Suits, shape: Shape) -> li
 
 
 def autotune(configs: Sequence[triton.Config], suits: Suits, scratch: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """Decorates a kernel that has the arguments ``bucket``, ``K`` and ``G``.
+    """Decorates a kernel that has the arguments ``bucket``, ``K``, ``G`` and ``ACC``.
 
     Args:
         configs: all configurations, best guess first.
@@ -136,8 +140,8 @@ class _Search:
         """The configurations to time for a call: a single one where nothing is to be searched."""
         arguments = {**named, **kwargs}
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-        itemsize = max(t.element_size() for t in tensors.values() if t.is_floating_point())
-        shape = Shape.of(arguments["bucket"], arguments["K"], arguments["G"], itemsize)
+        operand = arguments.get("DOT", arguments["ACC"])
+        shape = Shape.of(arguments["bucket"], arguments["K"], arguments["G"], operand.primitive_bitwidth // 8)
         self.candidates, self.times = suitable(configs, self.suits, shape), []
         chosen = mode()
         if chosen == "off":
