@@ -1,4 +1,4 @@
-"""Philox4x32-10, bit for bit what ``tl.philox`` gives: random words that depend on a key and a counter only.
+"""Philox4x32, bit for bit what ``tl.philox`` gives: random words that depend on a key and a counter only.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -14,12 +14,12 @@ _SHIFT = np.uint64(32)
 
 
 @register_jitable
-def philox(seed, c0, c1, c2, c3):
+def philox(seed, c0, c1, c2, c3, rounds=10):
     """Four uint32 words for a 64-bit ``seed`` and a counter of four 32-bit integers."""
     key = uint64(seed)
     k0, k1 = key & _MASK, key >> _SHIFT
     d0, d1, d2, d3 = uint64(c0) & _MASK, uint64(c1) & _MASK, uint64(c2) & _MASK, uint64(c3) & _MASK
-    for _ in range(10):
+    for _ in range(rounds):
         a, b = _ROUND_A * d0, _ROUND_B * d2
         d0, d1, d2, d3 = (b >> _SHIFT) ^ d1 ^ k0, b & _MASK, (a >> _SHIFT) ^ d3 ^ k1, a & _MASK
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
