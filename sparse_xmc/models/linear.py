@@ -1,4 +1,4 @@
-"""The fixed fan-in layer as a module: parameters, initialisation, conversion; the arithmetic is in ``sparse_xmc.ops``."""
+"""The fixed fan-in layer as a module: parameters, initialisation, conversion; its arithmetic is ``sparse_xmc.ops``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.ops._arguments import check_positive_int, index_dtype, num_index_rows, validate_indices
 
+_DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
+_SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
 _CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
 
 
@@ -33,7 +35,7 @@ class FixedFanInLinear(nn.Module):
     Raises:
         ValueError: a size below 1, or ``fan_in > in_features``.
 
-    Source: Schultheis and Babbar, "Towards Memory-Efficient Training for Extremely Large Output Spaces", ECML-PKDD 2023.
+    Source: Schultheis and Babbar, "Towards Memory-Efficient Training for Extremely Large Output Spaces", ECML 2023.
     """
 
     weight: Tensor
@@ -68,18 +70,33 @@ class FixedFanInLinear(nn.Module):
             self.reset_parameters(seed)
 
     @torch.no_grad()
-    def reset_parameters(self, seed: int | None = None) -> None:
-        """Draws new connections and weights, uniform in ``+-1 / sqrt(fan_in)``; the bias becomes zero."""
+    def reset_parameters(self, seed: int | None = None, *, first_label: int = 0) -> None:
+        """Draws new connections and weights, uniform in ``+-1 / sqrt(fan_in)``; the bias becomes zero.
+
+        ``first_label``, a multiple of ``group_size``, makes the layer the labels from there on of a larger one.
+        """
         if seed is None:
             seed = int(torch.randint(1 << 62, ()))
+        rows, first_row = self.indices.shape[0], first_label // self.group_size
         drawn = ops.init_indices(
-            self.indices.shape[0], self.in_features, self.fan_in, seed=seed, device=self.indices.device
+            rows, self.in_features, self.fan_in, seed=seed, device=self.indices.device, first_row=first_row
         )
         self.indices.copy_(drawn)
-        bound = 1 / math.sqrt(self.fan_in)
-        self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(seed))
+        self._draw_weights(seed, first_label)
         if self.bias is not None:
             self.bias.zero_()
+
+    def _draw_weights(self, seed: int, first_label: int) -> None:
+        """A stream of its own for every ``_DRAWN_LABELS`` labels, so that a shard draws what the whole layer would."""
+        bound = 1 / math.sqrt(self.fan_in)
+        stop = first_label + self.out_features
+        drawn = self.weight.new_empty(_DRAWN_LABELS, self.fan_in)
+        generator = torch.Generator(self.weight.device)
+        for block in range(first_label // _DRAWN_LABELS, -(-stop // _DRAWN_LABELS)):
+            drawn.uniform_(-bound, bound, generator=generator.manual_seed((seed * _SEED_STEP + block) % (1 << 63)))
+            start = block * _DRAWN_LABELS
+            first, last = max(start, first_label), min(start + _DRAWN_LABELS, stop)
+            self.weight[first - first_label : last - first_label] = drawn[first - start : last - start]
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
@@ -134,7 +151,7 @@ class FixedFanInLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_dense(cls, linear: nn.Linear, fan_in: int, *, group_size: int = 1) -> FixedFanInLinear:
-        """Keeps the ``fan_in`` connections of largest magnitude of every label, or for groups of largest mean magnitude.
+        """Keeps the ``fan_in`` connections of largest magnitude of every label; for groups, of largest mean magnitude.
 
         Raises:
             TypeError: ``linear`` is not an ``nn.Linear``.

@@ -152,3 +152,12 @@ def test_bad_sizes_raise(sizes, error, message):
 def test_from_dense_rejects_other_modules():
     with pytest.raises(TypeError, match="linear must be a torch.nn.Linear, got ReLU"):
         FixedFanInLinear.from_dense(nn.ReLU(), 4)
+
+
+@pytest.mark.parametrize("group_size", [1, 16])
+def test_a_part_starts_like_its_labels_of_the_whole(group_size):
+    whole = FixedFanInLinear(40, 9000, 3, group_size=group_size, seed=5)
+    part = FixedFanInLinear(40, 4600, 3, group_size=group_size)
+    part.reset_parameters(5, first_label=4000)
+    assert torch.equal(part.weight, whole.weight[4000:8600])
+    assert torch.equal(part.label_indices(), whole.label_indices(4000, 8600))

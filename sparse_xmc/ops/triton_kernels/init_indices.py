@@ -11,10 +11,11 @@ from sparse_xmc.ops.triton_kernels._sampling import draw_distinct
 BLOCK_ELEMENTS = 2048
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "first_row"])
 def _init_indices(
     OUT,  # [R, K]
     seed,
+    first_row,
     R,
     D,
     K,
@@ -23,7 +24,7 @@ def _init_indices(
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK_K)
-    counter = rows.to(tl.uint32)
+    counter = (first_row + rows).to(tl.uint32)
     zero = counter * 0
     size = tl.zeros([ROWS], tl.int32) + D
     chosen = tl.full([ROWS, BLOCK_K], -1, tl.int32)
@@ -36,12 +37,14 @@ def _init_indices(
     tl.store(OUT + rows[:, None] * K + k[None, :], chosen.to(OUT.dtype.element_ty), mask=inside)
 
 
-def init_indices(num_rows: int, in_features: int, fan_in: int, seed: int, device: torch.device) -> Tensor:
-    """[num_rows, fan_in], distinct in every row."""
+def init_indices(
+    num_rows: int, in_features: int, fan_in: int, seed: int, first_row: int, device: torch.device
+) -> Tensor:
+    """[num_rows, fan_in], distinct in every row; ``first_row`` is added to the row in the counter."""
     out = torch.empty(num_rows, fan_in, dtype=index_dtype(in_features), device=device)
     block_k = triton.next_power_of_2(fan_in)
     rows = max(1, min(BLOCK_ELEMENTS // block_k, 32))
     grid = (triton.cdiv(num_rows, rows),)
     with torch.cuda.device_of(out):
-        _init_indices[grid](out, seed, num_rows, in_features, fan_in, ROWS=rows, BLOCK_K=block_k)
+        _init_indices[grid](out, seed, first_row, num_rows, in_features, fan_in, ROWS=rows, BLOCK_K=block_k)
     return out
