@@ -26,8 +26,8 @@ def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
 def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
     """The batch tile is between a quarter of the batch and all of it; the label tile keeps the sums in registers."""
     widest = min(shape.B, 256)
-    tile = config["BLOCK_L"] * config["BLOCK_B"] * shape.itemsize
-    return widest <= 4 * config["BLOCK_B"] <= 4 * widest and tile <= 16_384
+    tile = config["BLOCK_L"] * config["BLOCK_B"]
+    return widest <= 4 * config["BLOCK_B"] <= 4 * widest and tile <= (1024 if shape.itemsize == 8 else 4096)
 
 
 _FORWARD = _configs(
@@ -41,7 +41,9 @@ _FORWARD = _configs(
         (32, 128, 4, 8),
         (16, 256, 8, 4),
         (64, 32, 4, 4),
+        (32, 32, 4, 4),
         (64, 16, 4, 4),
+        (16, 64, 4, 4),
     ]
 )
 _BACKWARD_INPUT = _configs(
@@ -51,7 +53,9 @@ _BACKWARD_INPUT = _configs(
         (32, 64, 1, 4),
         (16, 128, 1, 4),
         (64, 32, 1, 4),
+        (32, 32, 1, 4),
         (64, 16, 1, 4),
+        (16, 64, 1, 4),
     ]
 )
 _BACKWARD_WEIGHT = _configs(
@@ -61,7 +65,9 @@ _BACKWARD_WEIGHT = _configs(
         (32, 64, 2, 4),
         (32, 128, 2, 4),
         (64, 32, 2, 4),
+        (32, 32, 2, 4),
         (64, 16, 2, 4),
+        (16, 64, 2, 4),
     ]
 )
 
