@@ -1,9 +1,10 @@
 """Threads for the Numba kernels: plain Python threads that call kernels compiled with ``nogil=True``.
 
-Numba's own ``parallel=True`` is not used. Its GNU OpenMP layer kills a process that forks (a DataLoader worker) and then
-runs a kernel, and its worker threads spin beside torch's; its workqueue layer aborts when two Python threads enter it;
-and the choice between them is one global setting that does not belong to a library. Python threads have none of these
-problems, obey ``torch.set_num_threads`` call by call, and compile several times faster. The price is some 20 us per call.
+Numba's own ``parallel=True`` is not used. Its GNU OpenMP layer kills a process that forks (a DataLoader worker) and
+then runs a kernel, and its worker threads spin beside torch's; its workqueue layer aborts when two Python threads enter
+it; and the choice between them is one global setting that does not belong to a library. Python threads have none of
+these problems, obey ``torch.set_num_threads`` call by call, and compile several times faster. The price is some 20 us
+per call.
 """
 
 import functools
@@ -28,8 +29,10 @@ def num_threads() -> int:
 
 
 def run(kernel: Callable[..., None], tasks: Sequence[tuple], *arguments: object) -> None:
-    """Calls ``kernel(*arguments, *task)`` for every task, on ``torch.get_num_threads()`` threads; the caller's is one of
-    them. Which thread runs which task is left open, so tasks must write disjoint memory."""
+    """Calls ``kernel(*arguments, *task)`` for every task, on torch's number of threads, the caller's among them.
+
+    Which thread runs which task is left open, so tasks must write disjoint memory.
+    """
     workers = min(num_threads(), len(tasks))
     queue = iter(tasks)
 

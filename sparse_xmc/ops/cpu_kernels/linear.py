@@ -1,123 +1,179 @@
 """CPU kernels of the fixed fan-in layer.
 
-``x`` is laid out feature-major (``_slab.py``), labels are walked in small tiles, and the inner loops run over the batch.
-The sums of ``forward`` and ``backward_weight`` do not depend on the number of threads. ``backward_input`` adds
-partial sums of a number of label ranges that is a function of the shape, in ascending order, so it does not either.
+``x`` is laid out feature-major (``_slab.py``) and labels are walked in small tiles, so that a connection is one
+multiply-add of ``W`` neighbouring numbers out of the cache (``_simd.py``), and the tile's part of ``y`` or ``dy`` is
+transposed in the cache (``_tiles.py``). Where a group of labels shares its connections, their rows of ``x`` are first
+gathered into a ``[K, W]`` table, and the same loops run on that.
+
+No result depends on the number of threads: ``backward_input`` adds up partial sums over label ranges that are a
+function of the shape, in ascending order.
 """
+
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
-from sparse_xmc.ops.cpu_kernels import _threads
+from sparse_xmc.ops.cpu_kernels import _simd, _threads
+from sparse_xmc.ops.cpu_kernels._memory import empty
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel, store
+from sparse_xmc.ops.cpu_kernels._simd_blocks import fold, item, totals
 from sparse_xmc.ops.cpu_kernels._slab import block_width, make_slab
+from sparse_xmc.ops.cpu_kernels._tiles import load_batch, load_offsets, load_weights, save_batch
 
-_TILE = 32  # labels whose outputs are transposed together
-_PARTIALS = 8  # label ranges that backward_input sums separately
+_TILE = 64  # labels, a multiple of 8
+_PARTIALS = 16  # most label ranges that backward_input sums separately
 
 
-@kernel
-def _forward(slab, weight, indices, bias, y, group_size, block, start, stop):
-    W, K = slab.shape[2], weight.shape[1]
-    b0 = block * W
-    rows = min(W, y.shape[0] - b0)
-    table = slab[block]
-    acc = np.empty((_TILE, W), slab.dtype)
-    for l0 in range(start, stop, _TILE):
-        labels = min(_TILE, stop - l0)
-        for i in range(labels):
-            label = l0 + i
-            r = label // group_size
-            total = acc[i]
-            total[:] = decode(bias[label]) if bias.shape[0] > 0 else 0.0
-            for k in range(0, K - 3, 4):
-                w0, w1 = decode(weight[label, k]), decode(weight[label, k + 1])
-                w2, w3 = decode(weight[label, k + 2]), decode(weight[label, k + 3])
-                x0, x1 = table[np.uint64(indices[r, k])], table[np.uint64(indices[r, k + 1])]
-                x2, x3 = table[np.uint64(indices[r, k + 2])], table[np.uint64(indices[r, k + 3])]
-                for b in range(W):
-                    total[b] += w0 * x0[b] + w1 * x1[b] + w2 * x2[b] + w3 * x3[b]
-            for k in range(K - K % 4, K):
-                w0, x0 = decode(weight[label, k]), table[np.uint64(indices[r, k])]
-                for b in range(W):
-                    total[b] += w0 * x0[b]
-        for b in range(rows):
+class _Kernels(NamedTuple):
+    forward: Any
+    backward_input: Any
+    backward_weight: Any
+
+
+@functools.cache
+def _kernels(W: int) -> _Kernels:
+    """The kernels for batch blocks of W rows. They are compiled for the dtypes in use, at the first call."""
+
+    @kernel
+    def gather(table, indices, r, out):
+        for k in range(indices.shape[1]):
+            _simd.store(out, k * W, _simd.load(table, np.int64(indices[r, k]) * W, W))
+
+    @kernel
+    def forward(slab, weight, indices, bias, y, group_size, block, start, stop):
+        K, zero = weight.shape[1], slab.dtype.type(0)
+        table = slab[block].reshape(-1)
+        weights = np.empty(_TILE * K, slab.dtype)
+        tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)
+        group, gathered = np.empty(K * W, slab.dtype), -1
+        offsets = np.arange(_TILE * K) * W
+        if group_size > 1:
+            table = group
+        for l0 in range(start, stop, _TILE):
+            labels = min(_TILE, stop - l0)
+            load_weights(weight, l0, labels, weights)
+            if group_size == 1:
+                load_offsets(indices, 1, l0, labels, W, offsets)
             for i in range(labels):
-                store(y, b0 + b, l0 + i, acc[i, b])
+                r, first_offset = (l0 + i) // group_size, i * K
+                if group_size > 1:
+                    first_offset = 0
+                    if r != gathered:
+                        gather(slab[block].reshape(-1), indices, r, group)
+                        gathered = r
+                initial = slab.dtype.type(decode(bias[l0 + i])) if bias.shape[0] > 0 else zero
+                # Narrow sums wait for their own last multiply-add unless a second chain is under way.
+                even, odd = _simd.splat(initial, W), _simd.splat(zero, W)
+                paired = K // 2 * 2 if W <= 32 else 0
+                for k in range(0, paired, 2):
+                    row = _simd.load(table, item(offsets, first_offset + k), W)
+                    even = _simd.fma(_simd.splat(item(weights, i * K + k), W), row, even)
+                    row = _simd.load(table, item(offsets, first_offset + k + 1), W)
+                    odd = _simd.fma(_simd.splat(item(weights, i * K + k + 1), W), row, odd)
+                for k in range(paired, K):
+                    row = _simd.load(table, item(offsets, first_offset + k), W)
+                    even = _simd.fma(_simd.splat(item(weights, i * K + k), W), row, even)
+                _simd.store(tile, i * W, even + odd)
+            save_batch(tile, block * W, l0, labels, W, scratch, y)
 
+    @kernel
+    def backward_input(dy, weight, indices, partial, group_size, block, part, start, stop):
+        K = weight.shape[1]
+        sums = partial[block, part].reshape(-1)
+        sums[:] = 0
+        weights, offsets = np.empty(_TILE * K, sums.dtype), np.empty(_TILE * K, np.int64)
+        tile, scratch = np.empty(_TILE * W, sums.dtype), np.empty(_TILE * W, sums.dtype)
+        for l0 in range(start, stop, _TILE):
+            labels = min(_TILE, stop - l0)
+            load_weights(weight, l0, labels, weights)
+            load_batch(dy, block * W, l0, labels, W, scratch, tile)
+            if group_size == 1:
+                load_offsets(indices, 1, l0, labels, W, offsets)
+                for i in range(labels):
+                    upstream = _simd.load(tile, i * W, W)
+                    for k in range(i * K, i * K + K):
+                        at = item(offsets, k)
+                        row = _simd.fma(_simd.splat(item(weights, k), W), upstream, _simd.load(sums, at, W))
+                        _simd.store(sums, at, row)
+            else:
+                i = 0
+                while i < labels:
+                    r = (l0 + i) // group_size
+                    end = min(labels, (r + 1) * group_size - l0)
+                    for k in range(K):
+                        at = np.int64(indices[r, k]) * W
+                        row = _simd.load(sums, at, W)
+                        for j in range(i, end):
+                            row = _simd.fma(_simd.splat(item(weights, j * K + k), W), _simd.load(tile, j * W, W), row)
+                        _simd.store(sums, at, row)
+                    i = end
 
-@kernel
-def _load_dy(dy, tile, b0, l0, labels):
-    """dy[b0 + b, l0 + i] -> tile[i, b], zero beyond the batch."""
-    rows = min(tile.shape[1], dy.shape[0] - b0)
-    for i in range(labels):
-        tile[i, rows:] = 0
-    for b in range(rows):
-        for i in range(labels):
-            tile[i, b] = decode(dy[b0 + b, l0 + i])
-
-
-@kernel
-def _backward_input(dy, weight, indices, partial, group_size, part, block, start, stop):
-    W, K = partial.shape[2], weight.shape[1]
-    sums = partial[part]
-    sums[:] = 0
-    tile = np.empty((_TILE, W), partial.dtype)
-    for l0 in range(start, stop, _TILE):
-        labels = min(_TILE, stop - l0)
-        _load_dy(dy, tile, block * W, l0, labels)
-        for i in range(labels):
-            label = l0 + i
-            r = label // group_size
-            upstream = tile[i]
-            for k in range(K):
-                w, row = decode(weight[label, k]), sums[np.uint64(indices[r, k])]
-                for b in range(W):
-                    row[b] += w * upstream[b]
-
-
-@kernel
-def _backward_weight(dy, slab, indices, dw, group_size, start, stop):
-    W, K = slab.shape[2], dw.shape[1]
-    tile = np.empty((_TILE, W), slab.dtype)
-    acc = np.empty((_TILE, K), slab.dtype)
-    for l0 in range(start, stop, _TILE):
-        labels = min(_TILE, stop - l0)
-        acc[:labels] = 0
-        for block in range(slab.shape[0]):
-            _load_dy(dy, tile, block * W, l0, labels)
-            table = slab[block]
+    @kernel
+    def backward_weight(dy, slab, indices, dw, group_size, start, stop):
+        K = dw.shape[1]
+        sums = np.empty(_TILE * K, slab.dtype)
+        tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)
+        group = np.empty(K * W, slab.dtype)
+        offsets = np.arange(_TILE * K) * W
+        for l0 in range(start, stop, _TILE):
+            labels = min(_TILE, stop - l0)
+            if group_size == 1:
+                load_offsets(indices, 1, l0, labels, W, offsets)
+            sums[: labels * K] = 0
+            for block in range(slab.shape[0]):
+                table, gathered = slab[block].reshape(-1), -1
+                if group_size > 1:
+                    table = group
+                load_batch(dy, block * W, l0, labels, W, scratch, tile)
+                for i in range(labels):
+                    r, first_offset = (l0 + i) // group_size, i * K
+                    if group_size > 1:
+                        first_offset = 0
+                        if r != gathered:
+                            gather(slab[block].reshape(-1), indices, r, group)
+                            gathered = r
+                    upstream = _simd.load(tile, i * W, W)
+                    for k in range(0, K - 3, 4):
+                        at = first_offset + k
+                        products = totals(
+                            fold(upstream, _simd.load(table, item(offsets, at), W)),
+                            fold(upstream, _simd.load(table, item(offsets, at + 1), W)),
+                            fold(upstream, _simd.load(table, item(offsets, at + 2), W)),
+                            fold(upstream, _simd.load(table, item(offsets, at + 3), W)),
+                        )
+                        _simd.store(sums, i * K + k, _simd.load(sums, i * K + k, 4) + products)
+                    for k in range(K - K % 4, K):
+                        row = _simd.load(table, item(offsets, first_offset + k), W)
+                        sums[i * K + k] += _simd.total(fold(upstream, row))
             for i in range(labels):
-                r = (l0 + i) // group_size
-                upstream = tile[i]
                 for k in range(K):
-                    row = table[np.uint64(indices[r, k])]
-                    total = acc[i, k]
-                    for b in range(W):
-                        total += row[b] * upstream[b]
-                    acc[i, k] = total
-        for i in range(labels):
-            for k in range(K):
-                store(dw, l0 + i, k, acc[i, k])
+                    store(dw, l0 + i, k, sums[i * K + k])
+
+    return _Kernels(forward, backward_input, backward_weight)
 
 
-def _label_ranges(L: int) -> list[tuple[int, int]]:
-    return _threads.split(L, 4 * _threads.num_threads(), _TILE)
+def _label_ranges(L: int, work_per_label: int) -> list[tuple[int, int]]:
+    """Pieces for the threads to take: several each, but none too small to be worth handing over."""
+    pieces = min(4 * _threads.num_threads(), 1 + L * work_per_label // 1_000_000)
+    return _threads.split(L, pieces, _TILE)
 
 
 def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
-    (B, _), L = x.shape, weight.shape[0]
-    y = torch.empty(B, L, dtype=x.dtype)
+    B, (L, K) = x.shape[0], weight.shape
+    y = empty(B, L, dtype=x.dtype)
     if B == 0:
         return y
     slab = make_slab(x)
-    bias = torch.zeros(0, dtype=weight.dtype) if bias is None else bias.contiguous()
-    tasks = [(block, *labels) for block in range(slab.shape[0]) for labels in _label_ranges(L)]
+    blocks, _, W = slab.shape
+    bias = torch.empty(0, dtype=weight.dtype) if bias is None else bias.contiguous()
+    tasks = [(block, *labels) for block in range(blocks) for labels in _label_ranges(L, K * W)]
     arrays = (slab, weight.contiguous(), indices.contiguous(), bias, y)
-    _threads.run(_forward, tasks, *map(as_numpy, arrays), group_size)
+    _threads.run(_kernels(W).forward, tasks, *map(as_numpy, arrays), group_size)
     return y
 
 
@@ -125,31 +181,34 @@ def backward_input(
     dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, deterministic: bool
 ) -> Tensor:
     """dy [B, L] -> dx [B, D] in dy's dtype. Always deterministic."""
-    B, L = dy.shape
+    (B, L), K = dy.shape, weight.shape[1]
     dx = torch.empty(B, in_features, dtype=dy.dtype)
     if B == 0:
         return dx
-    blocks, W = block_width(B)
-    ranges = _threads.split(L, _PARTIALS, _TILE)
-    partial = torch.empty(len(ranges), in_features, W, dtype=compute_dtype(dy.dtype))
-    arrays = [as_numpy(t) for t in (dy.contiguous(), weight.contiguous(), indices.contiguous(), partial)]
-    for block in range(blocks):
-        tasks = [(part, block, *labels) for part, labels in enumerate(ranges)]
-        _threads.run(_backward_input, tasks, *arrays, group_size)
-        rows = dx[block * W : (block + 1) * W]
-        total = partial[0]
-        for other in partial[1:]:
-            total += other
+    dtype = compute_dtype(dy.dtype)
+    W = block_width(B, in_features, dtype)
+    blocks = -(-B // W)
+    # A range pays for clearing and adding its partial sums with at least 64 connections per feature.
+    ranges = _threads.split(L, max(1, min(-(-_PARTIALS // blocks), L * K // (64 * in_features))), _TILE)
+    partial = torch.empty(blocks, len(ranges), in_features, W, dtype=dtype)
+    tasks = [(block, part, *labels) for block in range(blocks) for part, labels in enumerate(ranges)]
+    arrays = (dy.contiguous(), weight.contiguous(), indices.contiguous(), partial)
+    _threads.run(_kernels(W).backward_input, tasks, *map(as_numpy, arrays), group_size)
+    for rows, sums in zip(dx.split(W), partial, strict=True):
+        total = sums[0]
+        for part in sums[1:]:
+            total += part
         rows.copy_(total[:, : rows.shape[0]].t())
     return dx
 
 
 def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
-    L, K = dy.shape[1], indices.shape[1]
-    if dy.shape[0] == 0:
+    (B, L), K = dy.shape, indices.shape[1]
+    if B == 0:
         return torch.zeros(L, K, dtype=dtype)
-    dw = torch.empty(L, K, dtype=dtype)
-    arrays = [as_numpy(t) for t in (dy.contiguous(), make_slab(x), indices.contiguous(), dw)]
-    _threads.run(_backward_weight, _label_ranges(L), *arrays, group_size)
+    dw = empty(L, K, dtype=dtype)
+    slab = make_slab(x)
+    arrays = (dy.contiguous(), slab, indices.contiguous(), dw)
+    _threads.run(_kernels(slab.shape[2]).backward_weight, _label_ranges(L, B * K), *map(as_numpy, arrays), group_size)
     return dw
