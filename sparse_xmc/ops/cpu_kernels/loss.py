@@ -17,7 +17,118 @@ Arguments that all three functions share (plain detached tensors, already checke
 Logits are never rounded to a narrow dtype: z, the derivative and all sums are float32 (float64 for float64 inputs).
 """
 
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch import Tensor
+
+from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
+from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, UPDATE, chunk_width
+from sparse_xmc.ops.cpu_kernels._storage import as_bytes
+
+_PARTS = 16  # label ranges, each with its own sum for dx: a fixed number, so that no result depends on the threads
+_PART_WORK = 1 << 18  # multiply-adds that make a range worth its sum
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class _Rule(NamedTuple):
+    """How a sweep updates the parameters: see ``loss_step_``."""
+
+    momentum_buffer: Tensor | None = None
+    second_moment: Tensor | None = None
+    bias_momentum_buffer: Tensor | None = None
+    bias_second_moment: Tensor | None = None
+    scalars: tuple[float, ...] = (0.0,) * 7  # lr, momentum, weight decay, decay, gain, correction, eps
+    stochastic: bool = False
+    seed: int = 0
+    step: int = 0
+
+
+class _Sweep:
+    """One pass over all labels, and the memory that it works in: O(B D) numbers."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        indices: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        rows: Tensor,
+        loss: str,
+        group_size: int,
+    ) -> None:
+        (self.B, self.D), (self.L, self.K) = x.shape, weight.shape
+        self.x, self.group_size, self.hinge = x.detach(), group_size, loss == "squared_hinge"
+        self.dtype = compute_dtype(x.dtype)
+        self.tensors = [as_bytes(None if t is None else t.contiguous()) for t in (weight, indices, bias)]
+        self.positives = (labels.detach().numpy(), rows.detach().numpy())
+
+    def run(
+        self,
+        mode: int,
+        *,
+        need_x: bool = False,
+        need_weight: bool = False,
+        scale: float = 1.0,
+        dw: Tensor | None = None,
+        db: Tensor | None = None,
+        rule: _Rule = _Rule(),  # noqa: B008
+    ) -> Tensor:
+        """Returns the 0-dim sum of the loss; ``dx`` may be asked for afterwards."""
+        padded = (self.B - 1) // CHUNK * CHUNK + chunk_width((self.B - 1) % CHUNK + 1) if self.B else 0
+        parts = max(1, min(_PARTS, self.L * self.K * padded // _PART_WORK))
+        ranges = _threads.split(self.L, parts, self.group_size)
+        # one allocation: x and the sums keep clear of each other in a physically indexed cache
+        memory = torch.empty(1 + len(ranges), self.D * padded if need_x else 0, dtype=self.dtype)
+        slab = memory[0] if need_x else torch.empty(self.D * padded, dtype=self.dtype)
+        self.partial = memory[1:]
+        slab.zero_()
+        for block, rows in self._chunks(slab, self.x):
+            block[:, : rows.shape[0]].copy_(rows.t())
+        number = _NUMPY[self.dtype]
+        losses = np.zeros(len(ranges))
+        scalars = tuple(number(s) for s in rule.scalars)
+        bias_scalars = (*scalars[:2], number(0), *scalars[3:])
+        state = [
+            *as_bytes(rule.momentum_buffer),
+            np.empty(0, number) if rule.second_moment is None else rule.second_moment.detach().numpy(),
+            *as_bytes(rule.bias_momentum_buffer),
+            np.empty(0, number) if rule.bias_second_moment is None else rule.bias_second_moment.detach().numpy(),
+        ]
+        _threads.run(
+            _loss_sweep.sweep,
+            [(part, *labels) for part, labels in enumerate(ranges)],
+            *(slab.numpy(), self.partial.numpy(), losses, self.B, self.D, self.K, self.group_size, self.hinge),
+            *(mode, need_x, need_weight, number(scale)),
+            *(item for pair in self.tensors for item in pair),
+            *self.positives,
+            *(*as_bytes(dw), *as_bytes(db), *state),
+            *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),
+        )
+        return torch.tensor(losses.sum(), dtype=self.dtype)
+
+    def _chunks(self, slab: Tensor, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The ``[D, width]`` blocks of a slab with the rows of ``matrix [B, D]`` that they stand for."""
+        for first in range(0, self.B, CHUNK):
+            rows = matrix[first : first + CHUNK]
+            width = chunk_width(rows.shape[0])
+            yield slab[first * self.D : (first + width) * self.D].view(self.D, width), rows
+
+    def dx(self, scale: Tensor) -> Tensor:
+        """``scale`` times the gradient of the input, its partial sums added in ascending order."""
+        total = self.partial[0]
+        for other in self.partial[1:]:
+            total += other
+        total *= scale
+        dx = torch.empty(self.B, self.D, dtype=self.x.dtype)
+        for block, rows in self._chunks(total, dx):
+            rows.copy_(block[:, : rows.shape[0]].t())
+        return dx
 
 
 def loss_forward(
@@ -31,7 +142,7 @@ def loss_forward(
     group_size: int,
 ) -> Tensor:
     """The sum of the loss over rows and labels: 0-dim float32 (float64 for float64 inputs)."""
-    raise NotImplementedError
+    return _Sweep(x, weight, indices, bias, labels, rows, loss, group_size).run(FORWARD)
 
 
 def loss_gradients(
@@ -53,7 +164,11 @@ def loss_gradients(
     ``scale`` is a 0-dim tensor in the accumulation dtype on x's device (upstream gradient / B, loss scale included). It
     multiplies the float32 sums before they are rounded, once, to the dtype of x, weight and bias.
     """
-    raise NotImplementedError
+    dw = torch.empty(weight.shape, dtype=weight.dtype) if need_weight else None
+    db = torch.empty(bias.shape, dtype=bias.dtype) if need_bias and bias is not None else None
+    sweep = _Sweep(x, weight, indices, bias, labels, rows, loss, group_size)
+    sweep.run(GRADIENTS, need_x=need_x, need_weight=need_weight, scale=float(scale), dw=dw, db=db)
+    return sweep.dx(scale) if need_x else None, dw, db
 
 
 def loss_step_(
@@ -111,10 +226,19 @@ def loss_step_(
         (unbiased, subnormals included) or to nearest even. A finite value saturates at the largest finite one and never
         becomes inf; inf and nan pass through. Ignored for float32/float64 tensors.
     seed, step: random bits for stochastic rounding are Philox4x32 with 7 rounds, key = seed (64 bits), counter =
-        (label, slot // 8, step mod 2^32, stream). Stream 0: weight, 1: momentum_buffer, 2: bias, 3: its momentum (slot 0).
-        Slot k takes 16 bits: half (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the
+        (label, slot // 8, step mod 2^32, stream). Stream 0: weight, 1: momentum_buffer, 2: bias, 3: its momentum
+        (slot 0). Slot k takes 16 bits: half (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the
         representable one next to it towards zero (f in units of their distance); with u the 16 bits it is rounded away
         from zero iff u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
     need_loss, need_x: what is not needed is not computed.
     """
-    raise NotImplementedError
+    scalars = (lr, momentum, weight_decay, decay, gain, correction, eps)
+    state = (momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment)
+    rule = _Rule(*state, scalars, stochastic, seed, step)
+    sweep = _Sweep(x, weight, indices, bias, labels, rows, loss, group_size)
+    scale = float(dw_scale)
+    if math.isfinite(scale):
+        total = sweep.run(UPDATE, need_x=need_x, need_weight=True, scale=scale, rule=rule)
+    else:
+        total = sweep.run(GRADIENTS, need_x=need_x)
+    return total if need_loss else None, sweep.dx(dx_scale) if need_x else None

@@ -1,0 +1,53 @@
+"""Sparse targets as the fused kernels read them: positives sorted by label, so that a label tile finds its own by search."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import check_targets
+from sparse_xmc.ops._backend import debugging
+
+
+class Positives(NamedTuple):
+    """The nonzero pattern of ``targets [B, L]``, ordered by (label, row).
+
+    labels: ``[nnz]`` int64, ascending.
+    rows: ``[nnz]`` int32 in ``[0, B]``; ``B`` marks a repeated (label, row), which kernels ignore.
+    """
+
+    labels: Tensor
+    rows: Tensor
+
+
+def sorted_positives(targets: Tensor, num_rows: int, out_features: int) -> Positives:
+    """Sorts the entries of a CSR target matrix by label, on its device and without waiting for it.
+
+    Labels outside ``[0, out_features)`` end up at either end of the sorted list, where kernels never look; with
+    ``SPARSE_XMC_DEBUG=1`` they are a ``ValueError``.
+
+    Args:
+        targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``; its values are ignored.
+    """
+    check_targets(targets, num_rows, out_features)
+    labels = targets.col_indices().long()
+    if debugging():
+        validate_labels(labels, out_features)
+    # the number of row ends at or before an entry is its row; never more than num_rows, whatever the matrix holds
+    entries = torch.arange(labels.shape[0], device=labels.device)
+    rows = torch.searchsorted(targets.crow_indices()[1:].long(), entries, right=True, out_int32=True)
+    labels, order = labels.sort(stable=True)
+    rows = rows[order]
+    repeated = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])
+    rows[1:].masked_fill_(repeated, num_rows)
+    return Positives(labels, rows)
+
+
+def validate_labels(labels: Tensor, out_features: int) -> None:
+    """Raises ``ValueError`` if a label is out of range. Waits for the device."""
+    bad = (labels < 0) | (labels >= out_features)
+    if bad.any():
+        position = int(bad.nonzero()[0])
+        raise ValueError(f"targets hold label {int(labels[position])} (entry {position}), outside [0, {out_features})")

@@ -1,0 +1,139 @@
+"""Tensors of any float dtype behind one Numba type: raw bytes and a code, decoded tile by tile.
+
+A kernel that touches six tensors would otherwise be compiled anew for every combination of their dtypes.
+"""
+
+import numpy as np
+import torch
+from numba.extending import register_jitable
+
+from sparse_xmc.ops.cpu_kernels._numeric import (
+    bfloat16_to_float32,
+    float16_to_float32,
+    float32_to_bfloat16,
+    float32_to_float16,
+)
+from sparse_xmc.ops.cpu_kernels._philox import philox
+
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16, UINT16, INT32, ABSENT = range(7)
+_CODES = {
+    torch.float32: FLOAT32,
+    torch.float64: FLOAT64,
+    torch.bfloat16: BFLOAT16,
+    torch.float16: FLOAT16,
+    torch.uint16: UINT16,
+    torch.int32: INT32,
+}
+ROUNDS = 7  # of Philox: the fewest that pass BigCrush (Salmon et al., SC 2011, table 2)
+
+
+def as_bytes(tensor: torch.Tensor | None) -> tuple[np.ndarray, int]:
+    """The memory of a contiguous tensor as uint8, and the code of its dtype."""
+    if tensor is None:
+        return np.empty(0, np.uint8), ABSENT
+    return tensor.detach().view(-1).view(torch.uint8).numpy(), _CODES[tensor.dtype]
+
+
+@register_jitable
+def read(raw, code, first, count, out):
+    """``out[:count]`` = elements ``first ..`` of the tensor."""
+    if code == FLOAT32:
+        floats = raw.view(np.float32)
+        for i in range(count):
+            out[i] = floats[first + i]
+    elif code == FLOAT64:
+        doubles = raw.view(np.float64)
+        for i in range(count):
+            out[i] = doubles[first + i]
+    elif code == BFLOAT16:
+        brains = raw.view(np.uint16)
+        for i in range(count):
+            out[i] = bfloat16_to_float32(brains[first + i])
+    elif code == FLOAT16:
+        halves = raw.view(np.int16)
+        for i in range(count):
+            out[i] = float16_to_float32(halves[first + i])
+
+
+@register_jitable
+def read_offsets(raw, code, first, count, stride, base, out):
+    """``out[:count] = base + stride * index`` for elements ``first ..`` of an index tensor."""
+    if code == UINT16:
+        short = raw.view(np.uint16)
+        for i in range(count):
+            out[i] = np.uint64(base) + np.uint64(stride) * np.uint64(short[first + i])
+    else:
+        long = raw.view(np.int32)
+        for i in range(count):
+            out[i] = np.uint64(base) + np.uint64(stride) * np.uint64(long[first + i])
+
+
+@register_jitable
+def write(raw, code, first, count, values):
+    """Stores ``values[:count]`` from element ``first`` on, rounded to nearest even."""
+    if code == FLOAT32:
+        floats = raw.view(np.float32)
+        for i in range(count):
+            floats[first + i] = values[i]
+    elif code == FLOAT64:
+        doubles = raw.view(np.float64)
+        for i in range(count):
+            doubles[first + i] = values[i]
+    elif code == BFLOAT16:
+        brains = raw.view(np.uint16)
+        for i in range(count):
+            brains[first + i] = float32_to_bfloat16(np.float32(values[i]))
+    elif code == FLOAT16:
+        halves = raw.view(np.int16)
+        for i in range(count):
+            halves[first + i] = float32_to_float16(np.float32(values[i]))
+
+
+@register_jitable
+def round_bfloat16(value, noise):
+    """Stochastic rounding with 16 random bits; a finite value stays finite."""
+    bits = np.float32(value).view(np.uint32)
+    if bits & np.uint32(0x7F800000) == np.uint32(0x7F800000):
+        return float32_to_bfloat16(np.float32(value))
+    # bfloat16 is the upper half of float32, subnormals included
+    rounded = np.uint32(bits + np.uint32(noise)) >> np.uint32(16)
+    if rounded & np.uint32(0x7F80) == np.uint32(0x7F80):
+        rounded = (rounded & np.uint32(0x8000)) | np.uint32(0x7F7F)
+    return np.uint16(rounded)
+
+
+@register_jitable
+def round_float16(value, noise):
+    """Stochastic rounding with 16 random bits; a finite value stays finite."""
+    bits = np.float32(value).view(np.uint32)
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if magnitude >= np.uint32(0x7F800000):
+        return float32_to_float16(np.float32(value))
+    if magnitude >= np.uint32(0x477FE000):  # 65504
+        half = np.uint32(0x7BFF)
+    elif magnitude >= np.uint32(0x38800000):  # 2^-14: 13 bits are dropped
+        half = np.uint32(magnitude + (np.uint32(noise) >> np.uint32(3)) - np.uint32(112 << 23)) >> np.uint32(13)
+    else:
+        units = np.float32(magnitude.view(np.float32) * np.float32(2.0**24))  # of the subnormal spacing
+        below = np.floor(units)
+        share = np.uint32(np.floor((units - below) * np.float32(65536) + np.float32(0.5)))
+        half = np.uint32(below) + (np.uint32(noise) + share >> np.uint32(16))
+    return np.int16(np.uint16(sign | half))
+
+
+@register_jitable
+def write_stochastic(raw, code, first, count, values, seed, label, step, stream):
+    """As ``write`` for all slots of ``label``, but bfloat16 and float16 are rounded stochastically."""
+    if code != BFLOAT16 and code != FLOAT16:
+        write(raw, code, first, count, values)
+        return
+    bits = raw.view(np.uint16)
+    for i in range(0, count, 8):
+        words = philox(seed, label, i // 8, step, stream, ROUNDS)
+        for j in range(min(8, count - i)):
+            noise = np.uint32(words[j // 2] >> np.uint32(16 * (j % 2))) & np.uint32(0xFFFF)
+            if code == BFLOAT16:
+                bits[first + i + j] = round_bfloat16(values[i + j], noise)
+            else:
+                bits[first + i + j] = np.uint16(round_float16(values[i + j], noise))
