@@ -54,6 +54,15 @@ def _train_demo(arguments: argparse.Namespace) -> int:
     return main(arguments)
 
 
+def _demo(arguments: argparse.Namespace) -> int:
+    from bench import suites
+    from bench.runner import run_suite
+
+    tasks = suites.build("demo", _default_device())
+    run_suite("demo", tasks, arguments.out, fresh=False, timeout=arguments.timeout)
+    return _plot(arguments) or _table(arguments) or _train_demo(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(":")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -74,9 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="print the tasks and stop")
     verb("plot", _plot, "Draw the figures from stored rows; measures nothing.")
     verb("table", _table, "Write the tables from stored rows; measures nothing.")
-    train = verb("train_demo", _train_demo, "Train a fixed fan-in and a dense head on real data, side by side.")
-    train.add_argument("--data", help="EURLEX57K, Bibtex or docstrings (default: the best of Bibtex, docstrings there is)")
+    _add_training(verb("train_demo", _train_demo, "Train a fixed fan-in and a dense head on real data, side by side."))
+    demo = verb("demo", _demo, "The demo suite, its figures and tables, and the training run.")
+    demo.add_argument("--timeout", type=float, default=300.0, help=argparse.SUPPRESS)
+    _add_training(demo)
     return parser
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", choices=("Bibtex", "docstrings", "EURLEX57K"), help="default: Bibtex where present")
+    parser.add_argument("--heads", nargs="+", choices=("fixed", "dense"), default=("fixed", "dense"))
+    parser.add_argument("--epochs", type=int, help="default: by data set")
 
 
 def _suite_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from bench.weights import Weights
 
 Produced = dict[str, Tensor | list[Tensor]]
 Linear = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sparse_bce(y: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
@@ -30,6 +31,10 @@ class LinearProvider(Provider):
     @abstractmethod
     def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
         """The layer as a differentiable function of x and of ``weights.parameters()``."""
+
+    def objective(self, linear: Linear) -> Objective:
+        """The loss as a function of x and of rows and labels of the positives."""
+        return lambda x, rows, labels: sparse_bce(linear(x), rows, labels)
 
     def build(self, point: Point, problem: Problem) -> Case:
         linear, weights = self.layer(point, problem)
@@ -66,10 +71,10 @@ class LinearProvider(Provider):
 
     def _step(self, linear: Linear, weights: Weights, x: Tensor, problem: Problem) -> Callable[[], Produced]:
         rows, labels = problem.positive_rows, problem.targets.col_indices()
-        parameters = weights.parameters()
+        parameters, objective = weights.parameters(), self.objective(linear)
 
         def run() -> Produced:
-            loss = sparse_bce(linear(x), rows, labels)
+            loss = objective(x, rows, labels)
             dx, *gradients = torch.autograd.grad(loss, [x, *parameters])
             with torch.no_grad():
                 torch._foreach_add_(parameters, gradients, alpha=-LEARNING_RATE)

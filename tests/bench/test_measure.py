@@ -1,0 +1,70 @@
+"""Clock, interleaving, memory and roofline counts."""
+
+import time
+
+import pytest
+import torch
+
+from bench import memory
+from bench.measure import Budget, Timing, interleaved
+from bench.problem import Problem
+from bench.registry import MODES, Point, get_provider
+from bench.roofline import floor
+
+
+def test_quantiles() -> None:
+    timing = Timing.of([1.0, 2.0, 3.0, 4.0, 5.0, 100.0])
+    assert timing.p50_ms == pytest.approx(3.5) and timing.samples == 6
+    assert timing.p20_ms == pytest.approx(2.0) and timing.p80_ms == pytest.approx(5.0)
+
+
+def test_variants_are_interleaved_and_the_slow_one_leaves_first() -> None:
+    calls = []
+
+    def variant(name, seconds):
+        def call():
+            calls.append(name)
+            time.sleep(seconds)
+
+        return call
+
+    budget = Budget(seconds=0.05, warmup_seconds=0.0, min_samples=2, max_samples=8)
+    timings = interleaved({"a": variant("a", 0.04), "b": variant("b", 0.001)}, "cpu", budget)
+    assert calls[:6] == ["a", "b"] * 3, "one warm-up call each, then rounds"
+    assert timings["a"].samples == 2 and timings["b"].samples == 8
+    assert timings["a"].p50_ms >= 40 > timings["b"].p50_ms
+
+
+def test_peak_growth_sees_what_lives_and_what_died() -> None:
+    memory.return_memory_at_once()
+    megabytes = 64
+
+    def call():
+        torch.ones(megabytes << 18).sum()  # dies at once
+        return torch.ones(megabytes << 18) + 1  # two at the same time
+
+    call()
+    assert memory.peak_growth(call, "cpu") == pytest.approx(2 * megabytes << 20, rel=0.1)
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "rewire"])
+def test_counted_bytes_are_those_of_the_tensors_touched(mode: str) -> None:
+    point = Point(mode, 500, D=64, K=8, G=4, B=6)
+    problem = Problem(point)
+    case = get_provider("sparse_xmc").build(point, problem)
+    produced = case.run()
+    x, weight, indices = problem.x.nbytes, problem.weight.nbytes, problem.indices.nbytes
+    outputs = {name: sum(t.nbytes for t in (v if isinstance(v, list) else [v])) for name, v in produced.items()}
+    bias = 0 if problem.bias is None else problem.bias.nbytes
+    positives = problem.targets.col_indices().nbytes + problem.positive_rows.nbytes
+    touched = {
+        "forward": lambda: x + weight + indices + outputs["y"],
+        "backward_input": lambda: problem.dy.nbytes + weight + indices + outputs["dx"],
+        "backward_weight": lambda: problem.dy.nbytes + x + indices + outputs["dw"],
+        "full": lambda: (x + weight + indices + outputs["y"]) + (problem.dy.nbytes + weight + indices + outputs["dx"])
+        + (problem.dy.nbytes + x + indices + outputs["dw"]),
+        "step": lambda: x + weight + bias + indices + outputs["dx"] + outputs["weight"] + positives,
+        "topk": lambda: x + weight + bias + indices + outputs["scores"] + outputs["labels"],
+    }  # fmt: skip
+    assert floor(point, case.weights).bytes == touched[mode]()
+    assert floor(point, case.weights).flops == 2 * 6 * 500 * 8 * (3 if mode in ("full", "step") else 1)
