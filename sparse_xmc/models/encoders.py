@@ -151,3 +151,14 @@ def intermediate_layer(
         nn.init.uniform_(linear.weight, -math.sqrt(6 / in_features), math.sqrt(6 / in_features))
         linear.bias.zero_()
     return nn.Sequential(linear, activation(), nn.Dropout(dropout))
+
+
+class SparseTerms(nn.Module):
+    """Passes sparse rows ``[B, out_features]`` on to a head that reads them as they are (``SparseInputLinear``)."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

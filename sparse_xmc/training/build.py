@@ -1,0 +1,229 @@
+"""A model and its optimizers from a configuration and the training data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from sparse_xmc.data import DenseInputs, Inputs, SparseInputs
+from sparse_xmc.models.auxiliary import AuxiliaryObjective
+from sparse_xmc.models.classifier import XMCClassifier
+from sparse_xmc.models.encoders import (
+    BagOfWordsEncoder,
+    PrecomputedEncoder,
+    SparseTerms,
+    TransformerEncoder,
+    intermediate_layer,
+)
+from sparse_xmc.models.grouping import group_order
+from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
+from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
+from sparse_xmc.training.config import TrainingConfig
+from sparse_xmc.training.prepare import batches
+from sparse_xmc.training.row_sparse import RowSparseAdagrad
+from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
+
+_CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
+
+
+def num_head_labels(config: TrainingConfig, num_labels: int) -> int:
+    """Labels with a dense row: ``head_share`` of them, a multiple of ``group_size``, at least one group."""
+    wanted = max(1, round(config.head_share * num_labels / config.group_size)) * config.group_size
+    return min(wanted, num_labels - 1)
+
+
+def label_order(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matrix) -> np.ndarray:
+    """The order in which the model holds the labels, from the training split only."""
+    num_head = num_head_labels(config, targets.shape[1]) if config.head == "head_tail" else 0
+    features = inputs.matrix if isinstance(inputs, SparseInputs) else getattr(inputs, "array", None)
+    if config.grouping == "clustered" and features is None:
+        features = targets  # tokens: labels that occur together are close
+    return group_order(
+        config.grouping, targets, config.group_size, features=features, num_head=num_head, seed=config.seed
+    )
+
+
+def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bool = True) -> nn.Module:
+    """The encoder of a configuration for inputs with ``num_features`` features (unused by transformers)."""
+    if config.encoder == "transformer":
+        return TransformerEncoder(
+            config.transformer,
+            pooling=config.pooling,
+            dropout=config.dropout,
+            gradient_checkpointing=config.gradient_checkpointing,
+            max_length=config.max_length,
+            config_only=not load_weights,
+        )
+    if config.encoder == "features":
+        return PrecomputedEncoder(num_features, dropout=config.dropout)
+    if config.reads_terms:
+        return SparseTerms(num_features)
+    return BagOfWordsEncoder(num_features, config.embedding_dim or 512, dropout=config.dropout, seed=config.seed)
+
+
+def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clusters: Tensor | None) -> XMCClassifier:
+    """Encoder, intermediate layer, head and auxiliary objective, with random connections."""
+    width = encoder.out_features
+    penultimate = None
+    if config.intermediate:
+        penultimate = intermediate_layer(width, config.intermediate, dropout=config.dropout)
+    D = config.intermediate or width
+    shape: dict[str, Any] = {"group_size": config.group_size, "seed": config.seed}
+    head: nn.Module
+    if config.head == "dense":
+        if config.reads_terms:
+            raise ValueError("head='dense' on sparse terms is not supported: set embedding_dim (512, say)")
+        head = DenseLinear(D, num_labels, seed=config.seed)
+    elif config.head == "head_tail":
+        if config.reads_terms:
+            raise ValueError("head='head_tail' on sparse terms is not supported: set embedding_dim (512, say)")
+        head = HeadTailLinear(D, num_labels, config.fan_in, num_head=num_head_labels(config, num_labels), **shape)
+    elif config.reads_terms:
+        head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
+    else:
+        head = FixedFanInLinear(D, num_labels, min(config.fan_in, D), **shape)
+    auxiliary = None
+    if clusters is not None:
+        if config.reads_terms:
+            raise ValueError("the auxiliary objective needs an encoder that learns: set embedding_dim (512, say)")
+        auxiliary = AuxiliaryObjective(
+            width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff
+        )
+    return XMCClassifier(encoder, head, penultimate=penultimate, auxiliary=auxiliary)
+
+
+@torch.no_grad()
+def head_features(model: XMCClassifier, inputs: Inputs, rows: np.ndarray) -> Tensor:
+    """What the head reads for these rows, ``[N, D]`` on the CPU, in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    parts = [
+        model.features(to_device(inputs.batch(rows[chunk]), device)).float().cpu()
+        for chunk in batches(len(rows), 1024)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs, targets: sp.csr_matrix) -> None:
+    """Biases at the log prior (or the hinge's margin), weights at zero where informed, informed connections."""
+    num_rows = targets.shape[0]
+    counts = torch.from_numpy(np.asarray(targets.sum(axis=0)).ravel())
+    prior = torch.log((counts + 1) / (num_rows - counts + 1)) if config.loss == "bce" else torch.full_like(counts, -1)
+    head = model.head
+    parts = [(head, 0)]
+    if isinstance(head, HeadTailLinear):
+        parts = [(head.head, 0), (head.tail, head.num_head)]
+    for part, start in parts:
+        assert isinstance(part, (FixedFanInLinear, DenseLinear))
+        part.bias.copy_(prior[start : start + part.out_features])
+        if not isinstance(part, FixedFanInLinear):
+            part.weight.mul_(0.1)
+            continue
+        part.weight.zero_()
+        if config.topology == "random":
+            continue
+        part_targets = targets[:, start : start + part.out_features].tocsr()
+        if isinstance(part, SparseInputLinear):
+            assert isinstance(inputs, SparseInputs)
+            indices = informed_terms(inputs.matrix, part_targets, part.fan_in, group_size=part.group_size)
+        else:
+            indices = _informed(model, part, inputs, part_targets, config)
+        part.indices.copy_(indices)
+
+
+def _informed(
+    model: XMCClassifier, part: FixedFanInLinear, inputs: Inputs, targets: sp.csr_matrix, config: TrainingConfig
+) -> Tensor:
+    from sparse_xmc import ops
+    from sparse_xmc.data import to_torch_csr
+
+    rows = np.arange(len(inputs))
+    if len(rows) > _CENTROID_ROWS:
+        rows = np.sort(np.random.default_rng(config.seed).choice(rows, _CENTROID_ROWS, replace=False))
+    x = head_features(model, inputs, rows)[:, -part.in_features :].contiguous()
+    return ops.informed_indices(x, to_torch_csr(targets[rows]), part.fan_in, group_size=part.group_size)
+
+
+def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
+    """Embeddings from a truncated SVD of the training rows, scaled so that entries of the sum are of order 1."""
+    from sklearn.decomposition import TruncatedSVD
+
+    rank = min(encoder.out_features, min(inputs.matrix.shape) - 1)
+    svd = TruncatedSVD(rank, random_state=config.seed, n_iter=2).fit(inputs.matrix)
+    vectors = svd.components_.T.astype(np.float32)
+    projected = inputs.matrix[:4096] @ vectors
+    scale = np.sqrt(rank) / max(float(np.linalg.norm(projected, axis=1).mean()), 1e-6)
+    table = np.zeros((encoder.in_features, encoder.out_features), dtype=np.float32)
+    table[:, :rank] = vectors * scale
+    encoder.initialise(torch.from_numpy(table))
+
+
+def label_clusters(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matrix) -> Tensor | None:
+    """Cluster of each label for the auxiliary objective, None where that is off."""
+    if not config.auxiliary_weight:
+        return None
+    size = max(1, -(-targets.shape[1] // config.auxiliary_clusters))
+    features = inputs.matrix if isinstance(inputs, SparseInputs) else getattr(inputs, "array", targets)
+    order = group_order("clustered", targets, size, features=features, seed=config.seed)
+    clusters = torch.empty(len(order), dtype=torch.int64)
+    clusters[torch.from_numpy(order)] = torch.arange(len(order)) // size
+    return clusters
+
+
+def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[ScheduledOptimizer]:
+    """Separate optimizers for embedding table, encoder with intermediate layer, and head."""
+    result = []
+    table = model.encoder.weight if isinstance(model.encoder, BagOfWordsEncoder) else None
+    if table is not None:
+        result.append(
+            ScheduledOptimizer(RowSparseAdagrad([table], config.embedding_lr), config.encoder_schedule, config.warmup)
+        )
+    modules = [model.encoder, model.penultimate, model.auxiliary]
+    dense = [p for m in modules if m is not None for p in m.parameters() if p is not table and p.requires_grad]
+    if dense:
+        transformer = config.encoder == "transformer"
+        rate = config.encoder_lr if config.encoder_lr is not None else (5e-5 if transformer else 1e-3)
+        decay = config.encoder_weight_decay if transformer else 0.0
+        optimizer = torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
+        result.append(ScheduledOptimizer(optimizer, config.encoder_schedule, config.warmup))
+    head = list(model.head.parameters())
+    if config.reads_terms:
+        biases = [p for p in head if p.ndim == 1]
+        weights = [p for p in head if p.ndim == 2]
+        rate = config.head_lr if config.head_lr is not None else 0.5
+        groups = [{"params": weights}, {"params": biases, "lr": rate / 5}]
+        initial = (0.1 / config.batch_size) ** 2
+        head_optimizer: torch.optim.Optimizer = torch.optim.Adagrad(
+            groups, lr=rate, initial_accumulator_value=initial, fused=True
+        )
+    else:
+        rate = config.head_lr if config.head_lr is not None else 5e-3
+        head_optimizer = torch.optim.Adam(head, lr=rate, fused=True)
+    result.append(ScheduledOptimizer(head_optimizer, config.head_schedule, config.warmup))
+    return result
+
+
+def build(
+    config: TrainingConfig, encoder: nn.Module, inputs: Inputs, targets: sp.csr_matrix, device: torch.device
+) -> XMCClassifier:
+    """The initialised model for training, its labels in the order of the columns of ``targets``."""
+    torch.manual_seed(config.seed)
+    if isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
+        assert isinstance(inputs, SparseInputs)
+        initialise_embeddings(config, encoder, inputs)
+    model = build_model(config, encoder, targets.shape[1], label_clusters(config, inputs, targets)).to(device)
+    initialise_head(config, model, inputs, targets)
+    return model
+
+
+def input_width(inputs: Inputs) -> int:
+    """Number of input features, 0 for tokens."""
+    if isinstance(inputs, SparseInputs):
+        return int(inputs.matrix.shape[1])
+    return int(inputs.array.shape[1]) if isinstance(inputs, DenseInputs) else 0

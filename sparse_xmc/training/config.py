@@ -1,0 +1,159 @@
+"""Every option of a training run, with its default; the command line and TOML files fill it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
+    """A field with the text that ``--help`` shows."""
+    extra = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(metadata={"help": help, "choices": choices}, **extra)
+
+
+@dataclass
+class TrainingConfig:
+    """A training run. Paths are as given; ``None`` means "decide from the rest"."""
+
+    train: str = option("", "training split: .jsonl, .json, .txt, .npz or .npy, perhaps .gz")
+    test: str | None = option(None, "test split, evaluated once at the end")
+    valid: str | None = option(None, "validation split, evaluated after each epoch; enables early stopping")
+    train_labels: str | None = option(None, "labels of --train where they are in a file of their own")
+    test_labels: str | None = option(None, "labels of --test where they are in a file of their own")
+    valid_labels: str | None = option(None, "labels of --valid where they are in a file of their own")
+    text_field: list[str] = option([], "JSON fields that hold the text, separated by commas; lists are joined")
+    label_field: str | None = option(None, "JSON field that holds the list of labels")
+    test_filter: str | None = option(None, "file of 'row label' pairs left out when --test is evaluated")
+    out: str = option("", "folder of the run: model, checkpoints, log, metrics")
+
+    encoder: str = option("bow", "kind of encoder", ("bow", "features", "transformer"))
+    max_features: int = option(200_000, "bow: terms kept, the most frequent ones")
+    min_df: int = option(2, "bow: training texts that a term must occur in")
+    max_ngram: int = option(1, "bow: longest run of words that makes a term")
+    embedding_dim: int = option(0, "bow: size of the word embeddings; 0: the head reads the terms themselves")
+    svd_init: bool = option(True, "bow: start the embeddings from a truncated SVD")
+    transformer: str = option("", "transformer: local folder or hub id")
+    pooling: str = option("mean", "transformer: pooling", ("mean", "cls"))
+    max_length: int = option(128, "transformer: tokens kept of a text")
+    gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
+    input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
+    dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
+
+    head: str = option("fixed_fan_in", "kind of head", ("fixed_fan_in", "dense", "head_tail"))
+    fan_in: int = option(64, "connections per label")
+    group_size: int = option(1, "neighbouring labels that share their connections")
+    grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
+    topology: str = option("informed", "initial connections", ("informed", "random"))
+    head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
+    intermediate: int = option(0, "width of a dense layer in front of the head; 0: none")
+    auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
+    auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
+    auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
+
+    loss: str = option("bce", "loss, summed over labels", ("bce", "squared_hinge"))
+    epochs: int = option(10, "passes over the training split")
+    batch_size: int = option(128, "rows per optimizer step")
+    accumulate: int = option(1, "pieces that a batch is cut into to save memory")
+    head_lr: float | None = option(None, "learning rate of the head (None: by kind of model)")
+    encoder_lr: float | None = option(None, "learning rate of encoder and intermediate layer (None: by kind)")
+    embedding_lr: float = option(0.1, "bow: learning rate of the embedding table (row-wise Adagrad)")
+    encoder_weight_decay: float = option(0.01, "transformer: decoupled weight decay")
+    head_schedule: str = option("linear", "decay of the head's learning rate", ("linear", "cosine", "constant"))
+    encoder_schedule: str = option("cosine", "decay of the encoder's learning rate", ("linear", "cosine", "constant"))
+    warmup: float = option(0.02, "share of the training over which learning rates rise from 0")
+    rewire_fraction: float = option(0.0, "share of each row's connections rewired at a time; 0: never")
+    rewire_interval: int = option(200, "optimizer steps between rewirings")
+    rewire_until: float = option(0.66, "share of the training after which the topology stays")
+    fused: bool = option(False, "update the head inside its loss kernel (row-wise adaptive), without weight gradients")
+    amp: str = option("off", "autocast dtype", ("off", "bf16", "fp16"))
+    patience: int = option(3, "early stopping: epochs without a better P@1 on --valid; 0: never stop")
+    seed: int = option(0, "of everything random")
+    device: str = option("auto", "auto, cpu or cuda")
+    threads: int = option(0, "CPU threads; 0: torch's default")
+    log_every: int = option(50, "optimizer steps between lines of the log")
+    checkpoint_seconds: float = option(60.0, "least time between checkpoints within an epoch; each epoch ends with one")
+    keep_checkpoints: int = option(2, "checkpoints kept")
+    propensity_a: float = option(0.55, "A of the propensity model (0.5 for Wikipedia, 0.6 for Amazon sets)")
+    propensity_b: float = option(1.5, "B of the propensity model (0.4 for Wikipedia, 2.6 for Amazon sets)")
+    progress: bool = option(True, "show progress bars")
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value, choices = getattr(self, entry.name), entry.metadata["choices"]
+            if choices is not None and value not in choices:
+                raise ValueError(f"{entry.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        for name in ("epochs", "batch_size", "accumulate", "fan_in", "group_size", "max_features", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.encoder == "transformer" and not self.transformer:
+            raise ValueError("encoder='transformer' needs transformer: a local folder or hub id")
+
+    @property
+    def reads_terms(self) -> bool:
+        """Whether the head sits straight on sparse terms."""
+        return self.encoder == "bow" and self.embedding_dim == 0 and self.intermediate == 0
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result: what must be equal for a run to be resumed."""
+        irrelevant = {"out", "progress", "threads", "checkpoint_seconds", "keep_checkpoints", "test", "test_labels"}
+        irrelevant |= {"test_filter", "log_every", "propensity_a", "propensity_b"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant}
+
+
+def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Options from a TOML file; tables only group them (``[data]``, ``[training]``, any name).
+
+    Raises:
+        ValueError: the file is no TOML, or an option is unknown, stands twice or has the wrong type.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        raise ValueError(f"{os.fspath(path)}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)}: not valid TOML: {error}") from None
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        for name, item in value.items() if isinstance(value, dict) else [(key, value)]:
+            if name in options:
+                raise ValueError(f"{os.fspath(path)}: option {name!r} stands twice")
+            options[name] = item
+    return {name: _checked(path, name, value) for name, value in options.items()}
+
+
+def _checked(path: str | os.PathLike[str], name: str, value: Any) -> Any:
+    entry = {e.name: e for e in dataclasses.fields(TrainingConfig)}.get(name)
+    if entry is None:
+        raise ValueError(f"{os.fspath(path)}: unknown option {name!r}")
+    kind = str(entry.type).split(" | ")[0]
+    if kind == "list[str]" and isinstance(value, str):
+        value = value.split(",")
+    accepted = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"{os.fspath(path)}: option {name!r} must be {kind}, got {value!r}")
+    return float(value) if kind == "float" else value
+
+
+def to_toml(config: TrainingConfig) -> str:
+    """The configuration as TOML; ``load_toml`` reads it back. Options that are None are left out."""
+    import json
+
+    lines = []
+    for name, value in dataclasses.asdict(config).items():
+        if value is None:
+            continue
+        text = {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
+        lines.append(f"{name} = {text}")
+    return "\n".join(lines) + "\n"

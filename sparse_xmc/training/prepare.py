@@ -1,0 +1,159 @@
+"""From data files to what a model is fed with, fitted on the training split and saved with the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from sparse_xmc.data import (
+    DataError,
+    DenseInputs,
+    Features,
+    Inputs,
+    LabelRows,
+    SparseInputs,
+    TextSource,
+    TfidfFeatures,
+    TokenCache,
+    TokenInputs,
+)
+from sparse_xmc.data.tokens import cache_key, file_identity
+
+
+class Preparation(Protocol):
+    """Turns a split into inputs and labels."""
+
+    def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]: ...
+
+    def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]: ...
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A JSON document and tensors from which ``restore_preparation`` makes an equal one."""
+
+
+def _source(split: TextSource | Features) -> str:
+    return str(getattr(split, "path", "the features"))
+
+
+class Terms:
+    """Texts to tf-idf rows; sparse count or binary features (repository format) to tf-idf rows likewise."""
+
+    def __init__(self, options: dict[str, int]) -> None:
+        self.tfidf = TfidfFeatures(**options)
+        self.idf: np.ndarray | None = None  # of precomputed features
+
+    def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        if isinstance(split, Features):
+            counts = np.bincount(_sparse(split).indices, minlength=split.matrix.shape[1])
+            self.idf = (np.log((1 + split.matrix.shape[0]) / (1 + counts)) + 1).astype(np.float32)
+            return self.transform(split)
+        try:
+            return SparseInputs(self.tfidf.fit_transform(iter(split))), split.labels
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(_source(split), None, str(error)) from None
+
+    def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        if isinstance(split, Features):
+            if self.idf is None or split.matrix.shape[1] != len(self.idf):
+                raise DataError(_source(split), None, f"{split.matrix.shape[1]} features do not fit the model")
+            matrix = _sparse(split) @ sp.diags(self.idf)
+            norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+            matrix = (sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix).tocsr().astype(np.float32)
+            return SparseInputs(matrix), split.labels
+        if self.idf is not None:
+            raise DataError(_source(split), None, "holds texts, the model was trained on features")
+        return SparseInputs(self.tfidf.transform(iter(split))), split.labels
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.idf is not None:
+            return {"kind": "terms", "options": self.tfidf.options, "terms": None}, {"idf": torch.from_numpy(self.idf)}
+        terms, idf = self.tfidf.state()
+        document = {"kind": "terms", "options": self.tfidf.options, "terms": terms}
+        return document, {"idf": torch.from_numpy(np.asarray(idf, dtype=np.float32))}
+
+
+def _sparse(split: Features) -> sp.csr_matrix:
+    if not sp.issparse(split.matrix):
+        raise DataError(_source(split), None, "encoder 'bow' needs texts or sparse features, use encoder 'features'")
+    return split.matrix
+
+
+class Precomputed:
+    """Dense features ``[N, D]`` as they are (sparse ones are made dense batch by batch)."""
+
+    def __init__(self, num_features: int | None = None) -> None:
+        self.num_features = num_features
+
+    def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        if not isinstance(split, Features):
+            raise DataError(_source(split), None, "holds texts: encoder 'features' needs .npy, .npz or repository text")
+        self.num_features = split.matrix.shape[1]
+        return self.transform(split)
+
+    def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        if not isinstance(split, Features) or split.matrix.shape[1] != self.num_features:
+            raise DataError(_source(split), None, f"does not hold the {self.num_features} features of the model")
+        matrix = split.matrix
+        return DenseInputs(matrix.toarray() if sp.issparse(matrix) else matrix), split.labels
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"kind": "precomputed", "num_features": self.num_features}, {}
+
+
+class Tokens:
+    """Texts to token ids, cached beside the run as memory-mapped files keyed by source file and tokeniser."""
+
+    def __init__(self, encoder: Any, folder: str) -> None:
+        self.encoder, self.folder = encoder, folder
+
+    def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        return self.transform(split)
+
+    def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        if isinstance(split, Features):
+            raise DataError(_source(split), None, "holds features: encoder 'transformer' needs texts")
+        identity = file_identity(_source(split)) if os.path.exists(_source(split)) else []
+        fields = getattr(split, "text_fields", None)
+        key = cache_key(file=identity, name=self.encoder.name, length=self.encoder.max_length, fields=fields)
+        folder = os.path.join(self.folder, key)
+        if os.path.isdir(folder):
+            cache = TokenCache(folder)
+            for _ in split:  # only the labels are needed
+                pass
+        else:
+            os.makedirs(self.folder, exist_ok=True)
+            cache = TokenCache.build(folder, iter(split), self.encoder.tokenize, self.encoder.vocabulary_size)
+        return TokenInputs(cache, self.encoder.pad_id), split.labels
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"kind": "tokens"}, {}
+
+
+def restore_preparation(
+    document: dict[str, Any], tensors: dict[str, Tensor], *, encoder: Any = None, cache_folder: str = ""
+) -> Preparation:
+    """The preparation that ``state`` described."""
+    if document["kind"] == "terms":
+        terms = Terms(document["options"])
+        if document["terms"] is None:
+            terms.idf = tensors["idf"].numpy()
+        else:
+            terms.tfidf = TfidfFeatures.from_state(document["options"], document["terms"], tensors["idf"].numpy())
+        return terms
+    if document["kind"] == "precomputed":
+        return Precomputed(document["num_features"])
+    return Tokens(encoder, cache_folder)
+
+
+def batches(num_rows: int, size: int) -> Iterator[np.ndarray]:
+    """Consecutive row numbers, ``size`` at a time."""
+    for start in range(0, num_rows, size):
+        yield np.arange(start, min(start + size, num_rows))

@@ -1,0 +1,267 @@
+"""The jobs behind the command line: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_xmc.data import DataError, Features, Inputs, LabelRows, LabelVocabulary, TextSource, open_split, read_filter
+from sparse_xmc.training.build import build, build_encoder, build_optimizers, input_width, label_order
+from sparse_xmc.training.bundle import MODEL_FOLDER, Bundle, choose_device
+from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore
+from sparse_xmc.training.config import TrainingConfig, to_toml
+from sparse_xmc.training.log import RunLog, draw_curves
+from sparse_xmc.training.metrics import Truth, ranking_metrics
+from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
+from sparse_xmc.training.trainer import Trainer
+
+Report = Callable[[str], None]
+_EXTRA_CANDIDATES = 50  # predictions beyond k that a filter may remove
+
+
+def _open(config: TrainingConfig, path: str, labels: str | None, *, need_labels: bool = True) -> TextSource | Features:
+    return open_split(
+        path,
+        labels=labels,
+        text_fields=config.text_field or None,
+        label_field=config.label_field,
+        need_labels=need_labels,
+        progress=config.progress,
+    )
+
+
+def _write_text(path: str, text: str) -> None:
+    """Writes a small file atomically."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise CheckpointError(f"could not write {path}: {error.strerror or error}") from error
+
+
+def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:
+    if config.encoder == "transformer":
+        return Tokens(encoder, os.path.join(config.out, "tokens"))
+    if config.encoder == "features":
+        return Precomputed()
+    return Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
+
+
+def _check_resumable(config: TrainingConfig, report: Report) -> None:
+    """Refuses a folder that holds another run; writes the effective configuration."""
+    os.makedirs(config.out, exist_ok=True)
+    path = os.path.join(config.out, "identity.json")
+    identity = json.loads(json.dumps(config.identity()))
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            earlier = json.load(file)
+        changed = sorted(name for name in identity if earlier.get(name) != identity[name])
+        if changed:
+            raise ValueError(
+                f"{config.out} holds a run with other options ({', '.join(changed)}): "
+                "choose another --out, or --overwrite to begin anew"
+            )
+    _write_text(path, json.dumps(identity))
+    _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
+
+
+def _score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
+    config, vocabulary = bundle.config, bundle.vocabulary
+    targets = vocabulary.encode(rows)
+    if not len(rows):
+        raise ValueError("there is nothing to evaluate: the split has no rows")
+    top = bundle.top_labels(inputs, 5 + (_EXTRA_CANDIDATES if filter_path else 0), progress=config.progress)
+    if filter_path:
+        top = _without_filtered(top, filter_path, len(rows), vocabulary)
+    top = top[:, :5]
+    if top.shape[1] < 5:
+        top = np.pad(top, ((0, 0), (0, 5 - top.shape[1])), constant_values=-1)
+    truth = Truth.from_training(
+        targets, rows.counts(), bundle.frequencies, bundle.num_train, config.propensity_a, config.propensity_b
+    )
+    metrics = ranking_metrics(top, truth)
+    metrics["rows without a known label"] = int((np.diff(targets.indptr) == 0).sum())
+    metrics["unseen label occurrences"] = int(rows.counts().sum() - targets.nnz)
+    return metrics
+
+
+def _without_filtered(top: np.ndarray, path: str, num_rows: int, vocabulary: LabelVocabulary) -> np.ndarray:
+    """Moves predictions that a filter file excludes out of the ranking."""
+    excluded = read_filter(path, num_rows, vocabulary)
+    rows = np.repeat(np.arange(num_rows), np.diff(excluded.indptr))
+    keys = rows * len(vocabulary) + excluded.indices
+    bad = np.isin(np.arange(num_rows)[:, None] * len(vocabulary) + top, keys)
+    order = np.argsort(bad, axis=1, kind="stable")
+    return np.take_along_axis(np.where(bad, -1, top), order, axis=1)
+
+
+def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = print) -> dict[str, Any]:
+    """Trains, or goes on where a killed run stopped; evaluates on the test split.
+
+    Returns:
+        The test metrics (those of the last validation, or nothing, where there is no test split).
+
+    Raises:
+        DataError, CheckpointError, ValueError: with one message that says what is wrong where.
+    """
+    if not config.train or not config.out:
+        raise ValueError("a run needs train (a data file) and out (a folder)")
+    began = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    if overwrite and os.path.isdir(config.out):
+        for name in ("checkpoints", MODEL_FOLDER, "identity.json", "metrics.jsonl", "metrics.json"):
+            path = os.path.join(config.out, name)
+            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else None
+            os.remove(path) if os.path.isfile(path) else None
+    _check_resumable(config, report)
+
+    encoder: Any = build_encoder(config, 0) if config.encoder == "transformer" else None
+    preparation = _preparation(config, encoder)
+    inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
+    if len(rows) == 0 or len(rows.ids) == 0:
+        raise DataError(config.train, None, "no rows with labels to train on")
+    vocabulary = LabelVocabulary.from_rows(rows)
+    order = label_order(config, inputs, vocabulary.encode(rows))
+    vocabulary = vocabulary.reordered(order)
+    targets = vocabulary.encode(rows)
+    frequencies = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64)
+    num_features = input_width(inputs)
+    report(f"{len(inputs):,} rows, {len(vocabulary):,} labels, {num_features:,} features")
+
+    if encoder is None:
+        encoder = build_encoder(config, num_features)
+    model = build(config, encoder, inputs, targets, device)
+    bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
+    report(f"head: {model.head.num_bytes() / 2**20:.1f} MiB")
+    valid: tuple[Inputs, LabelRows] | None = None
+    if config.valid:
+        valid = preparation.transform(_open(config, config.valid, config.valid_labels))
+
+    model_folder = os.path.join(config.out, MODEL_FOLDER)
+    trainer = Trainer(
+        model,
+        inputs,
+        targets,
+        build_optimizers(config, model),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        loss=config.loss,
+        amp=config.amp,
+        seed=config.seed,
+        validate=None if valid is None else lambda: _plain(_score(bundle, *valid)),
+        patience=config.patience if valid is not None else 0,
+        on_best=lambda: bundle.save(model_folder),
+        store=CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints),
+        checkpoint_seconds=config.checkpoint_seconds,
+        log_every=config.log_every,
+        progress=config.progress,
+    )
+    torch.manual_seed(config.seed)
+    if trainer.resume(report):
+        report(f"resumed at step {trainer.progress.step} of {trainer.total}")
+    log_path = os.path.join(config.out, "metrics.jsonl")
+    trainer.log = RunLog(log_path, last_step=trainer.progress.step)
+    progress = trainer.fit()
+    if progress.best_score is None:
+        bundle.save(model_folder)
+    else:
+        report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
+        bundle = Bundle.load(config.out, device=config.device)
+    draw_curves(log_path, os.path.join(config.out, "curves.png"))
+    report(f"trained in {time.monotonic() - began:.0f} s, model in {model_folder}")
+    if not config.test:
+        return {}
+    return _evaluate(bundle, config.out, config.test, config.test_labels, config.test_filter, report)
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of one number each, for the log."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def _evaluate(
+    bundle: Bundle, out: str, path: str, labels: str | None, filter_path: str | None, report: Report
+) -> dict[str, Any]:
+    inputs, rows = bundle.preparation.transform(_open(bundle.config, path, labels))
+    metrics = _score(bundle, inputs, rows, filter_path)
+    _write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+    for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage"):
+        report("   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5)))
+    for entry in metrics["bins"]:
+        recall = "   -  " if entry["R@5"] is None else f"{entry['R@5']:6.2f}"
+        report(
+            f"labels with {entry['training rows']:>6} training rows: {entry['labels']:7,} labels, "
+            f"{entry['positives']:7,} occurrences, R@5 {recall}"
+        )
+    if metrics["unseen label occurrences"]:
+        report(f"{metrics['unseen label occurrences']:,} label occurrences were never seen in training: counted as missed")
+    return metrics
+
+
+def evaluate(
+    run: str,
+    test: str,
+    *,
+    labels: str | None = None,
+    filter_path: str | None = None,
+    options: dict[str, Any] | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
+    bundle = _load(run, options)
+    return _evaluate(bundle, run, test, labels, filter_path, report)
+
+
+def _load(run: str, options: dict[str, Any] | None) -> Bundle:
+    options = options or {}
+    bundle = Bundle.load(run, device=options.get("device", "auto"))
+    for name, value in options.items():
+        setattr(bundle.config, name, value)
+    if bundle.config.threads:
+        torch.set_num_threads(bundle.config.threads)
+    return bundle
+
+
+def predict(
+    run: str, source: str, out: str, *, k: int = 5, options: dict[str, Any] | None = None, report: Report = print
+) -> int:
+    """Writes the ``k`` best labels of each row with their scores, one JSON object a line; returns the number of rows.
+
+    ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as probabilities for models
+    trained with "bce", as margins for "squared_hinge". The file appears when it is complete.
+    """
+    bundle = _load(run, options)
+    inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, need_labels=False))
+    count, partial = 0, f"{out}.partial"
+    names = bundle.vocabulary.names
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
+                values = torch.sigmoid(scores) if bundle.config.loss == "bce" else scores
+                for row, value in zip(labels.tolist(), values.tolist(), strict=True):
+                    entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
+                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                    count += 1
+        os.replace(partial, out)
+    except OSError as error:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise CheckpointError(f"could not write {out}: {error.strerror or error}") from error
+    report(f"{count:,} rows written to {out}")
+    return count
