@@ -46,13 +46,14 @@ def _constant(like, value):
 
 
 def _address(context, builder, array_type, array, offset, vector):
-    data = context.make_array(array_type)(context, builder, value=array).data
+    is_pointer = isinstance(array_type, types.CPointer)
+    data = array if is_pointer else context.make_array(array_type)(context, builder, value=array).data
     return builder.bitcast(builder.gep(data, [offset]), context.get_value_type(vector).as_pointer())
 
 
 @intrinsic(prefer_literal=True)
 def load(typingctx, array, offset, lanes):
-    """``lanes`` neighbouring elements of a 1-D array from ``offset`` on; ``lanes`` is a literal."""
+    """``lanes`` neighbouring elements of a 1-D array or pointer from ``offset`` on; ``lanes`` is a literal."""
     vector = Vector(array.dtype, lanes.literal_value)
 
     def codegen(context, builder, signature, args):
@@ -65,7 +66,7 @@ def load(typingctx, array, offset, lanes):
 
 @intrinsic
 def store(typingctx, array, offset, value):
-    """Writes a vector to a 1-D array at ``offset``."""
+    """Writes a vector to a 1-D array or pointer at ``offset``."""
 
     def codegen(context, builder, signature, args):
         done = builder.store(args[2], _address(context, builder, signature.args[0], args[0], args[1], value))

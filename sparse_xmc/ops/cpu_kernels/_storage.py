@@ -1,4 +1,4 @@
-"""Tensors of any float dtype behind one Numba type: raw bytes and a code, decoded tile by tile.
+"""Tensors of any float dtype behind one Numba type: an address and a code, decoded tile by tile.
 
 A kernel that touches six tensors would otherwise be compiled anew for every combination of their dtypes.
 """
@@ -14,6 +14,7 @@ from sparse_xmc.ops.cpu_kernels._numeric import (
     float32_to_float16,
 )
 from sparse_xmc.ops.cpu_kernels._philox import philox
+from sparse_xmc.ops.cpu_kernels._pointers import advance, at_address
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16, UINT16, INT32, ABSENT = range(7)
 _CODES = {
@@ -27,66 +28,64 @@ _CODES = {
 ROUNDS = 7  # of Philox: the fewest that pass BigCrush (Salmon et al., SC 2011, table 2)
 
 
-def as_bytes(tensor: torch.Tensor | None) -> tuple[np.ndarray, int]:
-    """The memory of a contiguous tensor as uint8, and the code of its dtype."""
-    if tensor is None:
-        return np.empty(0, np.uint8), ABSENT
-    return tensor.detach().view(-1).view(torch.uint8).numpy(), _CODES[tensor.dtype]
+def location(tensor: torch.Tensor | None) -> tuple[int, int]:
+    """The address of a contiguous tensor, which the caller keeps alive, and the code of its dtype."""
+    return (0, ABSENT) if tensor is None else (tensor.data_ptr(), _CODES[tensor.dtype])
 
 
 @register_jitable
-def read(raw, code, first, count, out):
+def read(address, code, first, count, out):
     """``out[:count]`` = elements ``first ..`` of the tensor."""
     if code == FLOAT32:
-        floats = raw.view(np.float32)
+        floats = advance(at_address(address, np.float32), first)
         for i in range(count):
-            out[i] = floats[first + i]
+            out[i] = floats[i]
     elif code == FLOAT64:
-        doubles = raw.view(np.float64)
+        doubles = advance(at_address(address, np.float64), first)
         for i in range(count):
-            out[i] = doubles[first + i]
+            out[i] = doubles[i]
     elif code == BFLOAT16:
-        brains = raw.view(np.uint16)
+        brains = advance(at_address(address, np.uint16), first)
         for i in range(count):
-            out[i] = bfloat16_to_float32(brains[first + i])
+            out[i] = bfloat16_to_float32(brains[i])
     elif code == FLOAT16:
-        halves = raw.view(np.int16)
+        halves = advance(at_address(address, np.int16), first)
         for i in range(count):
-            out[i] = float16_to_float32(halves[first + i])
+            out[i] = float16_to_float32(halves[i])
 
 
 @register_jitable
-def read_offsets(raw, code, first, count, stride, base, out):
+def read_offsets(address, code, first, count, stride, base, out):
     """``out[:count] = base + stride * index`` for elements ``first ..`` of an index tensor."""
     if code == UINT16:
-        short = raw.view(np.uint16)
+        short = advance(at_address(address, np.uint16), first)
         for i in range(count):
-            out[i] = np.uint64(base) + np.uint64(stride) * np.uint64(short[first + i])
+            out[i] = base + stride * np.int64(short[i])
     else:
-        long = raw.view(np.int32)
+        long = advance(at_address(address, np.int32), first)
         for i in range(count):
-            out[i] = np.uint64(base) + np.uint64(stride) * np.uint64(long[first + i])
+            out[i] = base + stride * np.int64(long[i])
 
 
 @register_jitable
-def write(raw, code, first, count, values):
+def write(address, code, first, count, values):
     """Stores ``values[:count]`` from element ``first`` on, rounded to nearest even."""
     if code == FLOAT32:
-        floats = raw.view(np.float32)
+        floats = advance(at_address(address, np.float32), first)
         for i in range(count):
-            floats[first + i] = values[i]
+            floats[i] = np.float32(values[i])
     elif code == FLOAT64:
-        doubles = raw.view(np.float64)
+        doubles = advance(at_address(address, np.float64), first)
         for i in range(count):
-            doubles[first + i] = values[i]
+            doubles[i] = np.float64(values[i])
     elif code == BFLOAT16:
-        brains = raw.view(np.uint16)
+        brains = advance(at_address(address, np.uint16), first)
         for i in range(count):
-            brains[first + i] = float32_to_bfloat16(np.float32(values[i]))
+            brains[i] = float32_to_bfloat16(np.float32(values[i]))
     elif code == FLOAT16:
-        halves = raw.view(np.int16)
+        halves = advance(at_address(address, np.int16), first)
         for i in range(count):
-            halves[first + i] = float32_to_float16(np.float32(values[i]))
+            halves[i] = float32_to_float16(np.float32(values[i]))
 
 
 @register_jitable
@@ -123,17 +122,17 @@ def round_float16(value, noise):
 
 
 @register_jitable
-def write_stochastic(raw, code, first, count, values, seed, label, step, stream):
+def write_stochastic(address, code, first, count, values, seed, label, step, stream):
     """As ``write`` for all slots of ``label``, but bfloat16 and float16 are rounded stochastically."""
     if code != BFLOAT16 and code != FLOAT16:
-        write(raw, code, first, count, values)
+        write(address, code, first, count, values)
         return
-    bits = raw.view(np.uint16)
+    brains, halves = advance(at_address(address, np.uint16), first), advance(at_address(address, np.int16), first)
     for i in range(0, count, 8):
         words = philox(seed, label, i // 8, step, stream, ROUNDS)
         for j in range(min(8, count - i)):
             noise = np.uint32(words[j // 2] >> np.uint32(16 * (j % 2))) & np.uint32(0xFFFF)
             if code == BFLOAT16:
-                bits[first + i + j] = round_bfloat16(values[i + j], noise)
+                brains[i + j] = round_bfloat16(values[i + j], noise)
             else:
-                bits[first + i + j] = np.uint16(round_float16(values[i + j], noise))
+                halves[i + j] = round_float16(values[i + j], noise)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
-from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, UPDATE, chunk_width
-from sparse_xmc.ops.cpu_kernels._storage import as_bytes
+from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, UPDATE, chunk_width, workspace
+from sparse_xmc.ops.cpu_kernels._storage import location
 
 _PARTS = 16  # label ranges, each with its own sum for dx: a fixed number, so that no result depends on the threads
 _PART_WORK = 1 << 18  # multiply-adds that make a range worth its sum
@@ -65,7 +65,7 @@ class _Sweep:
         (self.B, self.D), (self.L, self.K) = x.shape, weight.shape
         self.x, self.group_size, self.hinge = x.detach(), group_size, loss == "squared_hinge"
         self.dtype = compute_dtype(x.dtype)
-        self.tensors = [as_bytes(None if t is None else t.contiguous()) for t in (weight, indices, bias)]
+        self.tensors = [None if t is None else t.contiguous() for t in (weight, indices, bias)]
         self.positives = (labels.detach().numpy(), rows.detach().numpy())
 
     def run(
@@ -92,22 +92,36 @@ class _Sweep:
             block[:, : rows.shape[0]].copy_(rows.t())
         number = _NUMPY[self.dtype]
         losses = np.zeros(len(ranges))
+        floats, integers = (
+            np.empty((len(ranges), n), kind) for n, kind in zip(workspace(self.K), (number, np.int64), strict=True)
+        )
         scalars = tuple(number(s) for s in rule.scalars)
         bias_scalars = (*scalars[:2], number(0), *scalars[3:])
         state = [
-            *as_bytes(rule.momentum_buffer),
+            *location(rule.momentum_buffer),
             np.empty(0, number) if rule.second_moment is None else rule.second_moment.detach().numpy(),
-            *as_bytes(rule.bias_momentum_buffer),
+            *location(rule.bias_momentum_buffer),
             np.empty(0, number) if rule.bias_second_moment is None else rule.bias_second_moment.detach().numpy(),
         ]
         _threads.run(
             _loss_sweep.sweep,
             [(part, *labels) for part, labels in enumerate(ranges)],
-            *(slab.numpy(), self.partial.numpy(), losses, self.B, self.D, self.K, self.group_size, self.hinge),
+            *(
+                slab.numpy(),
+                self.partial.numpy(),
+                losses,
+                floats,
+                integers,
+                self.B,
+                self.D,
+                self.K,
+                self.group_size,
+                self.hinge,
+            ),
             *(mode, need_x, need_weight, number(scale)),
-            *(item for pair in self.tensors for item in pair),
+            *(item for tensor in self.tensors for item in location(tensor)),
             *self.positives,
-            *(*as_bytes(dw), *as_bytes(db), *state),
+            *(*location(dw), *location(db), *state),
             *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
