@@ -1,19 +1,20 @@
 """CPU kernel of ``init_indices``: Floyd's algorithm per row."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import index_dtype
 from sparse_xmc.ops.cpu_kernels import _threads
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel
-from sparse_xmc.ops.cpu_kernels._sampling import new_bitmap, sample_distinct
+from sparse_xmc.ops.cpu_kernels._sampling import sample_distinct
 
 
 @kernel
 def _init_indices(out, in_features, seed, first_row, start, stop):
-    bitmap = new_bitmap(in_features)
+    marks = np.zeros(in_features, np.uint8)
     for row in range(start, stop):
-        sample_distinct(seed, first_row + row, 0, out.shape[1], in_features, out[row], bitmap)
+        sample_distinct(seed, first_row + row, 0, out.shape[1], in_features, out[row], marks)
 
 
 def init_indices(
