@@ -8,6 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
+from sparse_xmc.models.head_tail import topk_of_logits
+from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.models.sparse_input import SparseInputLinear
+from sparse_xmc.models.sparse_rows import csr_rows
+
+_TOPK_ROWS = 64  # rows whose logits exist at a time where two heads are added
+
+
+def head_loss(head: nn.Module, x: Tensor, targets: Tensor, loss: str) -> Tensor:
+    return head.loss(x, targets, loss=loss) if hasattr(head, "loss") else logits_loss(head(x), targets, loss=loss)
+
+
+def head_topk(head: nn.Module, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return head.topk(x, k=k) if hasattr(head, "topk") else topk_of_logits(head(x), k)
 
 
 class XMCClassifier(nn.Module):
@@ -19,6 +33,8 @@ class XMCClassifier(nn.Module):
             ``topk(x, k)``.
         penultimate: module between encoder and head (``models.intermediate_layer``).
         auxiliary: objective over label clusters on the encoder's features.
+        lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each head has
+            a loss of its own; predictions add their logits, ``lexical_share`` of them the second head's.
     """
 
     def __init__(
@@ -28,8 +44,13 @@ class XMCClassifier(nn.Module):
         *,
         penultimate: nn.Module | None = None,
         auxiliary: AuxiliaryObjective | None = None,
+        lexical: SparseInputLinear | None = None,
+        lexical_share: float = 0.5,
     ) -> None:
         super().__init__()
+        if not 0 <= lexical_share <= 1:
+            raise ValueError(f"lexical_share must lie in [0, 1], got {lexical_share}")
+        self.lexical, self.lexical_share = lexical, lexical_share
         self.encoder, self.penultimate, self.head, self.auxiliary = encoder, penultimate, head, auxiliary
 
     def features(self, inputs: Any) -> Tensor:
@@ -39,7 +60,13 @@ class XMCClassifier(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         """Logits ``[B, L]``; for wide heads prefer ``loss`` and ``topk``, which need no such matrix."""
-        return self.head(self.features(inputs))
+        return self._mixed(self.features(inputs), inputs)
+
+    def _mixed(self, x: Tensor, inputs: Any) -> Tensor:
+        logits = self.head(x)
+        if self.lexical is None:
+            return logits
+        return torch.lerp(logits, self.lexical(inputs), self.lexical_share)
 
     def loss(self, inputs: Any, targets: Tensor, *, loss: str = "bce", progress: float = 1.0) -> Tensor:
         """Training loss: the head's, mixed with the auxiliary objective while that is on.
@@ -52,10 +79,23 @@ class XMCClassifier(nn.Module):
         x = self.encoder(inputs)
         share = 0.0 if self.auxiliary is None else self.auxiliary.weight_at(progress)
         auxiliary = self.auxiliary.loss(x, targets) if self.auxiliary is not None and share else None
-        main = self.head.loss(x if self.penultimate is None else self.penultimate(x), targets, loss=loss)
-        return main if auxiliary is None else (1 - share) * main + share * auxiliary
+        main = head_loss(self.head, x if self.penultimate is None else self.penultimate(x), targets, loss)
+        if auxiliary is not None:
+            main = (1 - share) * main + share * auxiliary
+        return main if self.lexical is None else main + self.lexical.loss(inputs, targets, loss=loss)
 
     @torch.no_grad()
     def topk(self, inputs: Any, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first, labels in the model's order."""
-        return self.head.topk(self.features(inputs), k=k)
+        x = self.features(inputs)
+        if self.lexical is None:
+            return head_topk(self.head, x, k)
+        parts = [
+            topk_of_logits(self._mixed(x[i : i + _TOPK_ROWS], csr_rows(inputs, i, i + _TOPK_ROWS)), k)
+            for i in range(0, len(x), _TOPK_ROWS)
+        ]
+        return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def head_bytes(self) -> int:
+        """Bytes of everything that grows with the number of labels."""
+        return self.head.num_bytes() + (0 if self.lexical is None else self.lexical.num_bytes())

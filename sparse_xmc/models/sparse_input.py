@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sparse_xmc.models.head_tail import topk_of_logits
 from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import index_dtype
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss, invert_indices
 
@@ -87,15 +88,10 @@ class SparseInputLinear(FixedFanInLinear):
         """``(scores, labels) [B, k]``, best first."""
         if not self._on_cpu():
             return super().topk(x.to_dense(), k=k)
-        parts = []
-        crow, col, values = x.crow_indices(), x.col_indices(), x.values()
-        for start in range(0, x.shape[0], _TOPK_ROWS):
-            rows = crow[start : start + _TOPK_ROWS + 1]
-            low, high = int(rows[0]), int(rows[-1])
-            chunk = torch.sparse_csr_tensor(
-                rows - low, col[low:high], values[low:high], (len(rows) - 1, x.shape[1]), check_invariants=False
-            )
-            parts.append(topk_of_logits(self.forward(chunk), k))
+        parts = [
+            topk_of_logits(self.forward(csr_rows(x, start, start + _TOPK_ROWS)), k)
+            for start in range(0, x.shape[0], _TOPK_ROWS)
+        ]
         if not parts:
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])

@@ -41,3 +41,16 @@ def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
     """
     values = x.values().to(weight.dtype)
     return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)
+
+
+def csr_rows(x: Tensor, start: int, stop: int) -> Tensor:
+    """Rows ``[start, stop)`` of a ``torch.sparse_csr`` matrix."""
+    crow = x.crow_indices()[start : stop + 1]
+    low, high = int(crow[0]), int(crow[-1])
+    return torch.sparse_csr_tensor(
+        crow - low,
+        x.col_indices()[low:high],
+        x.values()[low:high],
+        (len(crow) - 1, x.shape[1]),
+        check_invariants=False,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sparse_xmc.data import DenseInputs, Inputs, SparseInputs
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
@@ -28,6 +29,7 @@ from sparse_xmc.training.prepare import batches
 from sparse_xmc.training.row_sparse import RowSparseAdagrad
 from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
 
+_TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
 _CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
 
 
@@ -70,9 +72,9 @@ def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clu
     """Encoder, intermediate layer, head and auxiliary objective, with random connections."""
     width = encoder.out_features
     penultimate = None
-    if config.intermediate:
+    if config.intermediate and not config.reads_terms:
         penultimate = intermediate_layer(width, config.intermediate, dropout=config.dropout)
-    D = config.intermediate or width
+    D = width if config.reads_terms else config.intermediate or width
     shape: dict[str, Any] = {"group_size": config.group_size, "seed": config.seed}
     head: nn.Module
     if config.head == "dense":
@@ -87,6 +89,11 @@ def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clu
         head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
     else:
         head = FixedFanInLinear(D, num_labels, min(config.fan_in, D), **shape)
+    lexical = None
+    if config.lexical_fan_in and isinstance(encoder, BagOfWordsEncoder):
+        V = encoder.in_features
+        fan_in = min(config.lexical_fan_in, V)
+        lexical = SparseInputLinear(V, num_labels, fan_in, dropout=config.input_dropout, **shape)
     auxiliary = None
     if clusters is not None:
         if config.reads_terms:
@@ -94,7 +101,7 @@ def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clu
         auxiliary = AuxiliaryObjective(
             width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff
         )
-    return XMCClassifier(encoder, head, penultimate=penultimate, auxiliary=auxiliary)
+    return XMCClassifier(encoder, head, penultimate=penultimate, auxiliary=auxiliary, lexical=lexical)
 
 
 @torch.no_grad()
@@ -119,6 +126,8 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
     parts = [(head, 0)]
     if isinstance(head, HeadTailLinear):
         parts = [(head.head, 0), (head.tail, head.num_head)]
+    if model.lexical is not None:
+        parts.append((model.lexical, 0))
     for part, start in parts:
         assert isinstance(part, (FixedFanInLinear, DenseLinear))
         part.bias.copy_(prior[start : start + part.out_features])
@@ -140,14 +149,19 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
 def _informed(
     model: XMCClassifier, part: FixedFanInLinear, inputs: Inputs, targets: sp.csr_matrix, config: TrainingConfig
 ) -> Tensor:
-    from sparse_xmc import ops
-    from sparse_xmc.data import to_torch_csr
-
     rows = np.arange(len(inputs))
     if len(rows) > _CENTROID_ROWS:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, _CENTROID_ROWS, replace=False))
-    x = head_features(model, inputs, rows)[:, -part.in_features :].contiguous()
-    return ops.informed_indices(x, to_torch_csr(targets[rows]), part.fan_in, group_size=part.group_size)
+    x = head_features(model, inputs, rows)[:, -part.in_features :].numpy()
+    labels = np.arange(part.out_features)
+    grouped = (targets[rows] @ sp.csr_matrix((np.ones(len(labels)), (labels, labels // part.group_size)))).T.tocsr()
+    counts = np.maximum(np.asarray(grouped.sum(axis=1)), 1)
+    indices = np.empty((grouped.shape[0], part.fan_in), dtype=np.int64)
+    for start in range(0, grouped.shape[0], 4096):
+        block = slice(start, start + 4096)
+        score = np.abs(grouped[block] @ x / counts[block] - x.mean(0))
+        indices[block] = np.sort(np.argpartition(-score, part.fan_in - 1, axis=1)[:, : part.fan_in], axis=1)
+    return torch.from_numpy(indices).to(part.indices.dtype)
 
 
 def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
@@ -192,20 +206,17 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
         decay = config.encoder_weight_decay if transformer else 0.0
         optimizer = torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
         result.append(ScheduledOptimizer(optimizer, config.encoder_schedule, config.warmup))
-    head = list(model.head.parameters())
-    if config.reads_terms:
-        biases = [p for p in head if p.ndim == 1]
-        weights = [p for p in head if p.ndim == 2]
-        rate = config.head_lr if config.head_lr is not None else 0.5
-        groups = [{"params": weights}, {"params": biases, "lr": rate / 5}]
-        initial = (0.1 / config.batch_size) ** 2
-        head_optimizer: torch.optim.Optimizer = torch.optim.Adagrad(
-            groups, lr=rate, initial_accumulator_value=initial, fused=True
-        )
-    else:
-        rate = config.head_lr if config.head_lr is not None else 5e-3
-        head_optimizer = torch.optim.Adam(head, lr=rate, fused=True)
-    result.append(ScheduledOptimizer(head_optimizer, config.head_schedule, config.warmup))
+    heads: list[Optimizer] = []
+    sparse = model.head if isinstance(model.head, SparseInputLinear) else model.lexical
+    if sparse is not None:
+        assert sparse.bias is not None
+        rate = config.lexical_lr
+        groups = [{"params": [sparse.weight]}, {"params": [sparse.bias], "lr": rate / 30}]
+        initial = (_TERM_VALUE / config.batch_size) ** 2
+        heads.append(torch.optim.Adagrad(groups, lr=rate, initial_accumulator_value=initial, fused=True))
+    if sparse is not model.head:
+        heads.append(torch.optim.Adam(model.head.parameters(), lr=config.head_lr, fused=True))
+    result += [ScheduledOptimizer(optimizer, config.head_schedule, config.warmup) for optimizer in heads]
     return result
 
 

@@ -34,12 +34,13 @@ class TrainingConfig:
     max_features: int = option(200_000, "bow: terms kept, the most frequent ones")
     min_df: int = option(2, "bow: training texts that a term must occur in")
     max_ngram: int = option(1, "bow: longest run of words that makes a term")
-    embedding_dim: int = option(0, "bow: size of the word embeddings; 0: the head reads the terms themselves")
+    embedding_dim: int = option(512, "bow: size of the word embeddings; 0: the head reads the terms themselves")
     svd_init: bool = option(True, "bow: start the embeddings from a truncated SVD")
     transformer: str = option("", "transformer: local folder or hub id")
     pooling: str = option("mean", "transformer: pooling", ("mean", "cls"))
     max_length: int = option(128, "transformer: tokens kept of a text")
     gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
+    lexical_fan_in: int = option(64, "bow: connections per label of a second head on the terms themselves; 0: none")
     input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
     dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
 
@@ -49,7 +50,7 @@ class TrainingConfig:
     grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
     topology: str = option("informed", "initial connections", ("informed", "random"))
     head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
-    intermediate: int = option(0, "width of a dense layer in front of the head; 0: none")
+    intermediate: int = option(1024, "width of a dense layer in front of the head; 0: none")
     auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
     auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
     auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
@@ -58,7 +59,8 @@ class TrainingConfig:
     epochs: int = option(10, "passes over the training split")
     batch_size: int = option(128, "rows per optimizer step")
     accumulate: int = option(1, "pieces that a batch is cut into to save memory")
-    head_lr: float | None = option(None, "learning rate of the head (None: by kind of model)")
+    head_lr: float = option(1e-2, "learning rate of the head (Adam)")
+    lexical_lr: float = option(3.0, "learning rate of a head on terms (Adagrad)")
     encoder_lr: float | None = option(None, "learning rate of encoder and intermediate layer (None: by kind)")
     embedding_lr: float = option(0.1, "bow: learning rate of the embedding table (row-wise Adagrad)")
     encoder_weight_decay: float = option(0.01, "transformer: decoupled weight decay")
@@ -98,7 +100,7 @@ class TrainingConfig:
     @property
     def reads_terms(self) -> bool:
         """Whether the head sits straight on sparse terms."""
-        return self.encoder == "bow" and self.embedding_dim == 0 and self.intermediate == 0
+        return self.encoder == "bow" and self.embedding_dim == 0
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result: what must be equal for a run to be resumed."""

@@ -147,7 +147,7 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
         encoder = build_encoder(config, num_features)
     model = build(config, encoder, inputs, targets, device)
     bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
-    report(f"head: {model.head.num_bytes() / 2**20:.1f} MiB")
+    report(f"head: {model.head_bytes() / 2**20:.1f} MiB")
     valid: tuple[Inputs, LabelRows] | None = None
     if config.valid:
         valid = preparation.transform(_open(config, config.valid, config.valid_labels))
