@@ -1,0 +1,263 @@
+"""A fixed fan-in head whose labels are spread over the ranks of a process group or mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from sparse_xmc.distributed.blocks import label_blocks
+from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
+from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
+from sparse_xmc.distributed.topk import merge_candidates
+from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float
+
+
+class LabelShardedLinear(nn.Module):
+    """The part of a ``FixedFanInLinear`` that this rank holds: a contiguous block of labels and how to train it.
+
+    Every rank encodes rows of its own and passes their embeddings to ``loss`` or ``topk``: the embeddings go to all
+    ranks of the label dimension, each computes its labels for all of those rows, and the embeddings' gradients come
+    back. Results equal those of one process with the whole head and all rows. All ranks must make the same calls.
+
+    Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
+    dimension, gradients of the shard are summed over it. Wrap the encoder in DDP or FSDP, never this module.
+
+    Args:
+        in_features, out_features, fan_in, group_size, bias, device, dtype, seed: of the whole head, as in
+            ``FixedFanInLinear``; the same seed makes the same head on any number of ranks.
+        mesh: a ``DeviceMesh`` of one dimension (labels) or two (data and labels), or a process group whose ranks share
+            the labels; None: all ranks share them.
+        label_dim: name of the mesh dimension that labels are spread over, or its number.
+        sizes: labels on each rank of that dimension; None spreads groups of labels evenly.
+        average_gradients: whether the encoder's parameter gradients are averaged over the ranks of the mesh, as DDP and
+            FSDP do. The gradient that reaches the encoder is then multiplied by that number of ranks. False for an
+            encoder whose gradients are summed.
+
+    Attributes:
+        shard: this rank's labels as a ``FixedFanInLinear``.
+        labels: ``range`` of this rank's labels.
+
+    Raises:
+        ValueError: too few labels for the ranks, ``sizes`` that do not fit, or ranks that disagree on an argument.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        group_size: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+        mesh: DeviceMesh | dist.ProcessGroup | None = None,
+        label_dim: str | int = "labels",
+        sizes: Sequence[int] | None = None,
+        average_gradients: bool = True,
+    ) -> None:
+        super().__init__()
+        label_group, data_group = _groups(mesh, label_dim)
+        place = torch.empty(0, device=device).device
+        self.ranks, self.replicas = Ranks(label_group, place), Ranks(data_group, place)
+        settings = (in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type)
+        _check_agreement(self.ranks, settings)
+        _check_agreement(self.replicas, settings)
+        blocks = label_blocks(out_features, self.ranks.size, group_size=group_size, sizes=sizes)
+        self.in_features, self.out_features, self.fan_in, self.group_size = (
+            in_features,
+            out_features,
+            fan_in,
+            group_size,
+        )
+        self.blocks, self.labels = blocks, blocks[self.ranks.rank]
+        self.gradient_scale = float(self.ranks.size * self.replicas.size) if average_gradients else 1.0
+        self.shard = FixedFanInLinear(
+            in_features, len(self.labels), fan_in, group_size=group_size, bias=bias, device="meta", dtype=dtype
+        ).to_empty(device=place)
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()))
+        for dimension in (self.replicas, self.ranks):
+            seed = dimension.gather_integers([seed], "choice of the seed")[0][0]
+        self.shard.reset_parameters(seed, first_label=self.labels.start)
+        for parameter in self.shard.parameters() if self.replicas.size > 1 else ():
+            parameter.register_hook(lambda gradient: self.replicas.sum_(gradient.clone(), "sum of the head's gradient"))
+        self._agreed: set[tuple[torch.dtype, bool]] = set()
+
+    @classmethod
+    def from_layer(cls, layer: FixedFanInLinear, **options: Any) -> LabelShardedLinear:
+        """This rank's part of a whole head that every rank holds. ``options``: mesh, label_dim, sizes, ..."""
+        head = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.fan_in,
+            group_size=layer.group_size,
+            bias=layer.bias is not None,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
+            seed=0,
+            **options,
+        )
+        first_row = head.labels.start // head.group_size
+        with torch.no_grad():
+            head.shard.weight.copy_(layer.weight[head.labels.start : head.labels.stop])
+            head.shard.indices.copy_(layer.indices[first_row : first_row + len(head.shard.indices)])
+            if layer.bias is not None and head.shard.bias is not None:
+                head.shard.bias.copy_(layer.bias[head.labels.start : head.labels.stop])
+        return head
+
+    @torch.no_grad()
+    def to_layer(self) -> FixedFanInLinear:
+        """The whole head, on every rank."""
+        layer = FixedFanInLinear(
+            self.in_features,
+            self.out_features,
+            self.fan_in,
+            group_size=self.group_size,
+            bias=self.shard.bias is not None,
+            device="meta",
+            dtype=self.shard.weight.dtype,
+        ).to_empty(device=self.shard.weight.device)
+        sizes = [len(block) for block in self.blocks]
+        layer.weight.copy_(self.ranks.gather_rows(self.shard.weight.detach(), sizes, "all-gather of the weights"))
+        if layer.bias is not None and self.shard.bias is not None:
+            layer.bias.copy_(self.ranks.gather_rows(self.shard.bias.detach(), sizes, "all-gather of the bias"))
+        rows = [-(-size // self.group_size) for size in sizes]
+        indices = self.ranks.gather_rows(self.shard.indices.int(), rows, "all-gather of the indices")
+        layer.indices.copy_(indices.to(layer.indices.dtype))
+        return layer
+
+    def exchange_targets(self, targets: Tensor) -> ExchangedTargets:
+        """Starts sending this rank's targets ``[own rows, out_features]`` (CSR), to be passed to ``loss`` later.
+
+        Called before the encoder runs, it hides their way behind the encoder's work.
+        """
+        return exchange_csr(targets, self.ranks, self.labels, self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [own rows, in_features]`` to the logits of this rank's labels for the rows of all ranks."""
+        rows = self._check_input(x)
+        return self.shard(self._gather(x, rows))
+
+    def loss(
+        self, x: Tensor, targets: Tensor | ExchangedTargets, *, loss: str = "bce", reduction: str = "mean"
+    ) -> Tensor:
+        """The loss over the rows of all ranks and all labels, the same number on every rank.
+
+        Args:
+            x: embeddings of this rank's rows ``[own rows, in_features]``; ranks may hold different numbers of rows.
+            targets: their sparse CSR targets ``[own rows, out_features]``, or what ``exchange_targets`` made of them.
+            loss, reduction: as in ``ops.fixed_fan_in_loss``; "mean" divides by the rows of all ranks.
+
+        Raises:
+            RankFailure: another rank has died, hangs or made a different call.
+        """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        self._check_local(x)
+        exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
+        rows = exchanged.rows
+        self._check_agreement_on(x, rows)
+        own = self.shard.loss(self._gather(x, rows), exchanged.wait(), loss=loss, reduction="sum")
+        if reduction == "mean":
+            own = own / self._count_rows(rows)
+        return SumOverRanks.apply(own, self.ranks, self.replicas)
+
+    @torch.no_grad()
+    def topk(self, x: Tensor, k: int, *, exclude: Tensor | ExchangedTargets | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` best labels of this rank's rows: (scores ``[own rows, k]``, labels ``[own rows, k]`` int64).
+
+        Each rank finds ``k`` candidates among its labels for the rows of all ranks and sends them to the rank that the
+        row belongs to. Ties go to the smaller label. ``exclude``: CSR matrix of labels to leave out, row by row.
+        """
+        if not 1 <= k <= self.out_features:
+            raise ValueError(f"k must be between 1 and out_features={self.out_features}, got {k}")
+        rows = self._check_input(x)
+        gathered = self._gather(x, rows)
+        left_out = self.exchange_targets(exclude) if isinstance(exclude, Tensor) else exclude
+        local = min(k, len(self.labels))
+        scores, labels = self.shard.topk(gathered, local, **({"exclude": left_out.wait()} if left_out else {}))
+        return merge_candidates(scores, labels, k, rows, self.ranks, self.labels.start)
+
+    def _gather(self, x: Tensor, rows: list[int]) -> Tensor:
+        return GatherRows.apply(x, self.ranks, rows, self.gradient_scale)
+
+    def _count_rows(self, rows: list[int]) -> int:
+        counted = self.replicas.gather_integers([sum(rows)], "count of the batch's rows")
+        return max(1, sum(count for (count,) in counted))
+
+    def _check_local(self, x: Tensor) -> None:
+        check_float("x", x)
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"x must be [own rows, in_features={self.in_features}], got shape {list(x.shape)}")
+        if x.device != self.shard.weight.device:
+            raise ValueError(f"x must be on the head's device {self.shard.weight.device}, got {x.device}")
+
+    def _check_input(self, x: Tensor) -> list[int]:
+        self._check_local(x)
+        rows = [count for (count,) in self.ranks.gather_integers([len(x)], "exchange of the batch's sizes")]
+        self._check_agreement_on(x, rows)
+        return rows
+
+    def _check_agreement_on(self, x: Tensor, rows: list[int]) -> None:
+        """Ranks agree on dtype and gradient of ``x``; asked when they change, for they change on all ranks at once."""
+        if len(x) != rows[self.ranks.rank]:
+            raise ValueError(f"x and targets must have the same rows: x has {len(x)}, targets {rows[self.ranks.rank]}")
+        needs_gradient = x.requires_grad and torch.is_grad_enabled()
+        if (x.dtype, needs_gradient) in self._agreed:
+            return
+        dtypes = list(FLOAT_DTYPES)
+        said = self.ranks.gather_integers([dtypes.index(x.dtype), needs_gradient], "check of the embeddings' dtype")
+        if any(one != said[0] for one in said):
+            text = [f"{dtypes[dtype]}, requires_grad={bool(grad)}" for dtype, grad in said]
+            raise ValueError(f"x must have the same dtype and requires_grad on every rank, got {text}")
+        self._agreed.add((x.dtype, needs_gradient))
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, fan_in={self.fan_in}, "
+            f"labels {self.labels.start}-{self.labels.stop - 1} on rank {self.ranks.rank} of {self.ranks.size}, "
+            f"replicas={self.replicas.size}"
+        )
+
+
+def _groups(
+    mesh: DeviceMesh | dist.ProcessGroup | None, label_dim: str | int
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Process groups of the label and the data dimension; None for a dimension of one rank."""
+    if mesh is None:
+        return (dist.group.WORLD if dist.is_initialized() else None), None
+    if isinstance(mesh, dist.ProcessGroup):
+        return mesh, None
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"mesh must be a DeviceMesh or a ProcessGroup, got {type(mesh).__name__}")
+    if mesh.ndim == 1:
+        return mesh.get_group(), None
+    if mesh.ndim != 2:
+        raise ValueError(f"mesh must have one dimension (labels) or two (data and labels), got {mesh.ndim}")
+    names = mesh.mesh_dim_names or ()
+    if isinstance(label_dim, str):
+        if label_dim not in names:
+            raise ValueError(f"label_dim must be one of the mesh's dimensions {list(names)}, got {label_dim!r}")
+        label_dim = names.index(label_dim)
+    if label_dim not in (0, 1):
+        raise ValueError(f"label_dim must be 0 or 1 for a mesh of two dimensions, got {label_dim}")
+    return mesh.get_group(label_dim), mesh.get_group(1 - label_dim)
+
+
+def _check_agreement(ranks: Ranks, settings: tuple[object, ...]) -> None:
+    said = ranks.gather_objects(settings, "comparison of the head's arguments")
+    differing = {rank: other for rank, other in enumerate(said) if other != said[0]}
+    if differing:
+        raise ValueError(
+            "the ranks disagree on (in_features, out_features, fan_in, group_size, bias, dtype, sizes, device): "
+            f"rank 0 has {said[0]}, others {differing}"
+        )
