@@ -5,29 +5,48 @@ import triton.language as tl
 
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest, round_stored
 
+# added to the logits of rows and labels that do not exist: their loss and derivative become exactly 0
+ABSENT = tl.constexpr(-1e30)
+
 
 @triton.jit
-def loss_terms(z, targets, LOSS: tl.constexpr, NEED_LOSS: tl.constexpr):
-    """(loss, derivative) of logits ``z`` at boolean ``targets``; the loss is 0 if it is not needed. nan passes through."""
-    value = tl.zeros(z.shape, z.dtype)
-    if LOSS == "bce":
-        e = tl.exp(-tl.abs(z))
+def _log1p(e):
+    """log(1 + e) for e in [0, 1], relative error below 4e-7 (float32)."""
+    if e.dtype == tl.float64:
         u = 1.0 + e
-        s = 1.0 / u
-        derivative = tl.where(z < 0.0, e * s, s) - targets.to(z.dtype)
+        return tl.log(u) + (e - (u - 1.0)) / u
+    else:
+        p = 0.04408961534500122 + e * -0.008539204485714436
+        p = -0.10768169164657593 + e * p
+        p = 0.17745240032672882 + e * p
+        p = -0.24495461583137512 + e * p
+        p = 0.33275479078292847 + e * p
+        p = -0.4999740421772003 + e * p
+        p = 0.9999998211860657 + e * p
+        return e * p
+
+
+@triton.jit
+def loss_terms(y, LOSS: tl.constexpr, NEED_LOSS: tl.constexpr):
+    """(loss, derivative by y), both functions of ``y``: the logit of a negative, minus the logit of a positive.
+
+    The loss is 0 if it is not needed. nan passes through.
+    """
+    value = tl.zeros(y.shape, y.dtype)
+    if LOSS == "bce":
+        e = tl.exp(-tl.abs(y))
+        s = 1.0 / (1.0 + e)
+        slope = tl.where(y < 0.0, e * s, s)
         if NEED_LOSS:
-            wrong = tl.where(targets, -z, z)
-            # log(1 + e), with the digits of e that 1 + e has lost
-            value = tl.where(wrong < 0.0, 0.0, wrong) + (tl.log(u) + (e - (u - 1.0)) * s)
+            value = tl.maximum(y, 0.0) + _log1p(e)
     else:
         tl.static_assert(LOSS == "squared_hinge")
-        sign = tl.where(targets, 1.0, -1.0).to(z.dtype)
-        margin = 1.0 - sign * z
-        margin = tl.where(margin < 0.0, 0.0, margin)
-        derivative = -2.0 * sign * margin
+        excess = 1.0 + y
+        excess = tl.where(excess < 0.0, 0.0, excess)
+        slope = 2.0 * excess
         if NEED_LOSS:
-            value = margin * margin
-    return value, derivative
+            value = excess * excess
+    return value, slope
 
 
 @triton.jit
@@ -38,7 +57,6 @@ def update_tile(
     offsets,
     label,
     mask,
-    value,
     gradient,
     lr,
     momentum,
@@ -53,13 +71,14 @@ def update_tile(
     STREAM: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """One optimizer step on ``value [N, WIDTH]`` with its gradient, stored at ``offsets`` where ``mask``.
+    """One optimizer step with ``gradient [N, WIDTH]`` on the parameters at ``offsets``, in place, where ``mask``.
 
     momentum_ptr may be None; moment_ptr (one scalar per label) may be None. COUNT: connections of a label, for the mean
     of the squared gradient. The rule stands in ``cpu_kernels/loss.py``.
     """
-    WIDTH: tl.constexpr = value.shape[1]
-    ACC: tl.constexpr = value.dtype
+    WIDTH: tl.constexpr = gradient.shape[1]
+    ACC: tl.constexpr = gradient.dtype
+    value = tl.load(param_ptr + offsets, mask=mask, other=0.0).to(ACC)
     direction = gradient
     if moment_ptr is not None:
         known = tl.max(mask.to(tl.int32), 1) > 0
@@ -105,8 +124,6 @@ def finish_tile(
     known,
     offsets,
     connected,
-    weight,
-    bias,
     dw,
     db,
     lr,
@@ -128,12 +145,12 @@ def finish_tile(
         usable = tl.abs(scale) < float("inf")
         update_tile(
             weight_ptr, weight_momentum_ptr, weight_moment_ptr, offsets, label, connected & usable,
-            weight, dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
+            dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
         )  # fmt: skip
         if bias_ptr is not None:
             update_tile(
                 bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, (known & usable)[:, None],
-                bias[:, None], (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2, STOCHASTIC,
+                (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2, STOCHASTIC,
             )  # fmt: skip
     else:
         if dw_ptr is not None:

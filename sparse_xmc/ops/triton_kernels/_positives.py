@@ -25,32 +25,35 @@ def first_position(labels_ptr, search_steps, nnz, label):
 
 
 @triton.jit
-def row_at(labels_ptr, rows_ptr, nnz, label, position):
-    """The row that stands at each label's position ``[N]``, NO_ROW behind its last one."""
-    valid = position < nnz
+def row_at(labels_ptr, rows_ptr, nnz, label, known, position):
+    """The row that stands at each label's position ``[N]``; NO_ROW behind its last one and for unknown labels."""
+    valid = known & (position < nnz)
     valid &= tl.load(labels_ptr + position, mask=valid, other=-1) == label
     return tl.load(rows_ptr + position, mask=valid, other=NO_ROW)
 
 
 @triton.jit
-def target_tile(labels_ptr, rows_ptr, nnz, label, position, row, start, B, BLOCK_B: tl.constexpr, LABEL_AXIS: tl.constexpr):
-    """Whether (label, row) is a positive, for rows ``start ... start + BLOCK_B``, with the labels along LABEL_AXIS.
+def sign_tile(
+    labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC: tl.constexpr, BLOCK_B: tl.constexpr, LABEL_AXIS: tl.constexpr
+):  # fmt: skip
+    """-1 where (label, row) is a positive and 1 elsewhere, for rows ``start ... start + BLOCK_B``; labels along LABEL_AXIS.
 
-    Row B marks a repeated entry: it is passed over. Returns (targets, position, row) with the last two moved on.
+    Row B marks a repeated entry: it is passed over. Returns (signs, position, row) with the last two moved on.
     """
     offs_b = start + tl.arange(0, BLOCK_B)
     end = tl.minimum(start + BLOCK_B, B)
     if LABEL_AXIS == 0:
-        targets = (row[:, None] == offs_b[None, :]) & (row < 0)[:, None]
+        signs = tl.full((label.shape[0], BLOCK_B), 1.0, ACC)
     else:
-        targets = (row[None, :] == offs_b[:, None]) & (row < 0)[None, :]
+        signs = tl.full((BLOCK_B, label.shape[0]), 1.0, ACC)
     due = (row < end) | (row == B)
     while tl.max(due.to(tl.int32)) > 0:
+        here = tl.where(row < end, row, -1)
         if LABEL_AXIS == 0:
-            targets |= row[:, None] == offs_b[None, :]
+            signs = tl.where(here[:, None] == offs_b[None, :], -1.0, signs)
         else:
-            targets |= row[None, :] == offs_b[:, None]
+            signs = tl.where(here[None, :] == offs_b[:, None], -1.0, signs)
         position += due.to(tl.int32)
-        row = row_at(labels_ptr, rows_ptr, nnz, label, position)
+        row = row_at(labels_ptr, rows_ptr, nnz, label, known, position)
         due = (row < end) | (row == B)
-    return targets, position, row
+    return signs, position, row

@@ -41,6 +41,7 @@ def saturate(value, DTYPE: tl.constexpr):
 def random_halves(seed, label, step, STREAM: tl.constexpr, WIDTH: tl.constexpr):
     """16 random bits for every slot of every label: uint32 ``[N, WIDTH]``; WIDTH is 1 or a power of two from 8 on."""
     counter = label.to(tl.uint32)[:, None]
+    step = step.to(tl.uint32)
     if WIDTH == 1:
         word, _, _, _ = tl.philox(seed, counter, counter * 0, counter * 0 + step, counter * 0 + STREAM, 7)
         return word & 0xFFFF

@@ -6,7 +6,7 @@ weights and their gradient in registers. The input gradient is added to a featur
 under ``torch.use_deterministic_algorithms``, in a fixed order to a bounded number of private buffers.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device
 from sparse_xmc.ops.triton_kernels.loss_gather import gather_tile
 from sparse_xmc.ops.triton_kernels.loss_group import group_tile
 
 MAX_DOT_FAN_IN = 512
+MAX_FAN_IN = 8192
 PRIVATE_BYTES = 1 << 28  # input gradient buffers of the deterministic variant, all together
 MAX_PRIVATE = 512
-_TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 @triton.jit(do_not_specialize=["B", "L", "nnz", "search_steps", "num_tiles"])
@@ -65,7 +66,9 @@ def _fused_head(
     UPDATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ATOMIC: tl.constexpr,
-    OPERAND: tl.constexpr,
+    OFFSET: tl.constexpr,
+    DOT: tl.constexpr,
+    TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -77,21 +80,22 @@ def _fused_head(
     count = tl.num_programs(0)
     if not ATOMIC:
         dxt_ptr += first * D * stride
-    total = tl.zeros((), tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32)
+    ACC: tl.constexpr = tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32
+    total = tl.full((), 0.0, ACC)
     for tile in range(first, num_tiles, count):
-        if OPERAND is None:
+        if DOT is None:
             total += gather_tile(
                 tile, xt_ptr, weight_ptr, indices_ptr, bias_ptr, labels_ptr, rows_ptr, dxt_ptr, dw_ptr, db_ptr, scale_ptr,
                 weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
                 B, stride, L, nnz, search_steps, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step,
-                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, BLOCK_L, BLOCK_K, BLOCK_B,
+                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, OFFSET, BLOCK_L, BLOCK_K, BLOCK_B,
             )  # fmt: skip
         else:
             total += group_tile(
                 tile, xt_ptr, weight_ptr, indices_ptr, bias_ptr, labels_ptr, rows_ptr, dxt_ptr, dw_ptr, db_ptr, scale_ptr,
                 weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
                 B, stride, L, nnz, search_steps, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step,
-                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, OPERAND, PRECISION, SHIFT,
+                K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, ATOMIC, OFFSET, DOT, TERMS, PRECISION, SHIFT,
                 BLOCK_L, BLOCK_K, BLOCK_B,
             )  # fmt: skip
         if not ATOMIC:
@@ -101,9 +105,9 @@ def _fused_head(
 
 
 class Tiling(NamedTuple):
-    """Block sizes of one launch. operand: dtype of ``tl.dot``'s operands, None for the gather tile."""
+    """Block sizes of one launch. dot: whether a tile is a group of labels (``loss_group``)."""
 
-    operand: Any
+    dot: bool
     tiles: int
     block_l: int
     block_k: int
@@ -111,24 +115,37 @@ class Tiling(NamedTuple):
     num_warps: int
 
 
-def tiling(B: int, L: int, K: int, G: int, x_dtype: torch.dtype, weight_dtype: torch.dtype, deterministic: bool) -> Tiling:
-    """Tile shape and sizes, a pure function of shapes and dtypes. The batch enters by powers of two only."""
+def tiling(B: int, L: int, K: int, G: int, dtype: torch.dtype, deterministic: bool = False) -> Tiling:
+    """Tile shape and sizes, a pure function of shapes and x's dtype. The batch enters by powers of two only."""
     batch = triton.next_power_of_2(max(B, 1))
-    if G > 1 and K <= MAX_DOT_FAN_IN and x_dtype != torch.float64:
-        operand = _TRITON_DTYPES[x_dtype if x_dtype == weight_dtype else torch.float32]
+    if G > 1 and K <= MAX_DOT_FAN_IN and dtype != torch.float64:
         block_k = max(16, triton.next_power_of_2(K))
-        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 8192 // block_k), 64)
-        block_b = min(max(16, batch), max(16, 16384 // block_k), 64)
+        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
+        block_b = min(max(16, batch), max(16, 8192 // block_k), 64)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
-        return Tiling(operand, tiles, block_l, block_k, block_b, 4 if block_k * max(block_l, block_b) <= 4096 else 8)
+        return Tiling(True, tiles, block_l, block_k, block_b, 4 if block_k * max(block_l, block_b) <= 4096 else 8)
+    # 32 elements per thread; several labels only where a label has too few for a warp
     block_k = max(8, triton.next_power_of_2(K))
-    block_b = min(max(16, batch), max(1, 16384 // block_k), 64)
-    # without atomics two labels of a tile must not add to the same feature
-    block_l = 1 if deterministic else max(1, min(8192 // (block_k * block_b), 16))
-    elements = block_l * block_k * block_b
-    if elements > 16384:
-        raise ValueError(f"the Triton fused head takes a fan_in up to 16384, got {K}")
-    return Tiling(None, triton.cdiv(L, block_l), block_l, block_k, block_b, 4 if elements <= 8192 else 8)
+    if block_k > MAX_FAN_IN:
+        raise ValueError(f"the Triton fused head takes a fan_in up to {MAX_FAN_IN}, got {K}")
+    block_b = min(max(16, batch), max(1, 8192 // block_k), 64)
+    block_l = max(1, (16384 if interpreting() else 1024) // (block_k * block_b))
+    if deterministic:
+        block_l = 1  # two labels of a tile may add to the same feature
+    return Tiling(False, triton.cdiv(L, block_l), block_l, block_k, block_b, max(1, block_l * block_k * block_b // 1024))
+
+
+def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, int, str]:
+    """How ``tl.dot`` multiplies: dtype of its operands, how many of them make up a float32 number, float32 precision.
+
+    Equal 16-bit dtypes are multiplied as they are. bfloat16 activations take a wider weight as three bfloat16 numbers,
+    exactly. All else is multiplied as float32: with TensorFloat-32 where torch allows it, else as bfloat16 triples.
+    """
+    if activation == weight and activation != torch.float32:
+        return TRITON_DTYPES[activation], 1, "ieee"
+    if activation == torch.bfloat16:
+        return tl.bfloat16, 3, "ieee"
+    return tl.float32, 1, "tf32" if fp32_precision() == "tf32" else "bf16x6"
 
 
 def _sweep(
@@ -157,7 +174,8 @@ def _sweep(
     (B, D), (L, K) = x.shape, weight.shape
     acc = compute_dtype(x.dtype)
     deterministic = need_x and torch.are_deterministic_algorithms_enabled()
-    plan = tiling(B, L, K, group_size, x.dtype, weight.dtype, deterministic)
+    plan = tiling(B, L, K, group_size, x.dtype, deterministic)
+    operand, terms, precision = operands(x.dtype, weight.dtype) if plan.dot else (None, 1, None)
     xt = feature_major(x)
     programs = plan.tiles
     dxt = None
@@ -174,8 +192,9 @@ def _sweep(
             xt, weight, indices, bias, labels, rows, sums, dxt, dw, db, scale, *state,
             B, D, xt.shape[1], L, nnz, nnz.bit_length(), plan.tiles, *update, _signed(seed), step % (1 << 32),
             K=K, G=group_size, LOSS=loss, NEED_WEIGHT=in_place or dw is not None or db is not None, UPDATE=in_place,
-            STOCHASTIC=stochastic, ATOMIC=not deterministic, OPERAND=plan.operand, PRECISION=_precision(x, weight),
-            SHIFT=2.0**14 if loss == "bce" and plan.operand == tl.float16 else 1.0,
+            STOCHASTIC=stochastic, ATOMIC=not deterministic,
+            OFFSET=tl.int32 if xt.numel() < 1 << 31 else tl.int64, DOT=operand, TERMS=terms, PRECISION=precision,
+            SHIFT=2.0**14 if loss == "bce" and operand == tl.float16 else 1.0,
             BLOCK_L=plan.block_l, BLOCK_K=plan.block_k, BLOCK_B=plan.block_b, num_warps=plan.num_warps,
         )  # fmt: skip
     total = sums.sum(dtype=torch.float64).to(acc) if sums is not None else None
@@ -188,11 +207,6 @@ def _signed(seed: int) -> int:
     """The 64 bits of ``seed`` as a signed integer."""
     seed %= 1 << 64
     return seed - (1 << 64) if seed >= 1 << 63 else seed
-
-
-def _precision(x: Tensor, weight: Tensor) -> str:
-    """Input precision of float32 products: as torch's own matmul, but TensorFloat-32 where a 16-bit operand limits it."""
-    return "tf32" if x.dtype != weight.dtype or torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def loss_forward(

@@ -9,8 +9,8 @@ all batch tiles.
 import triton
 import triton.language as tl
 
-from sparse_xmc.ops.triton_kernels._head_math import add_part, finish_tile, loss_terms
-from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, target_tile
+from sparse_xmc.ops.triton_kernels._head_math import ABSENT, add_part, finish_tile, loss_terms
+from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, sign_tile
 
 
 @triton.jit
@@ -52,6 +52,7 @@ def gather_tile(
     UPDATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     ATOMIC: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -65,27 +66,28 @@ def gather_tile(
     weight_offs = label[:, None] * K + offs_k[None, :]
     weight = tl.load(weight_ptr + weight_offs, mask=connected, other=0.0).to(ACC)
     column = tl.load(indices_ptr + (label // G)[:, None] * K + offs_k[None, :], mask=connected, other=0)
-    x_offs = column.to(tl.int64)[:, :, None] * stride + tl.arange(0, BLOCK_B)[None, None, :]
-    bias = tl.zeros((BLOCK_L,), ACC)
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + label, mask=known, other=0.0).to(ACC)
+    x_offs = column.to(OFFSET)[:, :, None] * stride + tl.arange(0, BLOCK_B)[None, None, :]
     position = first_position(labels_ptr, search_steps, nnz, label)
-    row = row_at(labels_ptr, rows_ptr, nnz, label, position)
+    row = row_at(labels_ptr, rows_ptr, nnz, label, known, position)
 
-    total = tl.zeros((BLOCK_L, BLOCK_B), ACC)
+    total = tl.zeros((BLOCK_B,), ACC)
     dw = tl.zeros((BLOCK_L, BLOCK_K), ACC)
     db = tl.zeros((BLOCK_L,), ACC)
     for start in range(0, B, BLOCK_B):
         offs_b = start + tl.arange(0, BLOCK_B)
         mask = connected[:, :, None] & (offs_b < stride)[None, None, :]
         x = tl.load(xt_ptr + x_offs + start, mask=mask, other=0.0).to(ACC)
-        z = tl.sum(x * weight[:, :, None], 1) + bias[:, None]
-        targets, position, row = target_tile(labels_ptr, rows_ptr, nnz, label, position, row, start, B, BLOCK_B, 0)
-        value, dz = loss_terms(z, targets, LOSS, NEED_LOSS)
-        valid = known[:, None] & (offs_b < B)[None, :]
-        dz = tl.where(valid, dz, 0.0)
+        absent = tl.where(known[:, None] & (offs_b < B)[None, :], 0.0, ABSENT)
+        z = tl.sum(x * weight[:, :, None], 1) + absent
+        if bias_ptr is not None:
+            # loaded as a tile on purpose: the load's layout gives each logit to one thread, where the sum's layout
+            # would have every thread that holds a part of it repeat the loss
+            z += tl.load(bias_ptr + label[:, None] + (offs_b * 0)[None, :], mask=known[:, None], other=0.0).to(ACC)
+        signs, position, row = sign_tile(labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC, BLOCK_B, 0)
+        value, slope = loss_terms(z * signs, LOSS, NEED_LOSS)
+        dz = slope * signs
         if NEED_LOSS:
-            total += tl.where(valid, value, 0.0)
+            total += tl.sum(value, 0)
         if (dxt_ptr is not None) or NEED_WEIGHT:
             if LOSS != "squared_hinge" or tl.max((dz != 0.0).to(tl.int32)) > 0:
                 if NEED_WEIGHT:
@@ -99,7 +101,7 @@ def gather_tile(
         finish_tile(
             weight_ptr, bias_ptr, dw_ptr, db_ptr, scale_ptr,
             weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
-            label, known, weight_offs, connected, weight, bias, dw, db,
+            label, known, weight_offs, connected, dw, db,
             lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, UPDATE, STOCHASTIC,
         )  # fmt: skip
-    return tl.sum(tl.sum(total, 1), 0)
+    return tl.sum(total, 0)
