@@ -29,7 +29,7 @@ def sample_distinct(seed, row, stream, count, size, chosen, marks):
 def ranks_to_free_features(held, in_features, ranks, count, marks):
     """Maps distinct ``ranks[:count]`` below D - K one to one onto the features that are not in ``held [K]``.
 
-    A rank that is not held stands for itself; the j-th held feature below D - K stands for the j-th free one from there.
+    A rank that is not held stands for itself; the j-th held feature below D - K for the j-th free one from there.
     """
     K = held.shape[0]
     free = np.uint64(in_features - K)

@@ -1,0 +1,217 @@
+"""Rewiring in place: the weakest connections are dropped and regrown at features that their row did not hold.
+
+One pass over weights, indices and optimizer state; nothing of size ``[L, K]`` is allocated, nothing waits for
+the device.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import (
+    check_positive_int,
+    check_seed,
+    check_tensor,
+    check_topology,
+    validate_indices,
+)
+from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._regrow import RegrowBatch, candidate_blocks
+
+MAX_FAN_IN = 32_767
+
+
+@torch.library.custom_op("sparse_xmc::rewire_", mutates_args=("weight", "indices", "state", "mean_state"))
+def rewire_(
+    weight: Tensor,
+    indices: Tensor,
+    state: Sequence[Tensor],
+    mean_state: Sequence[Tensor],
+    counts: Tensor | None,
+    candidates: Tensor | None,
+    fixed: int,
+    threshold: float,
+    in_features: int,
+    group_size: int,
+    use_max: bool,
+    seed: int,
+    bound: float,
+    first_row: int,
+) -> Tensor:
+    """Prunes ``counts[r]`` (int16) slots of each row, or ``fixed`` >= 0, or those below ``threshold``; regrows
+    them from the first columns of ``candidates [R, C]`` or at random. Returns their number, 0-dim int64."""
+    return kernels("prune_regrow", weight).rewire_(
+        weight, indices, state, mean_state, counts, candidates, fixed, threshold, in_features, group_size, use_max,
+        seed, bound, first_row,
+    )  # fmt: skip
+
+
+@rewire_.register_fake
+def _(weight, indices, state, mean_state, counts, candidates, fixed, threshold, in_features, group_size, use_max, seed, bound, first_row):  # type: ignore[no-untyped-def]  # fmt: skip  # noqa: E501
+    return weight.new_empty((), dtype=torch.int64)
+
+
+@torch.library.custom_op("sparse_xmc::lowest_per_row", mutates_args=())
+def lowest_per_row(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+    """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
+    return kernels("prune_regrow", weight).lowest_per_row(weight, rows, group_size, use_max, number, limit)
+
+
+@lowest_per_row.register_fake
+def _(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+    return weight.new_empty(rows, dtype=torch.int16)
+
+
+def _float32_at_least(value: float) -> float:
+    """The least float32 number not below ``value``: ``w < value`` and ``w < result`` agree for float32 ``w``."""
+    rounded = torch.tensor(value, dtype=torch.float32)
+    if float(rounded) < value:
+        rounded = torch.nextafter(rounded, torch.tensor(math.inf))
+    return float(rounded)
+
+
+def _check_amount(fraction: float | None, threshold: float | None) -> None:
+    if (fraction is None) == (threshold is None):
+        raise ValueError(f"give exactly one of fraction and threshold, got fraction={fraction}, threshold={threshold}")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+    if threshold is not None and not threshold >= 0:
+        raise ValueError(f"threshold must not be negative or NaN, got {threshold}")
+
+
+def _check_state(name: str, tensors: Sequence[Tensor], weight: Tensor) -> None:
+    for i, tensor in enumerate(tensors):
+        check_tensor(f"{name}[{i}]", tensor)
+        if tensor.shape != weight.shape or tensor.device != weight.device or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name}[{i}] must be a float tensor {list(weight.shape)} on {weight.device} like weight, "
+                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}[{i}] must be contiguous, got strides {tensor.stride()}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@torch.no_grad()
+def prune_regrow_(
+    weight: Tensor,
+    indices: Tensor,
+    in_features: int,
+    *,
+    fraction: float | None = None,
+    threshold: float | None = None,
+    scope: str = "row",
+    seed: int,
+    state: Sequence[Tensor] = (),
+    mean_state: Sequence[Tensor] = (),
+    regrow: str = "random",
+    init: str = "zero",
+    group_size: int = 1,
+    group_score: str = "mean",
+    batch: RegrowBatch | None = None,
+    candidates: int | None = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Drops the connections of lowest magnitude and regrows as many in each row, in place.
+
+    A slot's score is ``|w|`` in float32; with ``group_size`` > 1 the mean or maximum of that over the group, whose
+    labels are rewired together. Among equal scores the first slot goes first. A row rewires at most the ``D - K`` slots
+    that it has free features for. Kept slots keep weight, index and state bit for bit, and their place.
+
+    The result depends on the arguments and the seed alone, neither on threads nor on the device; only the means written
+    to ``mean_state`` and the gradients and centroids of a batch may differ between devices in their last bits.
+
+    Args:
+        weight: ``[L, K]``, contiguous.
+        indices: ``[ceil(L / group_size), K]``, contiguous, uint16 or int32, distinct within a row.
+        in_features: ``D``.
+        fraction: share of slots to rewire: ``floor(fraction * K)`` of every row, or with ``scope="global"`` the lowest
+            ``floor(fraction * R * K)`` of all; ties count in the order of rows.
+        threshold: rewire every slot whose score lies below it. Exactly one of ``fraction`` and ``threshold``.
+        scope: "row" or "global"; a threshold is the same for all rows anyway.
+        seed: of the random numbers, keyed by row and slot.
+        state: tensors of weight's shape that become zero where the connection changed (momenta).
+        mean_state: tensors of weight's shape that get their label's mean there (second moments, where zero would
+            make the next step huge).
+        regrow: "random": uniform over the features that the row did not hold; "gradient": of ``candidates`` such
+            features those with the largest |gradient of the loss|; "informed": those with the largest |mean over the
+            label's positives - mean over all| in ``batch`` (random ones for labels without positives there).
+            For groups gradients and centroids are compared by their mean magnitude over the members.
+        init: new weights are "zero" or "uniform" in +-1/sqrt(K).
+        group_score: "mean" or "max".
+        batch: what "gradient" and "informed" look at.
+        candidates: number of sampled features per row for "gradient" (default ``4 K``); at least the number to rewire.
+        first_row: number of the first row, if this is a part of a larger layer.
+
+    Returns:
+        Number of rewired slots of ``indices``: 0-dim int64 tensor on weight's device.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; nothing has changed then.
+
+    Source:
+        Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018 (SET);
+        Evci et al., "Rigging the lottery", ICML 2020 (gradient).
+    """
+    shape = check_topology(weight, indices, in_features, group_size)
+    _check_amount(fraction, threshold)
+    _check_choice("scope", scope, ("row", "global"))
+    _check_choice("regrow", regrow, ("random", "gradient", "informed"))
+    _check_choice("init", init, ("zero", "uniform"))
+    _check_choice("group_score", group_score, ("mean", "max"))
+    seed = check_seed(seed)
+    _check_state("state", state, weight)
+    _check_state("mean_state", mean_state, weight)
+    for name, tensor in (("weight", weight), ("indices", indices)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+    if shape.K > MAX_FAN_IN:
+        raise ValueError(f"rewiring takes a fan_in of at most {MAX_FAN_IN}, got weight {list(weight.shape)}")
+    if candidates is not None:
+        check_positive_int("candidates", candidates)
+    if (batch is None) != (regrow == "random"):
+        raise ValueError(f"batch goes with regrow='gradient' or 'informed', got regrow={regrow!r}, batch={batch!r}")
+    if batch is not None:
+        batch.check(regrow, shape, weight)
+    if debugging():
+        validate_indices(indices, in_features)
+
+    use_max = group_score == "max"
+    bound = 0.0 if init == "zero" else 1 / math.sqrt(shape.K)
+    limit = min(shape.K, shape.D - shape.K)
+    fixed, counts, level = -1, None, 0.0
+    if threshold is not None:
+        level = _float32_at_least(threshold)
+    elif fraction is not None and scope == "row":
+        fixed = min(math.floor(fraction * shape.K), limit)
+    elif fraction is not None:
+        number = math.floor(fraction * (shape.R * shape.K))
+        if number == 0 or limit == 0:
+            fixed = 0
+        else:
+            counts = lowest_per_row(weight, shape.R, group_size, use_max, number, limit)
+    if fixed == 0 or limit == 0:
+        return torch.zeros((), dtype=torch.int64, device=weight.device)
+    if batch is None:
+        return rewire_(
+            weight, indices, state, mean_state, counts, None, fixed, level, in_features, group_size, use_max,
+            seed, bound, first_row,
+        )  # fmt: skip
+    total = torch.zeros((), dtype=torch.int64, device=weight.device)
+    most = fixed if fixed > 0 else limit
+    for start, stop, listed in candidate_blocks(
+        batch, weight, indices, shape, group_size, regrow, most, candidates, seed, first_row
+    ):
+        labels = slice(start * group_size, stop * group_size)
+        total += rewire_(
+            weight[labels], indices[start:stop], [s[labels] for s in state], [s[labels] for s in mean_state],
+            None if counts is None else counts[start:stop], listed, fixed, level, in_features, group_size, use_max,
+            seed, bound, first_row + start,
+        )  # fmt: skip
+    return total
