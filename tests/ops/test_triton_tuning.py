@@ -178,3 +178,16 @@ def test_concurrent_writers_lose_nothing(tmp_path) -> None:
         writer.join()
     entries = json.loads((tmp_path / "Test_GPU.json").read_text())
     assert len(entries) == 60
+
+
+@compiled_only
+def test_scratch_is_zeroed_by_a_search_only(gpu: Gpu) -> None:
+    dy, weight = torch.empty(128, 1000, device="meta"), torch.empty(1000, 32, device="meta")
+    indices = torch.empty(1000, 32, dtype=torch.uint16, device="meta")
+    zeroed = mock.Mock()
+    with mock.patch.object(torch.Tensor, "zero_", zeroed):
+        with tuning.forced("off"):
+            linear.backward_input(dy, weight, indices, 768, 1, False)
+        assert zeroed.call_count == 0
+        linear.backward_input(dy, weight, indices, 768, 1, False)
+    assert zeroed.call_count == gpu.timed + 1, "before each run of the search and after it"

@@ -32,16 +32,17 @@ def _first_at_least(positions_ptr, low, high, value, STEPS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["start", "stop"])
+@triton.jit(do_not_specialize=["first", "last"])
 def sum_connections_kernel(
     offsets_ptr,  # [D + 1]
     positions_ptr,  # [R * K]
-    rows_ptr,  # [rows, stride]: row (p - start) // PER_ROW belongs to position p
+    rows_ptr,  # [rows, stride]: row (p - first * K) // PER_ROW belongs to position p
     weight_ptr,  # [R * K] by position, or None
     out_ptr,  # [D, stride] in ACC, added to
     stride,
-    start,
-    stop,
+    first,  # first and one-past-last row of indices
+    last,
+    K: tl.constexpr,
     PER_ROW: tl.constexpr,
     ACC: tl.constexpr,
     STEPS: tl.constexpr,
@@ -53,17 +54,17 @@ def sum_connections_kernel(
     feature = (pid // tiles).to(tl.int64)
     offs_b = (pid % tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = offs_b < stride
-    first = start.to(tl.int64)
+    start, stop = first.to(tl.int64) * K, last.to(tl.int64) * K
     low, high = tl.load(offsets_ptr + feature), tl.load(offsets_ptr + feature + 1)
-    low = _first_at_least(positions_ptr, low, high, first, STEPS)
-    high = _first_at_least(positions_ptr, low, high, stop.to(tl.int64), STEPS)
+    low = _first_at_least(positions_ptr, low, high, start, STEPS)
+    high = _first_at_least(positions_ptr, low, high, stop, STEPS)
 
     acc = tl.zeros((BLOCK_P, BLOCK_B), ACC)
-    for place in range(low, high, BLOCK_P):
-        offs_p = place + tl.arange(0, BLOCK_P)
+    for place in range(0, (high - low).to(tl.int32), BLOCK_P):
+        offs_p = low + place + tl.arange(0, BLOCK_P)
         mask_p = offs_p < high
         positions = tl.load(positions_ptr + offs_p, mask=mask_p, other=0).to(tl.int64)
-        row = (positions - first) // PER_ROW
+        row = (positions - start) // PER_ROW
         values = tl.load(
             rows_ptr + row[:, None] * stride + offs_b[None, :], mask=mask_p[:, None] & mask_b[None, :], other=0.0
         ).to(ACC)
@@ -96,15 +97,25 @@ def backward_input(
         else:
             rows = torch.empty((last - first) * K, padded(B), dtype=acc, device=dy.device)
             linear_group.connection_sums(dy, weight, indices, rows, in_features, group_size, first, last)
-        _sum_connections(offsets, positions, rows, weight if group_size == 1 else None, dxt, first * K, last * K)
+        per_row, scale = (K, weight) if group_size == 1 else (1, None)
+        sum_connections(offsets, positions, rows, scale, dxt, first, last, K, per_row)
     return batch_major(dxt, B, dy.dtype)
 
 
-def _sum_connections(
-    offsets: Tensor, positions: Tensor, rows: Tensor, weight: Tensor | None, out: Tensor, start: int, stop: int
+def sum_connections(
+    offsets: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    weight: Tensor | None,
+    out: Tensor,
+    first: int,
+    last: int,
+    fan_in: int,
+    per_row: int,
 ) -> None:
+    """Adds to ``out [D, stride]``, for every position ``p`` of a feature that lies in rows ``first`` to ``last - 1`` of
+    the indices, row ``(p - first * K) // per_row`` of ``rows [:, stride]``, times ``weight``'s element ``p``."""
     in_features, stride = out.shape
-    per_row = (stop - start) // rows.shape[0]
     block_b = max(16, min(128, triton.next_power_of_2(stride)))
     with on_device(out):
         sum_connections_kernel[(in_features * triton.cdiv(stride, block_b),)](
@@ -114,8 +125,9 @@ def _sum_connections(
             weight,
             out,
             stride,
-            start,
-            stop,
+            first,
+            last,
+            K=fan_in,
             PER_ROW=per_row,
             ACC=accumulator(out.dtype),
             # a feature stands at most once in a row of indices

@@ -112,12 +112,12 @@ def autotune(configs: Sequence[triton.Config], suits: Suits, scratch: Sequence[s
     """
 
     def decorate(function: Any) -> Any:
-        search = _Search(function, suits)
+        search = _Search(function, suits, scratch)
         kernel = triton.autotune(
             configs=list(configs),
             key=["bucket", "K", "G"],
             prune_configs_by={"early_config_prune": search.prune},
-            reset_to_zero=list(scratch),
+            pre_hook=search.reset,
             do_bench=search.bench,
         )(function)
         kernel.suits = suits
@@ -130,8 +130,8 @@ def autotune(configs: Sequence[triton.Config], suits: Suits, scratch: Sequence[s
 class _Search:
     """What ``triton.autotune`` asks about one kernel: which configurations to time, and their times."""
 
-    def __init__(self, function: Any, suits: Suits):
-        self.function, self.suits = function, suits
+    def __init__(self, function: Any, suits: Suits, scratch: Sequence[str]):
+        self.function, self.suits, self.scratch = function, suits, scratch
         self.candidates: list[triton.Config] = []
         self.times: list[float] = []
         self.gpu = self.key = ""
@@ -155,6 +155,13 @@ class _Search:
             elif chosen == "quick":
                 self.candidates = self.candidates[:QUICK_CONFIGS]
         return self.candidates
+
+    def reset(self, arguments: dict[str, Any], reset_only: bool = False) -> None:
+        """Zeroes the scratch tensors before each run of a search and after it (``reset_to_zero`` would also do so where
+        nothing is searched)."""
+        if len(self.candidates) > 1:
+            for name in self.scratch:
+                arguments[name].zero_()
 
     def bench(self, call: Callable[[], Any], quantiles: Sequence[float]) -> Sequence[float]:
         """Times one candidate; after the last one the fastest is written to disk."""
