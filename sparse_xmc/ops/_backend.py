@@ -17,7 +17,6 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
-@functools.cache
 def debugging() -> bool:
     """Whether checks that need a device sync run on every call (``SPARSE_XMC_DEBUG=1``)."""
     return os.environ.get("SPARSE_XMC_DEBUG", "0").lower() in ("1", "true", "on")
