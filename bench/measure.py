@@ -87,14 +87,12 @@ def warm_up(call: Callable[[], object], seconds: float, device: str) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], device: str, budget: Budget) -> dict[str, Timing]:
-    """Times every call in rounds, one sample of each per round, so that drift of the machine hits all alike.
+    """Times every call (warmed up before) in rounds, one sample of each, so that drift of the machine hits all alike.
 
     A variant leaves the rounds when its time is used up; a slow one still gets ``min_samples``.
     """
     clock = _clock(device)
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        warm_up(call, budget.warmup_seconds, device)
     waiting = list(calls)
     while waiting:
         for name in waiting:
@@ -110,13 +108,17 @@ def _wants_more(taken: list[float], budget: Budget) -> bool:
     return sum(taken) < budget.seconds * 1e3 and len(taken) < budget.max_samples
 
 
+def _alone(call: Callable[[], object], device: str) -> Timing:
+    warm_up(call, 0.1, device)
+    return interleaved({"call": call}, device, Budget(seconds=0.5, max_samples=20))["call"]
+
+
 def copy_bandwidth(device: str) -> float:
     """Bytes per second of a large copy, read and written bytes both counted: the roof of memory-bound work."""
     numel = (1 << 28) if device == "cuda" else (1 << 26)
     source = torch.ones(numel, device=device)
     target = torch.empty_like(source)
-    budget = Budget(seconds=0.5, max_samples=20)
-    timing = interleaved({"copy": lambda: target.copy_(source)}, device, budget)["copy"]
+    timing = _alone(lambda: target.copy_(source), device)
     return 2 * source.nbytes / (timing.p20_ms * 1e-3)
 
 
@@ -124,6 +126,5 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """FLOP per second of a large matrix product in ``dtype``: the roof of compute-bound work."""
     n = 8192 if device == "cuda" else 1024 * min(2, usable_cores())
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    budget = Budget(seconds=0.5, max_samples=20)
-    timing = interleaved({"matmul": lambda: a @ b}, device, budget)["matmul"]
+    timing = _alone(lambda: a @ b, device)
     return 2 * n**3 / (timing.p20_ms * 1e-3)

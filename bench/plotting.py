@@ -34,6 +34,7 @@ def plot_folder(folder: Path) -> list[Path]:
     if rows.empty:
         raise ValueError(f"no rows in {folder}: run `python -m bench run --out {folder}` first")
     figures = {
+        "headline": headline,
         "step_time_vs_labels": step_time,
         "peak_memory_vs_labels": peak_memory,
         "throughput_vs_labels": throughput,
@@ -45,7 +46,8 @@ def plot_folder(folder: Path) -> list[Path]:
         figure = draw(rows)
         if figure is None:
             continue
-        path = Path(folder) / f"{name}.png"
+        path = Path(folder) / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
         written.append(path)
@@ -95,11 +97,15 @@ def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[
     figure, axes = plt.subplots(figsize=(7.2, 4.6))
     axes.set_title(f"{title}\n", fontsize=12, loc="left", fontweight="bold")
     axes.text(0, 1.015, _conditions(part, *conditions), transform=axes.transAxes, fontsize=7.5, color="#555555")
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
     axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return figure, axes
 
 
 def _labels_axis(axes: Axes, labels: pd.Series) -> None:
@@ -155,17 +161,50 @@ def _legend(figure: plt.Figure, axes: Axes) -> plt.Figure:
     return figure
 
 
+def _draw_step_time(axes: Axes, part: pd.DataFrame) -> None:
+    _lines(axes, part, "L", _median)
+    _labels_axis(axes, part["L"])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
+    axes.set_ylabel("time per step (median, 20-80 % band)")
+
+
+def _draw_peak_memory(axes: Axes, part: pd.DataFrame) -> None:
+    _lines(axes, part, "L", lambda p: p["peak_bytes"] + p["persistent_bytes"])
+    _labels_axis(axes, part["L"])
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
+    axes.set_ylabel("weights + indices + peak of the step")
+
+
+def headline(rows: pd.DataFrame) -> plt.Figure | None:
+    """Peak memory and time of a training step against the number of labels, side by side."""
+    parts = [
+        ("Peak memory of a training step", _slice(rows, "memory", "step", "L"), _draw_peak_memory),
+        ("Time of a training step", _slice(rows, "time", "step", "L"), _draw_step_time),
+    ]
+    if any(part.empty for _, part, _ in parts):
+        return None
+    figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
+    for axes, (title, part, draw) in zip(all_axes, parts, strict=True):
+        axes.set_title(f"{title}\n", fontsize=12, loc="left", fontweight="bold")
+        _plain(axes)
+        draw(axes, part)
+        axes.tick_params(axis="x", labelsize=8)
+    all_axes[0].text(
+        0, 1.015, _conditions(parts[1][1], "B", "D", "K"), transform=all_axes[0].transAxes, fontsize=7.5, color="#555555"
+    )
+    figure.subplots_adjust(wspace=0.24)
+    return _legend(figure, all_axes[1])
+
+
 def step_time(rows: pd.DataFrame) -> plt.Figure | None:
     """Time of one training step of the head (loss, gradients, SGD update) against the number of labels."""
     part = _slice(rows, "time", "step", "L")
     if part.empty:
         return None
     figure, axes = _axes("Training step of the output layer", part, ("B", "D", "K", "G"))
-    _lines(axes, part, "L", _median)
-    _labels_axis(axes, part["L"])
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
-    axes.set_ylabel("time per step (median, 20-80 % band)")
+    _draw_step_time(axes, part)
     return _legend(figure, axes)
 
 
@@ -175,11 +214,7 @@ def peak_memory(rows: pd.DataFrame) -> plt.Figure | None:
     if part.empty:
         return None
     figure, axes = _axes("Peak memory of a training step", part, ("B", "D", "K", "G"))
-    _lines(axes, part, "L", lambda p: p["peak_bytes"] + p["persistent_bytes"])
-    _labels_axis(axes, part["L"])
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
-    axes.set_ylabel("weights + indices + peak of the step")
+    _draw_peak_memory(axes, part)
     return _legend(figure, axes)
 
 
@@ -195,14 +230,11 @@ def throughput(rows: pd.DataFrame) -> plt.Figure | None:
     figure, all_axes = plt.subplots(1, len(parts), figsize=(4.6 * len(parts), 4.2), sharey=True, squeeze=False)
     for axes, (title, part) in zip(all_axes[0], parts.items(), strict=True):
         axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
+        _plain(axes)
         _lines(axes, part, "L", lambda p: p["L"] * p["B"] / (p["p50_ms"] * 1e-3))
         _labels_axis(axes, part["L"])
         axes.tick_params(axis="x", labelsize=8)
         axes.set_yscale("log")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     all_axes[0, 0].set_ylabel("logits per second (labels x batch rows)")
     part = next(iter(parts.values()))
     figure.suptitle(_conditions(part, "B", "D", "K", "G"), fontsize=7.5, color="#555555", x=0.12, ha="left", y=1.0)

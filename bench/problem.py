@@ -10,6 +10,8 @@ from torch import Tensor
 from bench.registry import POSITIVES_PER_ROW, Point
 from sparse_xmc import ops
 
+_DRAWN = 4_194_301  # prime: no two rows of a matrix are alike
+
 
 class Problem:
     """Random layer, batch and targets of a point, reproducible by its seed."""
@@ -22,8 +24,14 @@ class Problem:
         return torch.Generator(self.device).manual_seed(self.seed * 16 + stream)
 
     def normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
+        """Normal values; beyond a few million they repeat, since drawing them would take longer than measuring."""
         out = torch.empty(*shape, dtype=self.point.torch_dtype, device=self.device)
-        return out.normal_(0.0, scale, generator=self._generator(stream))
+        flat = out.view(-1)
+        drawn = flat[:_DRAWN].normal_(0.0, scale, generator=self._generator(stream))
+        for start in range(_DRAWN, flat.numel(), _DRAWN):
+            part = flat[start : start + _DRAWN]
+            part.copy_(drawn[: part.numel()])
+        return out
 
     @cached_property
     def x(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ Print = Callable[[str], None]
 
 
 def _child(connection: Connection, task: Task) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     execute(task, connection.send)
     connection.send(None)
 
@@ -51,10 +53,10 @@ def run_task(task: Task, timeout: float) -> list[dict[str, Any]]:
             if row is not None:
                 rows.append(row)
     except EOFError:
-        pass
+        finished = True
     finally:
         receiver.close()
-        process.join(0 if timed_out else 10)
+        process.join(10 if finished else 0)
         if process.is_alive():
             process.kill()
             process.join()

@@ -182,9 +182,9 @@ def _time_together(task: Task, names: Iterable[str], problem: Problem, report: R
 
 
 def _prepared(task: Task, name: str, problem: Problem) -> Case:
-    """A case that has run once: compilation, allocation and failures are behind it."""
+    """A case that has been warmed up: compilation, first allocations and failures are behind it."""
     case = get_provider(name).build(task.point, problem)
-    warm_up(case.run, 0.0, task.point.device)
+    warm_up(case.run, task.budget.warmup_seconds, task.point.device)
     return case
 
 

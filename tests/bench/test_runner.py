@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(INTERPRETING, reason="benchmarks never run in th
 
 QUICK = Budget(0.01, 0.0, 2, 3)
 TINY = Point("full", 300, D=32, K=4, B=4)
-CORE = ["sparse_xmc", "dense", "torch_csr", "embedding_bag"]
+PAIR = ["sparse_xmc", "dense"]
 
 
 def test_every_provider_leaves_a_row_whatever_happens() -> None:
@@ -55,11 +55,11 @@ def _bench(*arguments: str, **options) -> subprocess.Popen:
 
 
 def test_interrupted_smoke_run_resumes_without_losing_or_repeating_rows(tmp_path) -> None:
-    arguments = ["run", "--suite", "smoke", "--device", "cpu", "--out", str(tmp_path), "--providers", *CORE]
+    arguments = ["run", "--suite", "smoke", "--device", "cpu", "--out", str(tmp_path), "--providers", *PAIR]
     first = _bench(*arguments, start_new_session=True)
     file = RowFile(tmp_path)
     deadline = time.monotonic() + 120
-    while sum(r["kind"] == "time" for r in file.read()) < 5:
+    while sum(r["kind"] == "time" for r in file.read()) < 3:
         assert first.poll() is None and time.monotonic() < deadline, first.stdout.read().decode()
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
@@ -74,12 +74,7 @@ def test_interrupted_smoke_run_resumes_without_losing_or_repeating_rows(tmp_path
     rows = [r for r in file.read() if "status" in r]
     assert len({job_key(r) for r in rows}) == len(rows), "a job was repeated"
     assert {(r["provider"], r["mode"]) for r in rows if r["kind"] == "time"} == {
-        (provider, mode) for provider in CORE for mode in ("forward", "full", "step")
+        (provider, mode) for provider in PAIR for mode in ("forward", "full", "step")
     }
     bad = [json.dumps(r) for r in rows if r["status"] != "ok"]
     assert not bad, bad
-
-    for verb, produced in (("plot", "figures/roofline.png"), ("table", "table.md")):
-        done = _bench(verb, "--out", str(tmp_path))
-        assert done.communicate(timeout=120)[0] is not None and done.returncode == 0
-        assert (tmp_path / produced).stat().st_size > 0
