@@ -62,6 +62,7 @@ class FixedFanInLinear(nn.Module):
             raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
+        self._optimizer: ops.UpdateRule | None = None
         rows = num_index_rows(out_features, group_size)
         self.weight = nn.Parameter(torch.empty(out_features, fan_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
@@ -101,6 +102,56 @@ class FixedFanInLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
         return ops.fixed_fan_in_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
+
+    def loss(
+        self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+    ) -> Tensor:
+        """Multi-label loss of ``x [..., in_features]`` against CSR ``targets``, without logits in memory.
+
+        With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss``, ``ops.updating_loss``.
+        """
+        arguments = (x, self.weight, self.indices, self.bias, targets)
+        if self._optimizer is None or not torch.is_grad_enabled():
+            return ops.fixed_fan_in_loss(*arguments, loss=loss, reduction=reduction, group_size=self.group_size)
+        return ops.updating_loss(
+            *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size
+        )
+
+    def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:
+        """Gives the layer an optimizer (``sparse_xmc.training.optim``) that updates it inside the loss kernel.
+
+        Afterwards ``loss(...).backward()`` updates weight and bias, which get no ``.grad``; or ``step`` does. Call it
+        when the layer is on its device. None takes the optimizer away.
+        """
+        if optimizer is not None:
+            optimizer.attach(self.weight, self.bias)
+        self._optimizer = optimizer
+
+    def step(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        *,
+        loss: ops.Loss = "bce",
+        reduction: ops.Reduction = "mean",
+        need_input_grad: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss, gradient of ``x`` and update by the fused optimizer in one sweep: the fastest way to train the layer.
+
+        Continue with ``x.backward(dx)`` through what made ``x``. See ``ops.fixed_fan_in_step_``.
+
+        Raises:
+            RuntimeError: the layer has no fused optimizer.
+        """
+        if self._optimizer is None:
+            raise RuntimeError("step needs a fused optimizer: call fuse_optimizer(...) first")
+        return ops.fixed_fan_in_step_(
+            *(x, self.weight, self.indices, self.bias, targets, self._optimizer),
+            loss=loss,
+            reduction=reduction,
+            group_size=self.group_size,
+            need_input_grad=need_input_grad,
+        )
 
     def num_bytes(self) -> int:
         """Bytes of weights, indices and bias."""

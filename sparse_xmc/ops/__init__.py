@@ -4,6 +4,20 @@ from sparse_xmc.ops._regrow import RegrowBatch
 from sparse_xmc.ops.informed_indices import informed_indices
 from sparse_xmc.ops.init_indices import init_indices
 from sparse_xmc.ops.linear import fixed_fan_in_linear
+from sparse_xmc.ops.loss import Loss, Reduction, fixed_fan_in_loss
 from sparse_xmc.ops.prune_regrow import prune_regrow_
+from sparse_xmc.ops.step import UpdateRule, fixed_fan_in_step_, updating_loss
 
-__all__ = ["RegrowBatch", "informed_indices", "prune_regrow_", "fixed_fan_in_linear", "init_indices"]
+__all__ = [
+    "Loss",
+    "Reduction",
+    "RegrowBatch",
+    "UpdateRule",
+    "fixed_fan_in_linear",
+    "fixed_fan_in_loss",
+    "fixed_fan_in_step_",
+    "informed_indices",
+    "init_indices",
+    "prune_regrow_",
+    "updating_loss",
+]

@@ -1,7 +1,8 @@
 """One sweep over a range of labels: logits, loss, its derivative, gradients and update, tile by tile.
 
 Layout: ``slab`` holds ``x`` feature-major in chunks of 64 batch rows, chunk ``c`` being ``[D, width]`` from
-``64 * c * D`` on. The last chunk may be 16 or 32 wide; rows beyond the batch are zero. ``sums`` (for dx) has the same layout.
+``64 * c * D`` on. The last chunk may be 16 or 32 wide; rows beyond the batch are zero.
+``sums`` (for dx) has the same layout.
 """
 
 import math

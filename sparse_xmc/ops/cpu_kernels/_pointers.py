@@ -1,7 +1,8 @@
 """Bare pointers in Numba: what inner functions pass around instead of arrays.
 
-An array argument costs two atomic operations on its reference count per call that LLVM does not inline, and a test for a
-negative index per access. A pointer costs neither, and keeps nothing alive: its owner must be an argument of the kernel.
+An array argument costs two atomic operations on its reference count per call that LLVM does not inline, and a test for
+a negative index per access. A pointer costs neither, and keeps nothing alive: its owner must be an argument of the
+kernel.
 """
 
 from numba import types

@@ -1,8 +1,8 @@
 """Vectors in Numba: values of ``lanes`` floats that stay in registers, loaded and stored at any offset of an array.
 
 LLVM's loop vectoriser gives up on the loops of the fused head (a dozen rows that may alias), so these kernels say what
-they want. A vector wider than a register is split by LLVM: 64 float32 lanes are eight AVX2 registers, sixteen NEON ones.
-Arithmetic is exact IEEE, without fast-math, fused only where ``fma`` stands.
+they want. A vector wider than a register is split by LLVM: 64 float32 lanes are eight AVX2 registers, sixteen NEON
+ones. Arithmetic is exact IEEE, without fast-math, fused only where ``fma`` stands.
 """
 
 import math
