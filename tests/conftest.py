@@ -1,9 +1,10 @@
 """Fixtures of the whole suite.
 
 The suite runs twice: once as it is (CPU kernels, and GPU kernels where there is a GPU) and once with TRITON_INTERPRET=1
-(Triton kernels on CPU tensors; only tests marked ``interpreter`` or using the ``device`` fixture make sense there).
+(Triton kernels on CPU tensors; for tests that use the ``device`` fixture).
 """
 
+import importlib.util
 import os
 import sys
 
@@ -13,11 +14,17 @@ import torch
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def devices() -> list:
+    """The devices that this machine has kernels for; with TRITON_INTERPRET=1 'cpu' means interpreted Triton kernels."""
+    found = ["cpu"] if INTERPRETING or importlib.util.find_spec("numba") else []
+    if torch.cuda.is_available():
+        found.append(pytest.param("cuda", marks=pytest.mark.gpu))
+    return found
+
+
+@pytest.fixture(params=devices())
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that kernels exist for: with TRITON_INTERPRET=1 'cpu' means the interpreted Triton kernels."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU on this machine")
+    """Every device of ``devices()``, one after the other."""
     return torch.device(request.param)
 
 
