@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sparse_xmc.distributed.blocks import label_blocks
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.distributed.rewire import share_of_lowest
 from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
 from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float, num_index_rows
+from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
 
 class LabelShardedLinear(nn.Module):
@@ -148,14 +151,21 @@ class LabelShardedLinear(nn.Module):
         return self.shard(self._gather(x, rows))
 
     def loss(
-        self, x: Tensor, targets: Tensor | ExchangedTargets, *, loss: str = "bce", reduction: str = "mean"
+        self,
+        x: Tensor,
+        targets: Tensor | ExchangedTargets,
+        *,
+        loss: str = "bce",
+        reduction: str = "mean",
+        **options: Any,
     ) -> Tensor:
         """The loss over the rows of all ranks and all labels, the same number on every rank.
 
         Args:
             x: embeddings of this rank's rows ``[own rows, in_features]``; ranks may hold different numbers of rows.
-            targets: their sparse CSR targets ``[own rows, out_features]``, or what ``exchange_targets`` made of them.
-            loss, reduction: as in ``ops.fixed_fan_in_loss``; "mean" divides by the rows of all ranks.
+            targets: their sparse CSR targets ``[own rows, out_features]``, or what ``exchange_targets`` made of them;
+                for "cross_entropy" their classes, int64 ``[own rows]``.
+            loss, reduction, options: as in ``ops.fixed_fan_in_loss``; "mean" counts the rows of all ranks.
 
         Raises:
             RankFailure: another rank has died, hangs or made a different call.
@@ -163,10 +173,12 @@ class LabelShardedLinear(nn.Module):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self._check_local(x)
+        if loss == "cross_entropy":
+            return self._cross_entropy(x, targets, reduction, **options)
         exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
         rows = exchanged.rows
         self._check_agreement_on(x, rows)
-        own = self.shard.loss(self._gather(x, rows), exchanged.wait(), loss=loss, reduction="sum")
+        own = self.shard.loss(self._gather(x, rows), exchanged.wait(), loss=loss, reduction="sum", **options)
         if reduction == "mean":
             own = own / self._count_rows(rows)
         return SumOverRanks.apply(own, self.ranks, self.replicas)
@@ -186,6 +198,64 @@ class LabelShardedLinear(nn.Module):
         local = min(k, len(self.labels))
         scores, labels = self.shard.topk(gathered, local, **({"exclude": left_out.wait()} if left_out else {}))
         return merge_candidates(scores, labels, k, rows, self.ranks, self.labels.start)
+
+    def rewire_(
+        self,
+        *,
+        seed: int,
+        fraction: float | None = None,
+        scope: str = "row",
+        group_score: str = "mean",
+        **options: Any,
+    ) -> Tensor:
+        """Rewires this rank's labels as ``FixedFanInLinear.rewire_`` would the whole head with the same ``seed``.
+
+        With ``scope="global"`` the ranks agree on the weakest connections of all labels. Returns the number of slots
+        rewired on all ranks, 0-dim int64.
+        """
+        if fraction is not None and scope == "global":
+            rows = sum(num_index_rows(len(block), self.group_size) for block in self.blocks)
+            weakest = math.floor(fraction * (rows * self.fan_in))
+            weight = self.shard.weight.detach()
+            options["number"] = share_of_lowest(weight, self.group_size, group_score, weakest, self.ranks)
+        rewired = self.shard.rewire_(
+            seed=seed,
+            fraction=fraction,
+            scope=scope,
+            group_score=group_score,
+            first_row=self.labels.start // self.group_size,
+            **options,
+        )
+        return self.ranks.sum_(rewired, "count of the rewired connections")
+
+    def _cross_entropy(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        reduction: str,
+        label_smoothing: float = 0.0,
+        ignore_index: int = IGNORE_INDEX,
+        class_weight: Tensor | None = None,
+    ) -> Tensor:
+        softmax = Softmax(label_smoothing, class_weight, ignore_index, self.labels.start, self.out_features)
+        targets = check_classes(targets, x.shape[:-1], softmax, x.device)
+        rows = self._check_input(x)
+        targets = self.ranks.gather_rows(targets, rows, "exchange of the targets")
+        shard = (self.shard.weight, self.shard.indices, self.shard.bias)
+        own = summed_cross_entropy(
+            self._gather(x, rows), *shard, targets, softmax, group_size=self.group_size, combine=self._combine
+        )
+        if reduction == "mean":
+            own = own / self.replicas.sum_(row_weights(targets, softmax, own.dtype).sum(), "count of the batch's rows")
+        return SumOverRanks.apply(own, self.replicas)
+
+    def _combine(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Softmax statistics of all labels from those of every rank's."""
+        ones = [1] * self.ranks.size
+        log_sum, picked, total = self.ranks.gather_rows(
+            torch.stack(parts)[None], ones, "exchange of the softmax statistics"
+        ).unbind(1)
+        return log_sum.logsumexp(0), picked.sum(0), total.sum(0)
 
     def _gather(self, x: Tensor, rows: list[int]) -> Tensor:
         return GatherRows.apply(x, self.ranks, rows, self.gradient_scale)

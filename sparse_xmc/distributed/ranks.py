@@ -81,7 +81,7 @@ class Ranks:
         return PendingGather(self, work, everyone, list(rows), what)
 
     def send_rows(self, blocks: Tensor, rows: Sequence[int], what: str) -> Tensor:
-        """Sends block ``r`` of ``[sum(rows), ...]`` to rank ``r``; returns the blocks received, ``[size, own, ...]``."""
+        """Sends block ``r`` of ``[sum(rows), ...]`` to rank ``r``; returns those received, ``[size, own, ...]``."""
         own = rows[self.rank]
         if self.size == 1:
             return blocks[None]

@@ -104,15 +104,26 @@ class FixedFanInLinear(nn.Module):
         return ops.fixed_fan_in_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
 
     def loss(
-        self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+        self,
+        x: Tensor,
+        targets: Tensor,
+        *,
+        loss: ops.Loss = "bce",
+        reduction: ops.Reduction = "mean",
+        **options: Any,
     ) -> Tensor:
-        """Multi-label loss of ``x [..., in_features]`` against CSR ``targets``, without logits in memory.
+        """Loss of ``x [..., in_features]`` against CSR ``targets``, for "cross_entropy" class ids; no logits are stored.
 
-        With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss``, ``ops.updating_loss``.
+        With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss`` (also for
+        ``options``) and ``ops.updating_loss``.
         """
         arguments = (x, self.weight, self.indices, self.bias, targets)
         if self._optimizer is None or not torch.is_grad_enabled():
-            return ops.fixed_fan_in_loss(*arguments, loss=loss, reduction=reduction, group_size=self.group_size)
+            return ops.fixed_fan_in_loss(
+                *arguments, loss=loss, reduction=reduction, group_size=self.group_size, **options
+            )
+        if loss == "cross_entropy":
+            raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
         return ops.updating_loss(
             *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size
         )

@@ -17,8 +17,9 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import LayerShape, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._targets import Positives, sorted_positives
+from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, fixed_fan_in_cross_entropy
 
-Loss = Literal["bce", "squared_hinge"]
+Loss = Literal["bce", "squared_hinge", "cross_entropy"]
 Reduction = Literal["mean", "sum"]
 
 
@@ -99,7 +100,7 @@ def prepare(
     targets and what the sum over rows and labels is divided by."""
     shape = check_layer(x, weight, indices, bias, group_size)
     if loss not in ("bce", "squared_hinge"):
-        raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
+        raise ValueError(f"loss must be 'bce' or 'squared_hinge' (or, unfused, 'cross_entropy'), got {loss!r}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     rows = x.numel() // shape.D
@@ -123,8 +124,11 @@ def fixed_fan_in_loss(
     loss: Loss = "bce",
     reduction: Reduction = "mean",
     group_size: int = 1,
+    label_smoothing: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Multi-label loss of ``fixed_fan_in_linear(x, ...)``, without its logits in memory.
+    """Multi-label or softmax loss of ``fixed_fan_in_linear(x, ...)``, without its logits in memory.
 
     Value and gradients are those of the unfused expression; logits, loss and sums are float32 (float64 for float64
     inputs) and gradients are rounded once. Peak memory is that of the gradients plus ``O(B * D)``.
@@ -135,8 +139,10 @@ def fixed_fan_in_loss(
         targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Its values are ignored; a label
             that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored (``SPARSE_XMC_DEBUG=1`` raises).
         loss: "bce": binary cross-entropy with logits. "squared_hinge": ``max(0, 1 - t z)^2`` with ``t`` = 1 for positives,
-            -1 otherwise; labels whose rows are all at zero are skipped in backward.
+            -1 otherwise; labels whose rows are all at zero are skipped in backward. "cross_entropy": softmax over the
+            labels; ``targets`` are class ids, int64 ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.
         reduction: "sum" over rows and labels, or "mean": that sum divided by ``B`` (0 for ``B = 0``).
+        label_smoothing, ignore_index, class_weight: of "cross_entropy" alone, as in ``torch.nn.functional``.
 
     Returns:
         0-dim float32 (float64 for float64 inputs).
@@ -144,5 +150,20 @@ def fixed_fan_in_loss(
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device, layout or name.
     """
+    if loss == "cross_entropy":
+        return fixed_fan_in_cross_entropy(
+            x,
+            weight,
+            indices,
+            bias,
+            targets,
+            reduction=reduction,
+            group_size=group_size,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            class_weight=class_weight,
+        )
+    if label_smoothing or class_weight is not None:
+        raise ValueError(f"label_smoothing and class_weight go with loss='cross_entropy', got loss={loss!r}")
     _, rows, positives, divisor = prepare(x, weight, indices, bias, targets, loss, reduction, group_size)
     return _FixedFanInLoss.apply(rows, weight, indices, bias, *positives, loss, group_size) / divisor

@@ -117,6 +117,7 @@ def prune_regrow_(
     batch: RegrowBatch | None = None,
     candidates: int | None = None,
     first_row: int = 0,
+    number: int | None = None,
 ) -> Tensor:
     """Drops the connections of lowest magnitude and regrows as many in each row, in place.
 
@@ -148,6 +149,7 @@ def prune_regrow_(
         batch: what "gradient" and "informed" look at.
         candidates: number of sampled features per row for "gradient" (default ``4 K``); at least the number to rewire.
         first_row: number of the first row, if this is a part of a larger layer.
+        number: how many slots ``scope="global"`` rewires in this part, in place of ``floor(fraction * R * K)``.
 
     Returns:
         Number of rewired slots of ``indices``: 0-dim int64 tensor on weight's device.
@@ -191,7 +193,7 @@ def prune_regrow_(
     elif fraction is not None and scope == "row":
         fixed = min(math.floor(fraction * shape.K), limit)
     elif fraction is not None:
-        number = math.floor(fraction * (shape.R * shape.K))
+        number = math.floor(fraction * (shape.R * shape.K)) if number is None else number
         if number == 0 or limit == 0:
             fixed = 0
         else:
