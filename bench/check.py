@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.problem import Problem
 from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, WORK, Case, Point, Provider
-from bench.weights import Weights
+from bench.weights import EllWeights, Weights
 
 # Largest error as a share of the largest value: rounding of inputs and outputs, and of sums kept in the dtype itself.
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4, "float16": 8e-3, "bfloat16": 4e-2}
@@ -52,7 +52,8 @@ def check_work(mode: str, produced: Sequence[str]) -> None:
 
 def _check_case(point: Point, problem: Problem, case: Case) -> None:
     if point.mode == "rewire":
-        _check_rewire(point, case)
+        assert isinstance(case.weights, EllWeights)
+        _check_rewire(dataclasses.replace(point, G=case.weights.group_size), case)
         return
     truth = _truth(point, problem, case.weights)
     produced = case.run()

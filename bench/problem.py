@@ -23,6 +23,13 @@ class Problem:
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed * 16 + stream)
 
+    def at(self, point: Point) -> Problem:
+        """The same batch and weights with the topology of another group size."""
+        other = Problem(point, self.seed)
+        for name in ("x", "weight", "bias", "targets", *(("dy",) if "dy" in self.__dict__ else ())):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
     def normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal values; beyond a few million they repeat, since drawing them would take longer than measuring."""
         out = torch.empty(*shape, dtype=self.point.torch_dtype, device=self.device)

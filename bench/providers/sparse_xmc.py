@@ -1,32 +1,194 @@
-"""sparse_xmc itself: the layer with logits."""
+"""sparse_xmc itself: the layer with logits, the fused head, rewiring; per-label or with rows shared by 32 labels."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
 from bench.problem import Problem
-from bench.providers._linear import Linear, LinearProvider, matrices_bytes
-from bench.registry import Point, register
+from bench.providers._linear import Linear, LinearProvider, Objective, matrices_bytes
+from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, Case, Point, Provider, Unsupported, register
 from bench.weights import EllWeights, Weights
 from sparse_xmc import ops
 
+Run = Callable[[], dict[str, Tensor | list[Tensor]]]
+
+
+def ell_weights(point: Point, problem: Problem) -> EllWeights:
+    return EllWeights(problem.weight.clone(), problem.indices, point.D, point.G, problem.bias)
+
+
+def parameter_bytes(point: Point) -> int:
+    index_bytes = 2 if point.D <= 65_536 else 4
+    return point.L * point.K * point.itemsize + index_bytes * point.K * -(-point.L // point.G)
+
 
 class SparseXmc(LinearProvider):
-    name = "sparse_xmc"
-    label = "sparse_xmc"
-    deterministic: bool | None = None
+    """``fixed_fan_in_linear`` and what autograd and ``torch`` make of it. ``group_size`` overrides the point's."""
+
+    modes: Sequence[str] = (*LinearProvider.modes, "rewire")
+
+    def __init__(self, name: str, label: str, *, group_size: int | None = None, deterministic: bool | None = None):
+        self.name, self.label = name, label
+        self.group_size, self.deterministic = group_size, deterministic
+        if deterministic:
+            self.modes = ("backward_input", "full")
+
+    def unsupported(self, point: Point) -> str | None:
+        if self.deterministic and point.device == "cpu":
+            return "on the CPU the input gradient is always deterministic: the same kernels as without"
+        return None
 
     def predicted_bytes(self, point: Point) -> int:
-        return matrices_bytes(point, point.L * point.K) + 4 * point.L * point.K // point.G
+        point = self._own(point)
+        return matrices_bytes(point, point.L * point.K) + parameter_bytes(point)
+
+    def _own(self, point: Point) -> Point:
+        return point if self.group_size is None else dataclasses.replace(point, G=self.group_size)
+
+    def build(self, point: Point, problem: Problem) -> Case:
+        own = self._own(point)
+        problem = problem if own == point else problem.at(own)
+        if point.mode == "rewire":
+            return _rewire(own, problem)
+        return super().build(own, problem)
 
     def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
-        weight, indices, bias = problem.weight.clone(), problem.indices, problem.bias
-        weights = EllWeights(weight, indices, point.D, point.G, bias)
+        weights = ell_weights(point, problem)
 
         def linear(x):
             return ops.fixed_fan_in_linear(
-                x, weight, indices, bias, group_size=point.G, deterministic=self.deterministic
+                x, weights.weight, weights.indices, weights.bias, group_size=point.G, deterministic=self.deterministic
             )
 
         return linear, weights
 
 
-register(SparseXmc())
+def _rewire(point: Point, problem: Problem) -> Case:
+    weights = dataclasses.replace(ell_weights(point, problem), indices=problem.indices.clone())
+    weight, indices = weights.weight, weights.indices
+    calls = 0
+
+    def run() -> dict[str, Tensor | list[Tensor]]:
+        nonlocal calls
+        calls += 1
+        ops.prune_regrow_(weight, indices, point.D, fraction=REWIRE_FRACTION, seed=calls, group_size=point.G)
+        return {"weight": weight, "indices": indices}
+
+    return Case(run, weights)
+
+
+class SparseXmcFused(SparseXmc):
+    """The fused head: ``fixed_fan_in_step_`` and ``fixed_fan_in_topk``, which hold no ``[B, L]`` matrix."""
+
+    modes: Sequence[str] = ("step", "topk")
+    needs = {"step": "fixed_fan_in_step_", "topk": "fixed_fan_in_topk"}
+
+    def unsupported(self, point: Point) -> str | None:
+        op = self.needs[point.mode]
+        return None if hasattr(ops, op) else f"this version of sparse_xmc has no ops.{op}"
+
+    def predicted_bytes(self, point: Point) -> int:
+        return 2 * parameter_bytes(self._own(point)) + (64 << 20)
+
+    def build(self, point: Point, problem: Problem) -> Case:
+        own = self._own(point)
+        problem = problem if own == point else problem.at(own)
+        weights = ell_weights(own, problem)
+        return Case((_fused_step if point.mode == "step" else _fused_topk)(own, problem, weights), weights)
+
+
+def _fused_step(point: Point, problem: Problem, weights: EllWeights) -> Run:
+    from sparse_xmc.training.optim import FusedSGD
+
+    optimizer = FusedSGD(LEARNING_RATE)
+    optimizer.attach(weights.weight, weights.bias)
+
+    def run() -> dict[str, Tensor | list[Tensor]]:
+        loss, dx = ops.fixed_fan_in_step_(
+            problem.x, weights.weight, weights.indices, weights.bias, problem.targets, optimizer, group_size=point.G
+        )
+        assert dx is not None
+        return {"loss": loss, "dx": dx, "weight": weights.parameters()}
+
+    return run
+
+
+def _fused_topk(point: Point, problem: Problem, weights: EllWeights) -> Run:
+    def run() -> dict[str, Tensor | list[Tensor]]:
+        scores, labels = ops.fixed_fan_in_topk(
+            problem.x, weights.weight, weights.indices, weights.bias, k=TOP_K, group_size=point.G
+        )
+        return {"scores": scores, "labels": labels}
+
+    return run
+
+
+class SparseXmcFusedLoss(SparseXmc):
+    """``fixed_fan_in_loss`` with autograd and torch's own update: any optimizer, still no ``[B, L]`` matrix."""
+
+    modes: Sequence[str] = ("step",)
+
+    def predicted_bytes(self, point: Point) -> int:
+        return 3 * parameter_bytes(self._own(point)) + (64 << 20)
+
+    def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
+        weights = ell_weights(point, problem)
+        targets = problem.targets
+
+        def loss(x):
+            return ops.fixed_fan_in_loss(
+                x, weights.weight, weights.indices, weights.bias, targets, group_size=point.G
+            )
+
+        return loss, weights
+
+    def objective(self, linear: Linear) -> Objective:
+        return lambda x, rows, labels: linear(x)
+
+
+class EagerRewire(Provider):
+    """Magnitude prune and random regrow in eager torch, rows in chunks: what one writes without a kernel."""
+
+    name = "eager_rewire"
+    label = "eager torch rewire"
+    modes: Sequence[str] = ("rewire",)
+
+    def unsupported(self, point: Point) -> str | None:
+        return "written for one row of indices per label" if point.G != 1 else None
+
+    def predicted_bytes(self, point: Point) -> int:
+        return 2 * parameter_bytes(point) + (512 << 20)
+
+    def build(self, point: Point, problem: Problem) -> Case:
+        number = min(int(REWIRE_FRACTION * point.K), point.D - point.K)
+        if number < 1:
+            raise Unsupported(f"nothing to rewire at K={point.K}, D={point.D}")
+        weights = EllWeights(problem.weight.clone(), problem.label_indices.long(), point.D)
+        chunk = max(1, (1 << 24) // point.D)
+
+        def run() -> dict[str, Tensor | list[Tensor]]:
+            for start in range(0, point.L, chunk):
+                w, columns = weights.weight[start : start + chunk], weights.indices[start : start + chunk]
+                pruned = w.abs().topk(number, dim=1, largest=False, sorted=False).indices
+                keys = torch.rand(len(w), point.D, device=w.device).scatter_(1, columns, -1.0)
+                columns.scatter_(1, pruned, keys.topk(number, dim=1, sorted=False).indices)
+                w.scatter_(1, pruned, 0.0)
+            return {"weight": weights.weight, "indices": weights.indices}
+
+        return Case(run, weights)
+
+
+for provider in (
+    SparseXmc("sparse_xmc", "sparse_xmc"),
+    SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused"),
+    SparseXmc("sparse_xmc_group32", "sparse_xmc G=32", group_size=32),
+    SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", group_size=32),
+    SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only"),
+    SparseXmc("sparse_xmc_deterministic", "sparse_xmc, deterministic", deterministic=True),
+    EagerRewire(),
+):
+    register(provider)
