@@ -6,6 +6,7 @@ weights and their gradient in registers. The input gradient is added to a featur
 under ``torch.use_deterministic_algorithms``, in a fixed order to a bounded number of private buffers.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device
 from sparse_xmc.ops.triton_kernels.loss_gather import gather_tile
 from sparse_xmc.ops.triton_kernels.loss_group import group_tile
 
-MAX_DOT_FAN_IN = 512
+MAX_DOT_FAN_IN = 256
 MAX_FAN_IN = 8192
 PRIVATE_BYTES = 1 << 28  # input gradient buffers of the deterministic variant, all together
 MAX_PRIVATE = 512
@@ -121,9 +123,10 @@ def tiling(B: int, L: int, K: int, G: int, dtype: torch.dtype, deterministic: bo
     if G > 1 and K <= MAX_DOT_FAN_IN and dtype != torch.float64:
         block_k = max(16, triton.next_power_of_2(K))
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
-        block_b = min(max(16, batch), max(16, 8192 // block_k), 64)
+        widest = 4096 if dtype != torch.float32 else 2048
+        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), 64)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
-        return Tiling(True, tiles, block_l, block_k, block_b, 4 if block_k * max(block_l, block_b) <= 4096 else 8)
+        return Tiling(True, tiles, block_l, block_k, block_b, 4)
     # 32 elements per thread; several labels only where a label has too few for a warp
     block_k = max(8, triton.next_power_of_2(K))
     if block_k > MAX_FAN_IN:
@@ -286,3 +289,71 @@ def loss_step_(
     )  # fmt: skip
     dx = batch_major(dxt.mul_(dx_scale), x.shape[0], x.dtype) if dxt is not None else None
     return total, dx
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """The step in every dtype and tile, with every kind of state once; forward and gradients once per tile."""
+    half, wide = torch.bfloat16, torch.float32
+    for dtypes, K, G in (
+        ((half, half), 32, 1),
+        ((half, half), 128, 1),
+        ((wide, wide), 32, 1),
+        ((torch.float16, wide), 24, 1),
+        ((torch.float64, torch.float64), 32, 1),
+        ((half, half), 64, 32),
+        ((half, half), 128, 64),
+        ((half, half), 256, 32),
+        ((torch.float16, torch.float16), 64, 16),
+        ((half, wide), 64, 32),
+        ((wide, wide), 64, 32),
+    ):
+        yield _step_case(dtypes, K, G, "bce")
+    for K, G in ((32, 1), (64, 32)):
+        yield _step_case((half, half), K, G, "squared_hinge", momentum=True, moment=True)
+        yield _step_case((half, half), K, G, "bce", deterministic=True)
+        args = _meta_layer(half, half, K, G)
+        scale = torch.empty((), device="meta")
+        yield CompileCase(f"forward[K={K},G={G}]", lambda args=args, G=G: loss_forward(*args, "bce", G))
+        yield CompileCase(
+            f"gradients[K={K},G={G}]",
+            lambda args=args, G=G, scale=scale: loss_gradients(*args, "bce", G, scale, True, True, True),
+        )
+
+
+def _meta_layer(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> tuple[Tensor, ...]:
+    B, D, L, nnz = 128, 768, 20_011, 640
+    sizes = ((B, D), (L, K), (-(-L // G), K), (L,), (nnz,), (nnz,))
+    dtypes = (dtype, weight_dtype, torch.uint16, weight_dtype, torch.int64, torch.int32)
+    return tuple(torch.empty(*size, dtype=d, device="meta") for size, d in zip(sizes, dtypes, strict=True))
+
+
+def _step_case(
+    dtypes: tuple[torch.dtype, torch.dtype],
+    K: int,
+    G: int,
+    loss: str,
+    *,
+    momentum: bool = False,
+    moment: bool = False,
+    deterministic: bool = False,
+) -> CompileCase:
+    layer = _meta_layer(*dtypes, K, G)
+    weight, bias = layer[1], layer[3]
+    scale = torch.empty((), dtype=compute_dtype(dtypes[0]), device="meta")
+    moments = [torch.empty(weight.shape[0], dtype=scale.dtype, device="meta") if moment else None for _ in range(2)]
+    buffers = [torch.empty_like(tensor) if momentum else None for tensor in (weight, bias)]
+
+    def launch() -> None:
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            loss_step_(
+                *layer, loss, G, scale, scale, buffers[0], moments[0], buffers[1], moments[1],
+                0.1, 0.9, 1e-4, 0.9, 0.1, 1.0, 1e-8, True, 1, 2, True, True,
+            )  # fmt: skip
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+    names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
+    state = ",momentum" * momentum + ",moment" * moment + ",deterministic" * deterministic
+    return CompileCase(f"step[{names},K={K},G={G},{loss}{state}]", launch)
