@@ -15,3 +15,21 @@ def draw_distinct(word, i, count, size, chosen):
     drawn = ((word.to(tl.uint64) * (last + 1).to(tl.uint64)) >> 32).to(tl.int32)
     taken = tl.sum((chosen == drawn[:, None]).to(tl.int32), 1) > 0
     return tl.where(taken, last, drawn)
+
+
+@triton.jit
+def free_feature(held, rank, in_features, K):
+    """Maps each row's ``rank`` [ROWS] below D - K one to one onto the features not in ``held [ROWS, N]``.
+
+    A rank that is not held stands for itself; the j-th held feature below D - K for the j-th free one from there.
+    """
+    free = in_features - K
+    taken = tl.sum((held == rank[:, None]).to(tl.int32), 1) > 0
+    base = free + tl.sum((held < rank[:, None]).to(tl.int32), 1)
+    feature = tl.where(taken, base, rank)
+    moved = taken
+    while tl.max(moved.to(tl.int32), 0) > 0:
+        passed = tl.sum(((held >= free) & (held <= feature[:, None])).to(tl.int32), 1)
+        moved = taken & (base + passed != feature)
+        feature = tl.where(taken, base + passed, feature)
+    return feature

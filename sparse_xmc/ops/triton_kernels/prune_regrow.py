@@ -1,0 +1,242 @@
+"""Triton kernels of ``prune_regrow_``: a block of rows is scored, pruned and regrown in registers."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
+from sparse_xmc.ops.triton_kernels._launch import on_device
+from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_counts, row_keys, tile_shape
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+from sparse_xmc.ops.triton_kernels._sampling import draw_distinct, free_feature
+
+_REGROW, _CANDIDATES, _WEIGHTS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # streams of random numbers
+
+
+@triton.jit
+def _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K, D, group_size, USE_MAX: tl.constexpr):
+    """The slots that rewiring prunes, bool ``[ROWS, BLOCK_K]``, and their number per row: the lowest keys, then first."""
+    keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
+    if counts_ptr is not None:
+        need = tl.load(counts_ptr + rows, mask=rows < R, other=0).to(tl.int32)
+    elif fixed >= 0:
+        need = tl.where(rows < R, fixed, 0).to(tl.int32)
+    else:
+        below = (keys < threshold_key) & (rows < R)[:, None] & (k < K)[None, :]
+        need = tl.minimum(tl.sum(below.to(tl.int32), 1), D - K)
+    lowest = tl.zeros([rows.shape[0]], tl.int32)
+    for step in range(0, 31):
+        trial = lowest | (1 << (30 - step))
+        lowest = tl.where(tl.sum((keys < trial[:, None]).to(tl.int32), 1) < need, trial, lowest)
+    below = keys < lowest[:, None]
+    equal = (keys == lowest[:, None]).to(tl.int32)
+    ties = need - tl.sum(below.to(tl.int32), 1)
+    return (need > 0)[:, None] & (below | ((equal > 0) & (tl.cumsum(equal, 1) - equal < ties[:, None]))), need
+
+
+@triton.jit(do_not_specialize=["seed", "first_row", "fixed", "threshold_key"])
+def rewire_kernel(
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [R, K]
+    counts_ptr,  # [R] int16 or None
+    candidates_ptr,  # [R, C] int32 or None
+    total_ptr,  # int64
+    threshold_key,
+    fixed,
+    seed,
+    first_row,
+    bound,
+    R,
+    L,
+    K,
+    D,
+    C,
+    group_size,
+    USE_MAX: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, BLOCK_K)
+    inside = (rows < R)[:, None] & (k < K)[None, :]
+    pruned, need = _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K, D, group_size, USE_MAX)
+    tl.atomic_add(total_ptr, tl.sum(need, 0).to(tl.int64), sem="relaxed")
+    place = tl.cumsum(pruned.to(tl.int32), 1) - 1
+    slots = rows[:, None] * K + k[None, :]
+    if candidates_ptr is not None:
+        fresh = tl.load(candidates_ptr + rows[:, None] * C + place, mask=pruned, other=0)
+    else:
+        held = tl.load(indices_ptr + slots, mask=inside, other=0).to(tl.int32)
+        held = tl.where(inside, held, HIGHEST)
+        chosen = tl.full([ROWS, BLOCK_K], -1, tl.int32)
+        fresh = tl.zeros([ROWS, BLOCK_K], tl.int32)
+        counter = (first_row + rows).to(tl.uint32)
+        zero = counter * 0
+        for i0 in range(0, tl.max(need, 0), 4):
+            words = tl.philox(seed, counter, zero + i0 // 4, zero, zero + _REGROW)
+            for j in tl.static_range(4):
+                rank = draw_distinct(words[j], i0 + j, need, D - K + need * 0, chosen)
+                live = i0 + j < need
+                rank = tl.where(live, rank, 0)
+                chosen = tl.where((k[None, :] == i0 + j) & live[:, None], rank[:, None], chosen)
+                feature = free_feature(held, rank, D, K)
+                fresh = tl.where(pruned & (place == i0 + j), feature[:, None], fresh)
+    tl.store(indices_ptr + slots, fresh.to(indices_ptr.dtype.element_ty), mask=pruned)
+    for g in range(0, group_size):
+        label = rows * group_size + g
+        mask = pruned & (label < L)[:, None]
+        value = tl.zeros([ROWS, BLOCK_K], tl.float32)
+        if UNIFORM:
+            zero = tl.zeros([ROWS, BLOCK_K], tl.uint32)
+            counter = zero + (first_row * group_size + label).to(tl.uint32)[:, None]
+            words = tl.philox(seed, counter, zero + (k >> 2).to(tl.uint32)[None, :], zero, zero + _WEIGHTS)
+            j = zero.to(tl.int32) + (k & 3)[None, :]
+            word = tl.where(j < 2, tl.where(j == 0, words[0], words[1]), tl.where(j == 2, words[2], words[3]))
+            value = ((word >> 8).to(tl.float32) * 1.1920928955078125e-07 - 1.0) * bound
+        stored = round_nearest(value, weight_ptr.dtype.element_ty)
+        tl.store(weight_ptr + label[:, None] * K + k[None, :], stored, mask=mask)
+
+
+@triton.jit(do_not_specialize=["fixed", "threshold_key"])
+def reset_kernel(
+    state_ptr,  # [L, K]
+    weight_ptr,  # [L, K], before it is rewired
+    counts_ptr,
+    threshold_key,
+    fixed,
+    R,
+    L,
+    K,
+    D,
+    group_size,
+    USE_MAX: tl.constexpr,
+    TO_MEAN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Zeros, or the label's mean, where rewiring is about to prune."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, BLOCK_K)
+    pruned, _ = _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K, D, group_size, USE_MAX)
+    for g in range(0, group_size):
+        label = rows * group_size + g
+        offsets = label[:, None] * K + k[None, :]
+        known = (label < L)[:, None] & (k < K)[None, :]
+        value = tl.zeros([ROWS, BLOCK_K], tl.float32)
+        if TO_MEAN:
+            held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)
+            value += (tl.sum(held, 1) / K)[:, None]
+        tl.store(state_ptr + offsets, round_nearest(value, state_ptr.dtype.element_ty), mask=pruned & known)
+
+
+def rewire_(
+    weight: Tensor,
+    indices: Tensor,
+    state: Sequence[Tensor],
+    mean_state: Sequence[Tensor],
+    counts: Tensor | None,
+    candidates: Tensor | None,
+    fixed: int,
+    threshold: float,
+    in_features: int,
+    group_size: int,
+    use_max: bool,
+    seed: int,
+    bound: float,
+    first_row: int,
+) -> Tensor:
+    """Prunes ``counts[r]`` slots of each row, or ``fixed`` if that is >= 0, or those that score below ``threshold``
+    (a float32 number), and regrows them from ``candidates [R, >= count]`` or at random. Returns their number."""
+    (R, K), L = indices.shape, weight.shape[0]
+    rows, block_k = tile_shape(K)
+    grid = (triton.cdiv(R, rows),)
+    total = torch.zeros((), dtype=torch.int64, device=weight.device)
+    key = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
+    shape = {"USE_MAX": use_max, "ROWS": rows, "BLOCK_K": block_k}
+    with on_device(weight):
+        for tensors, to_mean in ((state, False), (mean_state, True)):
+            for tensor in tensors:
+                reset_kernel[grid](
+                    tensor, weight, counts, key, fixed, R, L, K, in_features, group_size, TO_MEAN=to_mean, **shape
+                )
+        listed = 0 if candidates is None else candidates.shape[1]
+        rewire_kernel[grid](
+            weight, indices, counts, candidates, total, key, fixed, seed, first_row, bound,
+            R, L, K, in_features, listed, group_size, UNIFORM=bound > 0, **shape,
+        )  # fmt: skip
+    return total
+
+
+def lowest_per_row(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+    """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
+    counts = torch.empty(rows, dtype=torch.int16, device=weight.device)
+    lowest_counts(weight, rows, group_size, use_max, number, limit, counts)
+    return counts
+
+
+@triton.jit(do_not_specialize=["seed", "first_row"])
+def candidates_kernel(
+    indices_ptr,  # [R, K]
+    out_ptr,  # [R, C]
+    seed,
+    first_row,
+    R,
+    K,
+    C,
+    D,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k, c = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
+    inside = (rows < R)[:, None] & (k < K)[None, :]
+    held = tl.load(indices_ptr + rows[:, None] * K + k[None, :], mask=inside, other=0).to(tl.int32)
+    held = tl.where(inside, held, HIGHEST)
+    chosen = tl.full([ROWS, BLOCK_C], -1, tl.int32)
+    counter = (first_row + rows).to(tl.uint32)
+    zero = counter * 0
+    size = tl.zeros([ROWS], tl.int32) + (D - K)
+    for i0 in range(0, C, 4):
+        words = tl.philox(seed, counter, zero + i0 // 4, zero, zero + _CANDIDATES)
+        for j in tl.static_range(4):
+            rank = draw_distinct(words[j], i0 + j, C, size, chosen)
+            rank = tl.where(i0 + j < C, rank, 0)
+            chosen = tl.where((c[None, :] == i0 + j) & (i0 + j < C), rank[:, None], chosen)
+            feature = free_feature(held, rank, D, K).to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + rows * C + i0 + j, feature, mask=(rows < R) & (i0 + j < C))
+
+
+def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, first_row: int) -> Tensor:
+    """``count`` distinct features that each row does not hold: [R, count] in indices' dtype."""
+    R, K = indices.shape
+    out = torch.empty(R, count, dtype=indices.dtype, device=indices.device)
+    block_k, block_c = triton.next_power_of_2(K), triton.next_power_of_2(count)
+    rows = max(1, min(32, 4096 // (block_k + block_c)))
+    with on_device(indices):
+        candidates_kernel[(triton.cdiv(R, rows),)](
+            indices, out, seed, first_row, R, K, count, in_features, ROWS=rows, BLOCK_K=block_k, BLOCK_C=block_c
+        )
+    return out
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for dtype, K, G in ((torch.bfloat16, 32, 1), (torch.bfloat16, 128, 32), (torch.float32, 64, 1)):
+        weight = torch.empty(4096, K, dtype=dtype, device="meta")
+        indices = torch.empty(4096 // G, K, dtype=torch.uint16, device="meta")
+        rows = 4096 // G
+
+        def launch(weight=weight, indices=indices, K=K, G=G):
+            rewire_(weight, indices, [weight], [weight], None, None, K // 4, 0.0, 768, G, False, 1 << 40, 0.1, 0)
+
+        def select(weight=weight, K=K, G=G, rows=rows):
+            lowest_per_row(weight, rows, G, False, 1000, K)
+
+        yield CompileCase(f"rewire[{dtype},K={K},G={G}]", launch)
+        yield CompileCase(f"global[{dtype},K={K},G={G}]", select)
+    held = torch.empty(4096, 64, dtype=torch.uint16, device="meta")
+    yield CompileCase("candidates[K=64]", lambda: free_candidates(held, 768, 256, 1 << 40, 0))
