@@ -97,7 +97,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _suite_names() -> tuple[str, ...]:
-    return ("smoke", "demo")
+    return ("smoke", "demo", "quick", "target", "full")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,7 +47,9 @@ def check_work(mode: str, produced: Sequence[str]) -> None:
     """Raises ``UnequalWork`` unless exactly the outputs of the mode were produced."""
     missing, extra = WORK[mode] - set(produced), set(produced) - WORK[mode]
     if missing or extra:
-        raise UnequalWork(f"mode {mode} stands for {sorted(WORK[mode])}: missing {sorted(missing)}, extra {sorted(extra)}")
+        raise UnequalWork(
+            f"mode {mode} stands for {sorted(WORK[mode])}: missing {sorted(missing)}, extra {sorted(extra)}"
+        )
 
 
 def _check_case(point: Point, problem: Problem, case: Case) -> None:
@@ -105,9 +107,7 @@ def _step_truth(
     loss = (torch.nn.functional.softplus(y).sum() - (y * targets).sum()) / B
     dz = (torch.sigmoid(y) - targets) / B
     gradients = weights.project(dz.t() @ x)
-    updated = [
-        w.detach().cpu().double() - LEARNING_RATE * g for w, g in zip(weights.tensors(), gradients, strict=True)
-    ]
+    updated = [w.detach().cpu().double() - LEARNING_RATE * g for w, g in zip(weights.tensors(), gradients, strict=True)]
     if bias is not None:
         updated.append(bias - LEARNING_RATE * dz.sum(0))
     return {"loss": [loss], "dx": [dz @ W], "weight": updated}

@@ -90,7 +90,12 @@ def describe(device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        out |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "driver": _driver(), "cuda": torch.version.cuda}
+        out |= {
+            "gpu": properties.name,
+            "gpu_bytes": properties.total_memory,
+            "driver": _driver(),
+            "cuda": torch.version.cuda,
+        }
         if torch.version.hip:
             out["hip"] = torch.version.hip
     return out

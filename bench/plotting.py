@@ -142,7 +142,9 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
         style = _style(name)
         axes.plot(good[along], value(good), **style)
         if {"p20_ms", "p80_ms"} <= set(good) and good["p20_ms"].notna().all() and value is _median:
-            axes.fill_between(good[along], good["p20_ms"], good["p80_ms"], color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(
+                good[along], good["p20_ms"], good["p80_ms"], color=style["color"], alpha=0.15, linewidth=0
+            )
         lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
         if not lost.empty:
             last = good.iloc[-1:]
@@ -192,7 +194,12 @@ def headline(rows: pd.DataFrame) -> plt.Figure | None:
         draw(axes, part)
         axes.tick_params(axis="x", labelsize=8)
     all_axes[0].text(
-        0, 1.015, _conditions(parts[1][1], "B", "D", "K"), transform=all_axes[0].transAxes, fontsize=7.5, color="#555555"
+        0,
+        1.015,
+        _conditions(parts[1][1], "B", "D", "K"),
+        transform=all_axes[0].transAxes,
+        fontsize=7.5,
+        color="#555555",
     )
     figure.subplots_adjust(wspace=0.24)
     return _legend(figure, all_axes[1])

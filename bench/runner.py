@@ -84,7 +84,9 @@ def run_suite(
     described = environment.describe(tasks[0].point.device)
     if run is None:
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{commit[:8]}"
-        file.append({"kind": "begin", "run": run, "suite": suite, "tasks": len(tasks), "timestamp": _now(), **described})
+        file.append(
+            {"kind": "begin", "run": run, "suite": suite, "tasks": len(tasks), "timestamp": _now(), **described}
+        )
         done = set()
     else:
         done = {job_key(row) for row in rows if row.get("run") == run}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.measure import Budget
-from bench.registry import Point, get_provider, providers
+from bench.registry import Point, get_provider
 from bench.worker import Task
 
 # label counts of real data sets, smallest first
@@ -22,6 +22,12 @@ LABELS = {
 }
 ALL_LABELS = tuple(LABELS.values())
 CORE = ("sparse_xmc", "dense", "torch_csr", "embedding_bag")
+OURS = ("sparse_xmc", "sparse_xmc_group32")
+FUSED = ("sparse_xmc_fused", "sparse_xmc_group32_fused")
+STEP = (*FUSED, "sparse_xmc_fused_loss", *CORE, "dense_chunked", "bottleneck")
+PRODUCTS = (*CORE, "sparse_xmc_group32", "bottleneck", "torch_bsr", "semi_structured_2_4", "gather_einsum")
+TOP = ("sparse_xmc", *FUSED, "dense", "dense_chunked", "embedding_bag")
+REWIRE = ("sparse_xmc", "sparse_xmc_group32", "eager_rewire")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,10 @@ class Sweep:
 
     points: tuple[Point, ...]
     providers: tuple[str, ...]
-    kinds: tuple[str, ...] = ("time", "memory")
+    kinds: tuple[str, ...]
+
+
+Plan = tuple[list[Sweep], Budget]
 
 
 def sweep(base: Point, providers: Sequence[str], kinds: Sequence[str] = ("time",), **axes: Iterable[object]) -> Sweep:
@@ -53,35 +62,97 @@ def tasks(sweeps: Iterable[Sweep], budget: Budget, memory_limit: int | None = No
                 weighed.update(dict.fromkeys((point, name) for name in part.providers))
     dtypes = {point.dtype: point for point in [*timed, *(point for point, _ in weighed)]}
     roofs = [
-        Task("roof", (), Point("forward", 1, 1, 1, dtype=dtype, device=point.device))
-        for dtype, point in dtypes.items()
+        Task("roof", (), Point("forward", 1, 1, 1, dtype=dtype, device=point.device)) for dtype, point in dtypes.items()
     ]
     times = [Task("time", tuple(names), point, budget, memory_limit=memory_limit) for point, names in timed.items()]
     memories = [Task("memory", (name,), point, budget, memory_limit=memory_limit) for point, name in weighed]
     return roofs + times + memories
 
 
-def smoke(device: str) -> tuple[list[Sweep], Budget]:
-    """Every provider and mode on a tiny point: seconds."""
+def smoke(device: str) -> Plan:
+    """The core providers and the fused head on a tiny point: seconds."""
     base = Point("forward", 512, D=64, K=8, B=8, device=device)
-    names = tuple(providers())
-    return [sweep(base, names, ("time",), mode=("forward", "full", "step")), sweep(base, CORE, ("memory",))], Budget(
-        0.01, 0.0, 2, 3
-    )
-
-
-def demo(device: str) -> tuple[list[Sweep], Budget]:
-    """The main comparison up to 670,091 labels: under three minutes on two CPU cores."""
-    base = Point("full", ALL_LABELS[1], device=device)
-    labels = ALL_LABELS[:4]
     return [
-        sweep(base, CORE, ("time",), mode=("forward", "full", "step"), L=labels),
-        sweep(base, CORE, ("memory",), mode=("step",), L=labels),
-        sweep(base, [n for n in CORE if n != "dense"], ("time",), K=(8, 16, 32, 64, 128)),
-    ], Budget(0.4, 0.1, 3, 30)
+        sweep(base, CORE, ("time",), mode=("forward", "full")),
+        sweep(base, (*FUSED, *CORE), ("time",), mode=("step",)),
+        sweep(base, REWIRE, ("time",), mode=("rewire",)),
+        sweep(base, ("sparse_xmc", "dense"), ("memory",)),
+    ], Budget(0.01, 0.0, 2, 3)
 
 
-SUITES = {"smoke": smoke, "demo": demo}
+def demo(device: str) -> Plan:
+    """The main comparison up to 670,091 labels: under three minutes on two CPU cores."""
+    base = Point("full", ALL_LABELS[0], device=device)
+    labels = (ALL_LABELS[0], ALL_LABELS[1], ALL_LABELS[3])
+    return [
+        sweep(base, CORE, mode=("forward", "full"), L=labels),
+        sweep(base, (*FUSED, *CORE), mode=("step",), L=labels),
+        sweep(base, (*FUSED, *CORE), ("memory",), mode=("step",), L=labels),
+        sweep(base, [n for n in CORE if n != "dense"], K=(8, 16, 32, 64, 128)),
+    ], Budget(0.25, 0.05, 2, 15)
+
+
+def quick(device: str) -> Plan:
+    """Every provider and mode, at few points: under five minutes on two CPU cores."""
+    base = Point("full", 131_073, device=device)
+    small = dataclasses.replace(base, L=30_938)
+    everything = (*PRODUCTS, "scipy_csr", "sklearn", "haste", "sparse_xmc_deterministic")
+    return [
+        sweep(small, everything, mode=("forward", "backward_input", "backward_weight", "full")),
+        sweep(small, STEP, L=(30_938, 131_073), mode=("step",)),
+        sweep(base, FUSED, L=(670_091,), mode=("step",)),
+        sweep(small, STEP, ("memory",), L=(30_938, 131_073), mode=("step",)),
+        sweep(base, FUSED, ("memory",), L=(670_091, 2_812_281), mode=("step",)),
+        sweep(small, TOP, mode=("topk",)),
+        sweep(small, REWIRE, mode=("rewire",)),
+        sweep(small, OURS, dtype=("bfloat16",)),
+        sweep(small, FUSED, dtype=("bfloat16",), mode=("step",)),
+    ], Budget(0.2, 0.05, 2, 15)
+
+
+def target(device: str) -> Plan:
+    """The points that the design sets goals for, at length."""
+    if device == "cpu":
+        base = Point("full", 200_000, device=device)
+        return [
+            sweep(base, (*CORE, "sparse_xmc_group32"), mode=("forward", "full")),
+            sweep(base, (*FUSED, "sparse_xmc", "dense"), mode=("step",)),
+            sweep(base, FUSED, ("memory",), mode=("step",), L=(2_812_281,)),
+        ], Budget(2.0, 0.3, 5, 60)
+    base = Point("full", 670_091, K=64, B=128, dtype="bfloat16", device=device)
+    return [
+        sweep(base, (*CORE, *OURS, "haste"), mode=("forward", "full"), G=(1, 32)),
+        sweep(base, STEP, mode=("step",)),
+        sweep(base, FUSED, ("memory",), mode=("step",), L=(2_812_281,), K=(128,)),
+        sweep(base, REWIRE, mode=("rewire",), L=(2_812_281,), K=(128,)),
+    ], Budget(1.0, 0.3, 5, 100)
+
+
+def full(device: str) -> Plan:
+    """All sweeps: labels to 8.6M, fan-in, groups, batch, features, dtypes, every mode and provider. Hours on a CPU."""
+    base = Point("full", 131_073, device=device)
+    peers = (*PRODUCTS, "scipy_csr", "sklearn", "haste", "sparse_xmc_deterministic")
+    dtypes = ("float32", "bfloat16") if device == "cpu" else ("float32", "float16", "bfloat16")
+    products = ("forward", "backward_input", "backward_weight", "full")
+    return [
+        *target(device)[0],
+        sweep(base, (*STEP, "dense_compiled"), ("time", "memory"), mode=("step",), L=ALL_LABELS),
+        sweep(base, peers, mode=products, L=ALL_LABELS),
+        sweep(base, ("dense_compiled",), mode=("forward", "full"), L=ALL_LABELS[:2]),
+        sweep(base, TOP, ("time", "memory"), mode=("topk",), L=ALL_LABELS),
+        sweep(base, REWIRE, ("time", "memory"), mode=("rewire",), L=ALL_LABELS),
+        sweep(base, PRODUCTS, mode=("forward", "full"), K=(8, 16, 32, 64, 128, 256)),
+        sweep(base, (*CORE, "haste"), mode=("forward", "full"), K=(64,), G=(1, 4, 16, 32, 64)),
+        sweep(base, FUSED[:1], mode=("step",), K=(64,), G=(1, 4, 16, 32, 64)),
+        sweep(base, (*CORE, *FUSED), mode=("step",), B=(16, 32, 128, 256, 512)),
+        sweep(base, (*CORE, *FUSED), mode=("step",), D=(256, 512, 1024, 4096)),
+        sweep(base, (*CORE, *FUSED), mode=("step",), dtype=dtypes),
+    ], Budget(1.0, 0.2, 3, 60)
+
+
+SUITES: dict[str, Callable[[str], Plan]] = {
+    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full,
+}  # fmt: skip
 
 
 def build(name: str, device: str, only: Sequence[str] = (), memory_limit: int | None = None) -> list[Task]:

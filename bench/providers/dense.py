@@ -68,7 +68,9 @@ class DenseChunked(Provider):
         return Case(run(weights, problem, chunk), weights)
 
 
-def _chunked_step(weights: DenseWeights, problem: Problem, chunk: int) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
+def _chunked_step(
+    weights: DenseWeights, problem: Problem, chunk: int
+) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
     x, weight, bias = problem.x, weights.weight, weights.bias
     assert bias is not None
     order = problem.targets.col_indices().sort()
@@ -95,7 +97,9 @@ def _chunked_step(weights: DenseWeights, problem: Problem, chunk: int) -> Callab
     return run
 
 
-def _chunked_topk(weights: DenseWeights, problem: Problem, chunk: int) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
+def _chunked_topk(
+    weights: DenseWeights, problem: Problem, chunk: int
+) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
     x, weight, bias = problem.x, weights.weight, weights.bias
     assert bias is not None
 

@@ -140,9 +140,7 @@ class SparseXmcFusedLoss(SparseXmc):
         targets = problem.targets
 
         def loss(x):
-            return ops.fixed_fan_in_loss(
-                x, weights.weight, weights.indices, weights.bias, targets, group_size=point.G
-            )
+            return ops.fixed_fan_in_loss(x, weights.weight, weights.indices, weights.bias, targets, group_size=point.G)
 
         return loss, weights
 

@@ -13,7 +13,14 @@ WORK = {"forward": ["y"], "full": ["dw", "dx", "y"], "step": ["dx", "loss", "wei
 
 
 def _row(provider: str, milliseconds: float, mode: str = "full", L: int = 1000, **more):
-    environment = {"commit": "c0ffee00", "dirty": False, "cpu": "a CPU", "cores": 2, "torch": "2", "command": "bench run"}
+    environment = {
+        "commit": "c0ffee00",
+        "dirty": False,
+        "cpu": "a CPU",
+        "cores": 2,
+        "torch": "2",
+        "command": "bench run",
+    }
     return {
         "kind": "time", "run": "r", "provider": provider, "mode": mode, "L": L, "D": 64, "K": 8, "G": 1, "B": 8,
         "dtype": "float32", "device": "cpu", "status": "ok", "reason": None, "checked": True, "work": WORK[mode],
