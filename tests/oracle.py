@@ -80,3 +80,34 @@ def assert_accurate(name: str, got: Tensor, truth: Tensor, peer: Tensor, *, ulps
         f"{name}: at {[int(i) for i in where]} got {got.detach().cpu()[where]}, truth {truth[where]}, "
         f"error {error[where]:.3g} > allowed {allowed:.3g}"
     )
+
+
+def make_targets(dense: Tensor, index_dtype: torch.dtype = torch.int64) -> Tensor:
+    """CSR matrix of a 0/1 matrix ``[B, L]``; entries above 1 stand that many times in their row, not next to each other."""
+    rows = [[l for n in range(int(row.max(initial=0))) for l in range(len(row)) if row[l] > n] for row in dense.numpy()]
+    offsets = torch.tensor([0, *torch.tensor([len(r) for r in rows]).cumsum(0).tolist()], dtype=index_dtype)
+    labels = torch.tensor([l for row in rows for l in row], dtype=index_dtype)
+    return torch.sparse_csr_tensor(offsets, labels, torch.ones(len(labels)), dense.shape, check_invariants=False)
+
+
+class LossGrads(NamedTuple):
+    value: Tensor
+    dx: Tensor
+    dw: Tensor
+    db: Tensor
+
+
+def loss(problem: Problem, positive: Tensor, kind: str) -> LossGrads:
+    """Sum of the loss over rows and labels, and its gradients, in float64. ``positive [B, L]``: nonzero where positive."""
+    x, weight, indices, bias, G = problem
+    xd, sign = x.detach().cpu().double(), torch.where(positive.cpu() > 0, 1.0, -1.0).double()
+    W = dense_weight(weight, indices, x.shape[-1], G)
+    margin = sign * (xd @ W.t() + bias.detach().cpu().double())
+    if kind == "bce":
+        value = (torch.log1p(torch.exp(-margin.abs())) + (-margin).clamp(min=0)).sum()
+        dz = -sign / (1 + torch.exp(margin))
+    else:
+        value = (1 - margin).clamp(min=0).pow(2).sum()
+        dz = -2 * sign * (1 - margin).clamp(min=0)
+    columns = indices.cpu().long()[torch.arange(W.shape[0]) // G]
+    return LossGrads(value, dz @ W, (dz.t() @ xd).gather(1, columns), dz.sum(0))

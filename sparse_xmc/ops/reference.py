@@ -28,3 +28,25 @@ def fixed_fan_in_linear(
     if bias is not None:
         y = y + bias.to(acc)
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def fixed_fan_in_loss(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    loss: str = "bce",
+    reduction: str = "mean",
+    group_size: int = 1,
+) -> Tensor:
+    """The multi-label loss by its formula; materialises logits and targets ``[B, L]``, unlike the op."""
+    acc = compute_dtype(weight.dtype)
+    z = fixed_fan_in_linear(x.reshape(-1, x.shape[-1]).to(acc), weight, indices, bias, group_size=group_size)
+    crow, labels = targets.crow_indices().long(), targets.col_indices().long()
+    rows = torch.repeat_interleave(torch.arange(z.shape[0], device=z.device), crow.diff())
+    positive = torch.zeros(z.shape, dtype=torch.bool, device=z.device).index_put_((rows, labels), rows >= 0)
+    signed = torch.where(positive, -z, z)
+    total = F.softplus(signed).sum() if loss == "bce" else (1 + signed).clamp(min=0).square().sum()
+    return total / max(1, z.shape[0]) if reduction == "mean" else total
