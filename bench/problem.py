@@ -1,4 +1,4 @@
-"""Inputs of a point: the same for every provider, made on first use so that nobody pays for what a mode does not need."""
+"""Inputs of a point: the same for every provider, made on first use, so that a mode pays for what it needs."""
 
 from __future__ import annotations
 

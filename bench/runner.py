@@ -76,7 +76,7 @@ def _death(exitcode: int | None, timed_out: bool, timeout: float) -> dict[str, A
 def run_suite(
     suite: str, tasks: Sequence[Task], folder: Path, *, fresh: bool, timeout: float, show: Print = print
 ) -> str:
-    """Measures what an unfinished run of the suite at this commit still lacks, or everything. Returns the run's name."""
+    """Measures what an unfinished run of the suite at this commit still lacks, or all. Returns the run's name."""
     file = RowFile(folder)
     rows = file.read()
     commit = environment.commit()

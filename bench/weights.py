@@ -43,7 +43,7 @@ class Weights(ABC):
 
 @dataclass
 class EllWeights(Weights):
-    """``weight [L, K]`` at the columns ``indices [ceil(L / G), K]``, the indices in whatever form the provider needs."""
+    """``weight [L, K]`` at the columns ``indices [ceil(L / G), K]``, in whatever form the provider needs."""
 
     weight: Tensor
     indices: Tensor

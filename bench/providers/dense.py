@@ -1,4 +1,4 @@
-"""The layer that everybody starts with, ``nn.Linear``, and what is done to make it bearable: compiling, chunking, low rank."""
+"""The layer that everybody starts with, ``nn.Linear``, and what is done about its cost: compiling, chunking, low rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import linear as dense_linear
 from torch.nn.functional import softplus
 
 from bench.problem import Problem
-from bench.providers._linear import Linear, LinearProvider, Objective, matrices_bytes, sparse_bce
+from bench.providers._linear import Linear, LinearProvider, Objective, Produced, matrices_bytes, sparse_bce
 from bench.registry import LEARNING_RATE, TOP_K, Case, Point, Provider, register
 from bench.weights import DenseWeights, FactorWeights, Weights
 
@@ -52,7 +52,7 @@ class DenseCompiled(Dense):
 
 
 class DenseChunked(Provider):
-    """Labels in chunks, loss, gradients and update of one chunk before the next: no ``[B, L]`` matrix, dense weights."""
+    """Labels in chunks, loss, gradients and update of one chunk before the next: no ``[B, L]`` matrix."""
 
     name = "dense_chunked"
     label = "dense, chunked step"
@@ -68,9 +68,7 @@ class DenseChunked(Provider):
         return Case(run(weights, problem, chunk), weights)
 
 
-def _chunked_step(
-    weights: DenseWeights, problem: Problem, chunk: int
-) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
+def _chunked_step(weights: DenseWeights, problem: Problem, chunk: int) -> Callable[[], Produced]:
     x, weight, bias = problem.x, weights.weight, weights.bias
     assert bias is not None
     order = problem.targets.col_indices().sort()
@@ -78,7 +76,7 @@ def _chunked_step(
     starts = list(range(0, len(weight), chunk))
     bounds = torch.searchsorted(labels, torch.tensor([*starts, len(weight)], device=labels.device)).tolist()
 
-    def run() -> dict[str, Tensor | list[Tensor]]:
+    def run() -> Produced:
         loss = torch.zeros((), device=x.device)
         dx = torch.zeros(x.shape, device=x.device)
         for i, start in enumerate(starts):
@@ -97,13 +95,11 @@ def _chunked_step(
     return run
 
 
-def _chunked_topk(
-    weights: DenseWeights, problem: Problem, chunk: int
-) -> Callable[[], dict[str, Tensor | list[Tensor]]]:
+def _chunked_topk(weights: DenseWeights, problem: Problem, chunk: int) -> Callable[[], Produced]:
     x, weight, bias = problem.x, weights.weight, weights.bias
     assert bias is not None
 
-    def run() -> dict[str, Tensor | list[Tensor]]:
+    def run() -> Produced:
         scores, labels = [], []
         for start in range(0, len(weight), chunk):
             z = dense_linear(x, weight[start : start + chunk], bias[start : start + chunk])

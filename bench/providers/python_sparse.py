@@ -1,4 +1,4 @@
-"""What people use outside torch: SciPy's CSR product, and scikit-learn's linear classifiers with sparse coefficients."""
+"""What people use outside torch: SciPy's CSR product, and scikit-learn's linear classifiers made sparse."""
 
 from __future__ import annotations
 
