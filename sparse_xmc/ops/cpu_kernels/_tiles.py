@@ -30,6 +30,14 @@ def load_offsets(indices, group_size, l0, labels, W, out):
 
 
 @kernel
+def gather_rows(slab, block, indices, r, out):
+    """slab[block, indices[r, k], b] -> out[k * W + b]."""
+    W = slab.shape[2]
+    for k in range(indices.shape[1]):
+        out[k * W : k * W + W] = slab[block, np.int64(indices[r, k])]
+
+
+@kernel
 def _transpose(source, rows, columns, row_stride, target, column_stride):
     for i in range(0, rows, 8):
         for j in range(0, columns, 8):

@@ -22,9 +22,9 @@ from sparse_xmc.ops.cpu_kernels._memory import empty
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel, store
 from sparse_xmc.ops.cpu_kernels._simd_blocks import fold, item, totals
 from sparse_xmc.ops.cpu_kernels._slab import block_width, make_slab
-from sparse_xmc.ops.cpu_kernels._tiles import load_batch, load_offsets, load_weights, save_batch
+from sparse_xmc.ops.cpu_kernels._tiles import gather_rows, load_batch, load_offsets, load_weights, save_batch
 
-_TILE = 64  # labels, a multiple of 8
+_TILE = 128  # labels, a multiple of 8
 _PARTIALS = 16  # most label ranges that backward_input sums separately
 
 
@@ -37,11 +37,6 @@ class _Kernels(NamedTuple):
 @functools.cache
 def _kernels(W: int) -> _Kernels:
     """The kernels for batch blocks of W rows. They are compiled for the dtypes in use, at the first call."""
-
-    @kernel
-    def gather(table, indices, r, out):
-        for k in range(indices.shape[1]):
-            _simd.store(out, k * W, _simd.load(table, np.int64(indices[r, k]) * W, W))
 
     @kernel
     def forward(slab, weight, indices, bias, y, group_size, block, start, stop):
@@ -63,7 +58,7 @@ def _kernels(W: int) -> _Kernels:
                 if group_size > 1:
                     first_offset = 0
                     if r != gathered:
-                        gather(slab[block].reshape(-1), indices, r, group)
+                        gather_rows(slab, block, indices, r, group)
                         gathered = r
                 initial = slab.dtype.type(decode(bias[l0 + i])) if bias.shape[0] > 0 else zero
                 # Narrow sums wait for their own last multiply-add unless a second chain is under way.
@@ -134,7 +129,7 @@ def _kernels(W: int) -> _Kernels:
                     if group_size > 1:
                         first_offset = 0
                         if r != gathered:
-                            gather(slab[block].reshape(-1), indices, r, group)
+                            gather_rows(slab, block, indices, r, group)
                             gathered = r
                     upstream = _simd.load(tile, i * W, W)
                     for k in range(0, K - 3, 4):
