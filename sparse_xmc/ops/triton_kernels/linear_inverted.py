@@ -131,7 +131,7 @@ def sum_connections(
             PER_ROW=per_row,
             ACC=accumulator(out.dtype),
             # a feature stands at most once in a row of indices
-            STEPS=max(1, (positions.shape[0]).bit_length()),
+            STEPS=(positions.shape[0] // fan_in).bit_length(),
             BLOCK_P=16,
             BLOCK_B=block_b,
             num_warps=4,
