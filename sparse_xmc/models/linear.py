@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
+from sparse_xmc.models.rewire import ConnectionState, connection_state
 from sparse_xmc.ops._arguments import check_positive_int, index_dtype, num_index_rows, validate_indices
 
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
@@ -78,11 +81,14 @@ class FixedFanInLinear(nn.Module):
         """
         if seed is None:
             seed = int(torch.randint(1 << 62, ()))
-        rows, first_row = self.indices.shape[0], first_label // self.group_size
-        drawn = ops.init_indices(
-            rows, self.in_features, self.fan_in, seed=seed, device=self.indices.device, first_row=first_row
-        )
-        self.indices.copy_(drawn)
+        first_row = first_label // self.group_size
+        for part in self.indices.split(_DRAWN_LABELS):
+            part.copy_(
+                ops.init_indices(
+                    len(part), self.in_features, self.fan_in, seed=seed, device=part.device, first_row=first_row
+                )
+            )
+            first_row += len(part)
         self._draw_weights(seed, first_label)
         if self.bias is not None:
             self.bias.zero_()
@@ -162,6 +168,61 @@ class FixedFanInLinear(nn.Module):
             reduction=reduction,
             group_size=self.group_size,
             need_input_grad=need_input_grad,
+        )
+
+    def rewire_(
+        self,
+        *,
+        fraction: float | None = None,
+        threshold: float | None = None,
+        scope: str = "row",
+        regrow: str = "random",
+        init: str = "zero",
+        group_score: str = "mean",
+        batch: ops.RegrowBatch | None = None,
+        candidates: int | None = None,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        seed: int | None = None,
+        first_row: int = 0,
+        number: int | None = None,
+    ) -> Tensor:
+        """Replaces the weakest connections in place; see ``ops.prune_regrow_`` for the options.
+
+        Call it between ``optimizer.step()`` and the next forward. ``optimizer`` is what trains the weight (one or several
+        of ``torch.optim`` or ``sparse_xmc.training``): where a connection changed, its momenta and gradient become zero
+        and its squared gradients their label's mean. A fused optimizer of the layer is found without being named.
+        ``seed=None`` draws the seed from torch's global generator.
+
+        Returns:
+            Number of replaced slots of ``indices``, a 0-dim int64 tensor on the device.
+
+        Raises:
+            ValueError, TypeError: as ``ops.prune_regrow_``, or ``optimizer`` does not hold this layer's weight.
+        """
+        if optimizer is None:
+            optimizer = [o for o in (self._optimizer,) if isinstance(o, torch.optim.Optimizer)]
+        named = optimizer if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        state = connection_state(self.weight, named) if named != [] else ConnectionState([], [])
+        if batch is not None and batch.targets is not None and batch.bias is None:
+            batch = replace(batch, bias=self.bias)
+        return ops.prune_regrow_(
+            self.weight,
+            self.indices,
+            self.in_features,
+            fraction=fraction,
+            threshold=threshold,
+            scope=scope,
+            seed=int(torch.randint(1 << 62, ())) if seed is None else seed,
+            state=state.zero,
+            mean_state=state.mean,
+            regrow=regrow,
+            init=init,
+            group_size=self.group_size,
+            group_score=group_score,
+            batch=batch,
+            candidates=candidates,
+            first_row=first_row,
+            number=number,
         )
 
     def num_bytes(self) -> int:

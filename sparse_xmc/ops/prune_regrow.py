@@ -149,6 +149,7 @@ def prune_regrow_(
         batch: what "gradient" and "informed" look at.
         candidates: number of sampled features per row for "gradient" (default ``4 K``); at least the number to rewire.
         first_row: number of the first row, if this is a part of a larger layer.
+        number: with ``scope="global"``, how many of the lowest slots lie in this part, in place of the product above.
         number: how many slots ``scope="global"`` rewires in this part, in place of ``floor(fraction * R * K)``.
 
     Returns:
@@ -175,6 +176,11 @@ def prune_regrow_(
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
     if shape.K > MAX_FAN_IN:
         raise ValueError(f"rewiring takes a fan_in of at most {MAX_FAN_IN}, got weight {list(weight.shape)}")
+    if number is not None and (scope != "global" or fraction is None or not 0 <= number <= shape.R * shape.K):
+        raise ValueError(
+            f"number goes with a fraction of scope 'global' and lies in [0, {shape.R * shape.K}], got number={number}, "
+            f"scope={scope!r}, fraction={fraction}"
+        )
     if candidates is not None:
         check_positive_int("candidates", candidates)
     if (batch is None) != (regrow == "random"):

@@ -1,4 +1,4 @@
-"""Scores of connections as sortable integers, and the lowest ones of all rows; ``cpu_kernels/_magnitude.py`` on a GPU."""
+"""Scores of connections as sortable integers, and the lowest ones of all rows."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ _PROGRAMS = 2048
 
 @triton.jit
 def row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX: tl.constexpr):
-    """Bit patterns of the scores of ``rows`` [ROWS], int32 ``[ROWS, BLOCK_K]``; the highest number outside the layer."""
+    """Bit patterns of the scores of ``rows`` [ROWS], int32 ``[ROWS, BLOCK_K]``; HIGHEST outside the layer."""
     first = rows.to(tl.int64) * group_size
     known = (first < L)[:, None] & (k < K)[None, :]
     total = tl.zeros([rows.shape[0], k.shape[0]], tl.float32)

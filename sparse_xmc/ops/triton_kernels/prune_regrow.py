@@ -18,7 +18,7 @@ _REGROW, _CANDIDATES, _WEIGHTS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(
 
 @triton.jit
 def _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K, D, group_size, USE_MAX: tl.constexpr):
-    """The slots that rewiring prunes, bool ``[ROWS, BLOCK_K]``, and their number per row: the lowest keys, then first."""
+    """The slots that rewiring prunes, bool ``[ROWS, BLOCK_K]``, and their number: the lowest keys, the first of equal ones."""
     keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
     if counts_ptr is not None:
         need = tl.load(counts_ptr + rows, mask=rows < R, other=0).to(tl.int32)
