@@ -142,14 +142,14 @@ def finish_tile(
     """Applies (UPDATE) or stores the scaled gradient of a label tile: dw ``[N, BLOCK_K]``, db ``[N]``."""
     scale = tl.load(scale_ptr)
     if UPDATE:
-        usable = tl.abs(scale) < float("inf")
+        usable = known & (tl.abs(tl.zeros(label.shape, db.dtype) + scale) < float("inf"))
         update_tile(
-            weight_ptr, weight_momentum_ptr, weight_moment_ptr, offsets, label, connected & usable,
+            weight_ptr, weight_momentum_ptr, weight_moment_ptr, offsets, label, connected & usable[:, None],
             dw * scale, lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, 0, STOCHASTIC,
         )  # fmt: skip
         if bias_ptr is not None:
             update_tile(
-                bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, (known & usable)[:, None],
+                bias_ptr, bias_momentum_ptr, bias_moment_ptr, label[:, None], label, usable[:, None],
                 (db * scale)[:, None], lr, momentum, 0.0, decay, gain, correction, eps, seed, step, 1, 2, STOCHASTIC,
             )  # fmt: skip
     else:

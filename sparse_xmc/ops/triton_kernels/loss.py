@@ -148,7 +148,8 @@ def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, in
         return TRITON_DTYPES[activation], 1, "ieee"
     if activation == torch.bfloat16:
         return tl.bfloat16, 3, "ieee"
-    return tl.float32, 1, "tf32" if fp32_precision() == "tf32" else "bf16x6"
+    exact = "ieee" if interpreting() else "bf16x6"  # the interpreter knows no triples
+    return tl.float32, 1, "tf32" if fp32_precision() == "tf32" else exact
 
 
 def _sweep(
