@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ def _memory(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; expected failures end with one line on stderr and status 1."""
     options = make_parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     from sparse_xmc.training.checkpoint import CheckpointError
 
     shared = {name: getattr(options, name) for name in ("device", "threads", "progress") if hasattr(options, name)}

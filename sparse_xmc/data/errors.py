@@ -39,8 +39,8 @@ def numbered_lines(path: str | os.PathLike[str], *, progress: bool = False) -> I
     with reading(path):
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
-        opened = gzip.open(path, "rt", encoding="utf-8") if compressed else open(path, encoding="utf-8")
-        with opened as lines:
+        opener = gzip.open if compressed else open
+        with opener(path, "rt", encoding="utf-8") as lines:
             numbered = enumerate(lines, start=1)
             if progress:
                 from tqdm import tqdm

@@ -25,9 +25,7 @@ class TfidfFeatures:
     def _make(self, **extra: Any) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        return TfidfVectorizer(
-            sublinear_tf=True, dtype=np.float32, ngram_range=(1, self.options["max_ngram"]), **extra
-        )
+        return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, ngram_range=(1, self.options["max_ngram"]), **extra)
 
     def fit_transform(self, texts: Iterable[str]) -> sp.csr_matrix:
         """Learns terms and document frequencies; returns the features of the texts ``[N, D]``, float32 CSR.

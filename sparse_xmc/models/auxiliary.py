@@ -13,8 +13,8 @@ from sparse_xmc.models.losses import logits_loss
 class AuxiliaryObjective(nn.Module):
     """A dense classifier of label clusters on the encoder's features, with a weight that falls to zero.
 
-    The total loss is ``(1 - a) * main + a * auxiliary`` with ``a = weight * (1 + cos(pi * t)) / 2``, where ``t`` runs from
-    0 to 1 at ``cutoff``; from there on the objective is off and costs nothing.
+    The total loss is ``(1 - a) * main + a * auxiliary`` with ``a = weight * (1 + cos(pi * t)) / 2``, where ``t`` runs
+    from 0 to 1 at ``cutoff``; from there on the objective is off and costs nothing.
 
     Args:
         in_features: size of the encoder's features.

@@ -7,21 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_xmc import ops
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
-from sparse_xmc.models.head_tail import topk_of_logits
-from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.models.head_tail import head_topk, topk_of_logits
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 
 _TOPK_ROWS = 64  # rows whose logits exist at a time where two heads are added
-
-
-def head_loss(head: nn.Module, x: Tensor, targets: Tensor, loss: str) -> Tensor:
-    return head.loss(x, targets, loss=loss) if hasattr(head, "loss") else logits_loss(head(x), targets, loss=loss)
-
-
-def head_topk(head: nn.Module, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    return head.topk(x, k=k) if hasattr(head, "topk") else topk_of_logits(head(x), k)
 
 
 class XMCClassifier(nn.Module):
@@ -33,9 +25,14 @@ class XMCClassifier(nn.Module):
             ``topk(x, k)``.
         penultimate: module between encoder and head (``models.intermediate_layer``).
         auxiliary: objective over label clusters on the encoder's features.
-        lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each head has
+        lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each
+        head has
             a loss of its own; predictions add their logits, ``lexical_share`` of them the second head's.
     """
+
+    encoder: Any
+    penultimate: Any
+    head: Any
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class XMCClassifier(nn.Module):
             return logits
         return torch.lerp(logits, self.lexical(inputs), self.lexical_share)
 
-    def loss(self, inputs: Any, targets: Tensor, *, loss: str = "bce", progress: float = 1.0) -> Tensor:
+    def loss(self, inputs: Any, targets: Tensor, *, loss: ops.Loss = "bce", progress: float = 1.0) -> Tensor:
         """Training loss: the head's, mixed with the auxiliary objective while that is on.
 
         Args:
@@ -79,7 +76,7 @@ class XMCClassifier(nn.Module):
         x = self.encoder(inputs)
         share = 0.0 if self.auxiliary is None else self.auxiliary.weight_at(progress)
         auxiliary = self.auxiliary.loss(x, targets) if self.auxiliary is not None and share else None
-        main = head_loss(self.head, x if self.penultimate is None else self.penultimate(x), targets, loss)
+        main = self.head.loss(x if self.penultimate is None else self.penultimate(x), targets, loss=loss)
         if auxiliary is not None:
             main = (1 - share) * main + share * auxiliary
         return main if self.lexical is None else main + self.lexical.loss(inputs, targets, loss=loss)

@@ -30,7 +30,8 @@ class PrecomputedEncoder(nn.Module):
 
 
 class BagOfWordsEncoder(nn.Module):
-    """Weighted sum of word embeddings: ``x [B, V]`` (sparse CSR, tf-idf) times ``weight [V, out_features]``, plus a bias.
+    """Weighted sum of word embeddings: ``x [B, V]`` (sparse CSR, tf-idf) times ``weight [V, out_features]``, plus a
+    bias.
 
     The gradient of the table is sparse and holds only the words of the batch, so that a row-sparse optimizer
     (``sparse_xmc.training.RowSparseAdagrad``) does not touch the rest.

@@ -1,21 +1,34 @@
-"""Heads over labels ordered by frequency: dense for all of them, or dense for the first and fixed fan-in for the rest."""
+"""Heads over labels ordered by frequency: dense for all of them, or dense for the first and fixed fan-in for
+the rest."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.ops._arguments import check_positive_int
+
+_TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
 
 def topk_of_logits(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``(scores, labels) [B, k]`` in decreasing order; equal scores by smaller label."""
     order = torch.sort(logits, dim=1, descending=True, stable=True)
     return order.values[:, :k], order.indices[:, :k]
+
+
+def head_topk(head: Any, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The head's ``topk``; for a head without one, from the logits of a few rows at a time."""
+    if hasattr(head, "topk"):
+        return head.topk(x, k=k)
+    parts = [topk_of_logits(head(rows), k) for rows in x.split(_TOPK_ROWS)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +51,7 @@ class DenseLinear(nn.Linear):
         if bias:
             nn.init.zeros_(self.bias)
 
-    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
         return logits_loss(self(x), targets, loss=loss, reduction=reduction)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +106,7 @@ class HeadTailLinear(nn.Module):
         head, tail = self._parts(x)
         return torch.cat([self.head(head), self.tail(tail)], dim=-1)
 
-    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
         """The loss over all labels, the tail's part fused."""
         head, tail = self._parts(x)
         head_targets, tail_targets = split_targets(targets, self.num_head)
@@ -104,7 +117,7 @@ class HeadTailLinear(nn.Module):
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first, without the tail's logits in memory."""
         head, tail = self._parts(x)
-        scores, labels = self.tail.topk(tail, k=min(k, self.tail.out_features))
+        scores, labels = head_topk(self.tail, tail, min(k, self.tail.out_features))
         return merge_topk([self.head.topk(head, min(k, self.num_head)), (scores, labels + self.num_head)], k)
 
     def num_bytes(self) -> int:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def logits_loss(logits: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
     """``"bce"`` or ``"squared_hinge"`` of ``logits [B, L]`` against a binary ``torch.sparse_csr`` target matrix.
 
-    ``reduction="sum"`` adds over rows and labels, ``"mean"`` divides that by ``B``; the values of ``targets`` are ignored.
+    ``reduction="sum"`` adds over rows and labels, ``"mean"`` divides that by ``B``; the values of ``targets`` are
+    ignored.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")

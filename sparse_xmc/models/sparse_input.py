@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_xmc import ops
 from sparse_xmc.models.head_tail import topk_of_logits
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
@@ -20,7 +23,8 @@ _TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
 class SparseInputLinear(FixedFanInLinear):
     """``FixedFanInLinear`` on ``torch.sparse_csr`` rows ``[B, D]``, with ``loss`` and ``topk``.
 
-    On a CPU the work is proportional to the nonzeros of a row and the connections of its features, not to ``L * K``; on other
+    On a CPU the work is proportional to the nonzeros of a row and the connections of its features, not to ``L * K``;
+    on other
     devices the rows are made dense, ``[B, D]``. Memory: weights and indices, plus an inverted index of 4 bytes per
     connection on a CPU.
 
@@ -64,13 +68,23 @@ class SparseInputLinear(FixedFanInLinear):
             x, self.weight, self.indices, self.bias, self.inverted(), group_size=self.group_size
         )
 
-    def loss(self, x: Tensor, targets: Tensor, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        *,
+        loss: ops.Loss = "bce",
+        reduction: ops.Reduction = "mean",
+        **options: Any,
+    ) -> Tensor:
         """Loss of a batch, see ``ops.fixed_fan_in_loss``."""
         if self.training and self.dropout:
             values = F.dropout(x.values(), self.dropout)
             x = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
         if not self._on_cpu():
-            return super().loss(x.to_dense(), targets, loss=loss, reduction=reduction)
+            return super().loss(x.to_dense(), targets, loss=loss, reduction=reduction, **options)
+        if options:
+            raise ValueError(f"sparse input takes no option {sorted(options)}")
         return fixed_fan_in_sparse_loss(
             x,
             self.weight,
@@ -87,7 +101,7 @@ class SparseInputLinear(FixedFanInLinear):
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first."""
         if not self._on_cpu():
-            return super().topk(x.to_dense(), k=k)
+            return topk_of_logits(self.forward(x), k)
         parts = [
             topk_of_logits(self.forward(csr_rows(x, start, start + _TOPK_ROWS)), k)
             for start in range(0, x.shape[0], _TOPK_ROWS)
@@ -105,7 +119,8 @@ class SparseInputLinear(FixedFanInLinear):
 def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:
     """For each row of indices the ``fan_in`` features with the largest |mean over its positives - mean over all|.
 
-    ``ops.informed_indices`` for sparse features, where a label's candidates are the features of its own rows: time and memory
+    ``ops.informed_indices`` for sparse features, where a label's candidates are the features of its own rows: time
+    and memory
     ``O(sum of nnz of the positives)``, a block of labels at a time. Rows with fewer candidates are filled up with the
     features that are most frequent over all rows.
 

@@ -30,14 +30,15 @@ class _EmbeddingBagCSR(torch.autograd.Function):
         )
         gradient = torch.sparse.mm(x_t, dy.contiguous())
         dense_shape = tuple(ctx.weight_shape)
-        return None, None, None, torch.sparse_coo_tensor(touched[None], gradient, dense_shape, is_coalesced=True)
+        table = torch.sparse_coo_tensor(touched[None], gradient, dense_shape, is_coalesced=True, check_invariants=False)
+        return None, None, None, table
 
 
 def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
     """``x [B, V]`` (``torch.sparse_csr``) times ``weight [V, D]`` -> ``[B, D]``.
 
-    The gradient of ``weight`` is a coalesced sparse COO tensor whose rows are the columns that occur in ``x``; ``x`` gets
-    none. ``F.embedding_bag(sparse=True)`` computes the same with one gradient row per nonzero of ``x``.
+    The gradient of ``weight`` is a coalesced sparse COO tensor whose rows are the columns that occur in ``x``; ``x``
+    gets none. ``F.embedding_bag(sparse=True)`` computes the same with one gradient row per nonzero of ``x``.
     """
     values = x.values().to(weight.dtype)
     return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)

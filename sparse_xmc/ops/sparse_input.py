@@ -1,4 +1,5 @@
-"""Fixed fan-in layer over sparse input rows (tf-idf, one-hot): ``x`` is ``torch.sparse_csr [B, D]`` and gets no gradient."""
+"""Fixed fan-in layer over sparse input rows (tf-idf, one-hot): ``x`` is ``torch.sparse_csr [B, D]`` and gets
+no gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from sparse_xmc.ops._backend import kernels
 def invert_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     """The connections of each feature: ``(offsets [D + 1] int64, positions [R * K])``.
 
-    ``positions[offsets[f]:offsets[f + 1]]`` are the ``r * K + k`` with ``indices[r, k] == f``, ascending; int32 where they fit.
+    ``positions[offsets[f]:offsets[f + 1]]`` are the ``r * K + k`` with ``indices[r, k] == f``, ascending; int32 where
+    they fit.
     """
     flat = indices.long().flatten()
     positions = torch.argsort(flat, stable=True)
@@ -89,7 +91,11 @@ def _(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = weight.shape[0] if gradients else 0
-    return weight.new_empty(()), weight.new_empty(rows, weight.shape[1]), weight.new_empty(rows if bias is not None else 0)
+    return (
+        weight.new_empty(()),
+        weight.new_empty(rows, weight.shape[1]),
+        weight.new_empty(rows if bias is not None else 0),
+    )
 
 
 class _SparseInputLoss(torch.autograd.Function):
@@ -137,7 +143,8 @@ def fixed_fan_in_sparse_loss(
     reduction: str = "mean",
     group_size: int = 1,
 ) -> Tensor:
-    """``fixed_fan_in_loss`` for sparse rows ``x`` (``torch.sparse_csr [B, D]``): value and gradients of weight and bias in one sweep.
+    """``fixed_fan_in_loss`` for sparse rows ``x`` (``torch.sparse_csr [B, D]``): value and gradients of weight and
+    bias in one sweep.
 
     Args:
         inverted: ``invert_indices(indices, D)``, to be made again after every change of ``indices``.
@@ -177,6 +184,4 @@ def fixed_fan_in_sparse_linear(
 ) -> Tensor:
     """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
     check_sparse_layer(x, weight, indices, bias, group_size)
-    return sparse_input_forward(
-        x.crow_indices(), x.col_indices(), x.values(), weight, *inverted, bias, group_size
-    )
+    return sparse_input_forward(x.crow_indices(), x.col_indices(), x.values(), weight, *inverted, bias, group_size)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_xmc.data import DenseInputs, Inputs, SparseInputs
+from sparse_xmc import ops
+from sparse_xmc.data import DenseInputs, Inputs, SparseInputs, to_torch_csr
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import (
@@ -25,6 +26,7 @@ from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
 from sparse_xmc.training.config import TrainingConfig
+from sparse_xmc.training.optim import FusedAdagrad
 from sparse_xmc.training.prepare import batches
 from sparse_xmc.training.row_sparse import RowSparseAdagrad
 from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
@@ -68,7 +70,7 @@ def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bo
     return BagOfWordsEncoder(num_features, config.embedding_dim or 512, dropout=config.dropout, seed=config.seed)
 
 
-def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clusters: Tensor | None) -> XMCClassifier:
+def build_model(config: TrainingConfig, encoder: Any, num_labels: int, clusters: Tensor | None) -> XMCClassifier:
     """Encoder, intermediate layer, head and auxiliary objective, with random connections."""
     width = encoder.out_features
     penultimate = None
@@ -98,9 +100,7 @@ def build_model(config: TrainingConfig, encoder: nn.Module, num_labels: int, clu
     if clusters is not None:
         if config.reads_terms:
             raise ValueError("the auxiliary objective needs an encoder that learns: set embedding_dim (512, say)")
-        auxiliary = AuxiliaryObjective(
-            width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff
-        )
+        auxiliary = AuxiliaryObjective(width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff)
     return XMCClassifier(encoder, head, penultimate=penultimate, auxiliary=auxiliary, lexical=lexical)
 
 
@@ -110,8 +110,7 @@ def head_features(model: XMCClassifier, inputs: Inputs, rows: np.ndarray) -> Ten
     model.eval()
     device = next(model.parameters()).device
     parts = [
-        model.features(to_device(inputs.batch(rows[chunk]), device)).float().cpu()
-        for chunk in batches(len(rows), 1024)
+        model.features(to_device(inputs.batch(rows[chunk]), device)).float().cpu() for chunk in batches(len(rows), 1024)
     ]
     return torch.cat(parts)
 
@@ -129,7 +128,7 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
     if model.lexical is not None:
         parts.append((model.lexical, 0))
     for part, start in parts:
-        assert isinstance(part, (FixedFanInLinear, DenseLinear))
+        assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
         part.bias.copy_(prior[start : start + part.out_features])
         if not isinstance(part, FixedFanInLinear):
             part.weight.mul_(0.1)
@@ -152,16 +151,10 @@ def _informed(
     rows = np.arange(len(inputs))
     if len(rows) > _CENTROID_ROWS:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, _CENTROID_ROWS, replace=False))
-    x = head_features(model, inputs, rows)[:, -part.in_features :].numpy()
-    labels = np.arange(part.out_features)
-    grouped = (targets[rows] @ sp.csr_matrix((np.ones(len(labels)), (labels, labels // part.group_size)))).T.tocsr()
-    counts = np.maximum(np.asarray(grouped.sum(axis=1)), 1)
-    indices = np.empty((grouped.shape[0], part.fan_in), dtype=np.int64)
-    for start in range(0, grouped.shape[0], 4096):
-        block = slice(start, start + 4096)
-        score = np.abs(grouped[block] @ x / counts[block] - x.mean(0))
-        indices[block] = np.sort(np.argpartition(-score, part.fan_in - 1, axis=1)[:, : part.fan_in], axis=1)
-    return torch.from_numpy(indices).to(part.indices.dtype)
+    x = head_features(model, inputs, rows)[:, -part.in_features :].contiguous()
+    return ops.informed_indices(
+        x, to_torch_csr(targets[rows]), part.fan_in, group_size=part.group_size, seed=config.seed
+    )
 
 
 def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
@@ -211,25 +204,41 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
     if sparse is not None:
         assert sparse.bias is not None
         rate = config.lexical_lr
-        groups = [{"params": [sparse.weight]}, {"params": [sparse.bias], "lr": rate / 30}]
+        groups: list[dict[str, Any]] = [{"params": [sparse.weight]}, {"params": [sparse.bias], "lr": rate / 30}]
         initial = (_TERM_VALUE / config.batch_size) ** 2
         heads.append(torch.optim.Adagrad(groups, lr=rate, initial_accumulator_value=initial, fused=True))
-    if sparse is not model.head:
+    if sparse is not model.head and config.fused:
+        if not isinstance(model.head, FixedFanInLinear):
+            raise ValueError(f"fused=true needs head='fixed_fan_in', got {config.head!r}")
+        fused = FusedAdagrad(config.head_lr, eps=_TERM_VALUE / config.batch_size)
+        model.head.fuse_optimizer(fused)
+        heads.append(fused)
+    elif sparse is not model.head:
         heads.append(torch.optim.Adam(model.head.parameters(), lr=config.head_lr, fused=True))
     result += [ScheduledOptimizer(optimizer, config.head_schedule, config.warmup) for optimizer in heads]
     return result
 
 
 def build(
-    config: TrainingConfig, encoder: nn.Module, inputs: Inputs, targets: sp.csr_matrix, device: torch.device
+    config: TrainingConfig,
+    encoder: Any,
+    inputs: Inputs,
+    targets: sp.csr_matrix,
+    device: torch.device,
+    *,
+    initialise: bool = True,
 ) -> XMCClassifier:
-    """The initialised model for training, its labels in the order of the columns of ``targets``."""
+    """The model for training, its labels in the order of the columns of ``targets``.
+
+    ``initialise=False`` leaves out what a checkpoint overwrites: embeddings from the SVD and informed connections.
+    """
     torch.manual_seed(config.seed)
-    if isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
+    if initialise and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
         assert isinstance(inputs, SparseInputs)
         initialise_embeddings(config, encoder, inputs)
     model = build_model(config, encoder, targets.shape[1], label_clusters(config, inputs, targets)).to(device)
-    initialise_head(config, model, inputs, targets)
+    if initialise:
+        initialise_head(config, model, inputs, targets)
     return model
 
 

@@ -121,5 +121,3 @@ class Bundle:
 def choose_device(name: str) -> torch.device:
     """``"auto"``: a GPU where there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-

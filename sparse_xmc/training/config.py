@@ -94,6 +94,8 @@ class TrainingConfig:
         for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.fused and (self.accumulate > 1 or self.amp == "fp16"):
+            raise ValueError("fused=true updates in backward: it takes neither accumulate > 1 nor amp='fp16'")
         if self.encoder == "transformer" and not self.transformer:
             raise ValueError("encoder='transformer' needs transformer: a local folder or hub id")
 
@@ -142,7 +144,7 @@ def _checked(path: str | os.PathLike[str], name: str, value: Any) -> Any:
     kind = str(entry.type).split(" | ")[0]
     if kind == "list[str]" and isinstance(value, str):
         value = value.split(",")
-    accepted = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}[kind]
+    accepted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
         raise ValueError(f"{os.fspath(path)}: option {name!r} must be {kind}, got {value!r}")
     return float(value) if kind == "float" else value

@@ -6,7 +6,8 @@ import math
 
 
 def rate_factor(kind: str, step: int, total: int, warmup: float) -> float:
-    """Share of the base learning rate at ``step`` of ``total``: a linear rise over ``warmup * total`` steps, then decay.
+    """Share of the base learning rate at ``step`` of ``total``: a linear rise over ``warmup * total`` steps, then
+    decay.
 
     Args:
         kind: ``"constant"``, ``"linear"`` (to 0 at the end) or ``"cosine"`` (to 0 at the end).

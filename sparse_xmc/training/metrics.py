@@ -1,7 +1,7 @@
 """Ranking metrics of extreme classification: P@k, nDCG@k, R@k, their propensity-scored forms, coverage, frequency bins.
 
-All take the ranked predictions ``top [N, k]`` (labels in the model's order, -1 where there is none) and binary CSR targets
-``[N, L]``. A test label that the model does not know cannot be hit but still counts as a true label.
+All take the ranked predictions ``top [N, k]`` (labels in the model's order, -1 where there is none) and binary CSR
+targets ``[N, L]``. A test label that the model does not know cannot be hit but still counts as a true label.
 
 Sources: P@k and nDCG@k as in the Extreme Classification Repository; propensities from Jain, Prabhu and Varma, "Extreme
 Multi-label Loss Functions", KDD 2016, section 4.
@@ -129,8 +129,8 @@ def ranking_metrics(
     """All metrics in percent.
 
     ``P@k`` averages over all rows. ``R@k`` and ``nDCG@k`` average over the rows that have a true label. ``PSP@k`` and
-    ``PSnDCG@k`` are the sum of gains over all rows divided by the largest sum reachable. ``coverage@k`` is the share of the
-    labels occurring in ``targets`` that are hit at least once. ``bins`` groups labels by their training rows:
+    ``PSnDCG@k`` are the sum of gains over all rows divided by the largest sum reachable. ``coverage@k`` is the share
+    of the labels occurring in ``targets`` that are hit at least once. ``bins`` groups labels by their training rows:
     ``R@k`` within the bin (over its positives) and its share of ``P@k``, at the largest k.
 
     Raises:

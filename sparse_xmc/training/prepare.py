@@ -102,7 +102,7 @@ class Precomputed:
         if not isinstance(split, Features) or split.matrix.shape[1] != self.num_features:
             raise DataError(_source(split), None, f"does not hold the {self.num_features} features of the model")
         matrix = split.matrix
-        return DenseInputs(matrix.toarray() if sp.issparse(matrix) else matrix), split.labels
+        return DenseInputs(matrix if isinstance(matrix, np.ndarray) else matrix.toarray()), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"kind": "precomputed", "num_features": self.num_features}, {}

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 class RowSparseAdagrad(Optimizer):
     """Row-wise Adagrad: one number of state per row, work proportional to the rows touched.
 
-    For a touched row with gradient ``g``: ``s += mean(g^2)``, ``row -= lr * g / (sqrt(s) + eps)``. Rows without gradient keep
-    value and state.
+    For a touched row with gradient ``g``: ``s += mean(g^2)``, ``row -= lr * g / (sqrt(s) + eps)``. Rows without
+    gradient keep value and state.
 
     Args:
         params: 2-D parameters whose gradients are sparse COO (dense ones are refused).
@@ -44,8 +44,7 @@ class RowSparseAdagrad(Optimizer):
                     continue
                 if not parameter.grad.is_sparse:
                     raise TypeError("RowSparseAdagrad takes sparse gradients, use another optimizer for dense ones")
-                gradient = parameter.grad.coalesce()
-                rows, values = gradient.indices()[0], gradient.values()
+                rows, values = distinct_rows(parameter.grad)
                 state = self.state[parameter]
                 if not state:
                     state["sum"] = torch.full(
@@ -57,3 +56,16 @@ class RowSparseAdagrad(Optimizer):
                 updated = torch.addcmul(parameter[rows], values, scale[:, None].to(values.dtype))
                 parameter.index_copy_(0, rows, updated)
         return value
+
+
+def distinct_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Row numbers, each once, and values of a sparse gradient.
+
+    Autograd marks a gradient that it stores as uncoalesced even where its rows ascend; adding up equal rows, which is
+    slow, is then left out.
+    """
+    rows = gradient._indices()[0]
+    if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
+        return rows, gradient._values()
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()

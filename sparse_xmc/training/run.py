@@ -145,7 +145,8 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
 
     if encoder is None:
         encoder = build_encoder(config, num_features)
-    model = build(config, encoder, inputs, targets, device)
+    store = CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints)
+    model = build(config, encoder, inputs, targets, device, initialise=not store.steps())
     bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
     report(f"head: {model.head_bytes() / 2**20:.1f} MiB")
     valid: tuple[Inputs, LabelRows] | None = None
@@ -161,13 +162,13 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
         epochs=config.epochs,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
-        loss=config.loss,
+        loss=config.loss,  # type: ignore[arg-type]
         amp=config.amp,
         seed=config.seed,
         validate=None if valid is None else lambda: _plain(_score(bundle, *valid)),
         patience=config.patience if valid is not None else 0,
         on_best=lambda: bundle.save(model_folder),
-        store=CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints),
+        store=store,
         checkpoint_seconds=config.checkpoint_seconds,
         log_every=config.log_every,
         progress=config.progress,
@@ -210,7 +211,9 @@ def _evaluate(
             f"{entry['positives']:7,} occurrences, R@5 {recall}"
         )
     if metrics["unseen label occurrences"]:
-        report(f"{metrics['unseen label occurrences']:,} label occurrences were never seen in training: counted as missed")
+        report(
+            f"{metrics['unseen label occurrences']:,} label occurrences were never seen in training: counted as missed"
+        )
     return metrics
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparse_xmc import ops
 from sparse_xmc.data import Inputs, to_torch_csr
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.training.checkpoint import (
@@ -70,9 +71,10 @@ class Progress:
 class Trainer:
     """Trains an ``XMCClassifier``.
 
-    The order of the rows is a function of seed and epoch, learning rates of the step, everything else random comes from torch's
-    generators, which are part of a checkpoint: on a CPU a run that was killed and resumed ends with the same bits as one
-    that was not.
+    The order of the rows is a function of seed and epoch, learning rates of the step, everything else random comes
+    from torch's
+    generators, which are part of a checkpoint: on a CPU a run that was killed and resumed ends with the same bits as
+    one that was not.
 
     Args:
         model: on its device, in training mode or not.
@@ -97,7 +99,7 @@ class Trainer:
         epochs: int,
         batch_size: int = 128,
         accumulate: int = 1,
-        loss: str = "bce",
+        loss: ops.Loss = "bce",
         amp: str = "off",
         seed: int = 0,
         rewire: Callable[[int, int], None] | None = None,

@@ -78,9 +78,7 @@ def test_against_independent_implementation(seed):
     top = np.stack([rng.permutation(num_labels)[:k] for _ in range(num_rows)])
     truth = Truth.from_training(csr(rows, num_labels), counts, rng.integers(1, 50, num_labels), 200)
     result = ranking_metrics(top, truth, ks=(1, 3, 7))
-    expected = independent(
-        top, rows, counts, truth.inverse_propensity, truth.unseen_inverse_propensity, (1, 3, 7)
-    )
+    expected = independent(top, rows, counts, truth.inverse_propensity, truth.unseen_inverse_propensity, (1, 3, 7))
     assert {name: result[name] for name in expected} == pytest.approx(expected)
 
 

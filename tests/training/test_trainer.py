@@ -137,12 +137,13 @@ def test_row_sparse_adagrad_equals_the_formula():
     optimizer = RowSparseAdagrad([weight], 0.5, eps=0.1)
     dense, total = torch.ones(5, 3), torch.zeros(5)
     for seed in range(3):
-        rows = torch.tensor([[1, 3]]) if seed else torch.tensor([[0, 1]])
-        values = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
-        weight.grad = torch.sparse_coo_tensor(rows, values, (5, 3))
+        rows = [torch.tensor([0, 1]), torch.tensor([1, 3]), torch.tensor([3, 1, 3])][seed]
+        values = torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(seed))
+        weight.grad = torch.sparse_coo_tensor(rows[None], values, (5, 3))
         optimizer.step()
-        total[rows[0]] += values.square().mean(1)
-        dense[rows[0]] -= 0.5 * values / (total[rows[0]].sqrt() + 0.1)[:, None]
+        gradient = torch.zeros(5, 3).index_add_(0, rows, values)
+        total += gradient.square().mean(1)
+        dense -= 0.5 * gradient / (total.sqrt() + 0.1)[:, None]
     torch.testing.assert_close(weight.detach(), dense)
     assert weight[[2, 4]].detach().eq(1).all()
     weight.grad = torch.ones(5, 3)

@@ -1,8 +1,9 @@
 """CPU kernels of a fixed fan-in layer whose input rows are sparse.
 
-The inverted index (feature -> connections) turns the layer around: a row of ``n`` nonzeros meets ``n * L * K / D`` connections
-on average instead of ``L * K``. Labels are walked in tiles; a tile owns its logits, weight gradients and bias gradients,
-adds them in row order, and so no result depends on the number of threads.
+The inverted index (feature -> connections) turns the layer around: a row of ``n`` nonzeros meets ``n * L * K / D``
+connections
+on average instead of ``L * K``. Labels are walked in tiles; a tile owns its logits, weight gradients and bias
+gradients, adds them in row order, and so no result depends on the number of threads.
 """
 
 import math

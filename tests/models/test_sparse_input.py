@@ -1,0 +1,133 @@
+"""The head on sparse rows against a dense float64 computation, and its informed start against a dense definition."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
+from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_loss
+from tests.conftest import INTERPRETING
+
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="sparse input has CPU kernels only")
+
+
+def layer_and_batch(L, G, K=6, D=50, B=9, seed=0):
+    torch.manual_seed(seed)
+    layer = SparseInputLinear(D, L, K, group_size=G, seed=seed)
+    with torch.no_grad():
+        layer.bias.normal_()
+    x = torch.randn(B, D) * (torch.rand(B, D) < 0.3)
+    x[3] = 0  # an empty document
+    targets = (torch.rand(B, L) < 0.05).float()
+    targets[4] = 0
+    return layer, x, x.to_sparse_csr(), targets.to_sparse_csr()
+
+
+def dense_weight(layer):
+    weight = torch.zeros(layer.out_features, layer.in_features, dtype=torch.float64)
+    return weight.scatter(1, layer.label_indices(), layer.weight.detach().double())
+
+
+@pytest.mark.parametrize(("L", "G"), [(7, 1), (9001, 1), (103, 4), (9001, 16)])
+@pytest.mark.parametrize("loss", ["bce", "squared_hinge"])
+def test_loss_and_gradients_against_dense(L, G, loss):
+    layer, x, sparse, targets = layer_and_batch(L, G)
+    weight = dense_weight(layer).requires_grad_()
+    bias = layer.bias.detach().double().requires_grad_()
+    expected = logits_loss(x.double() @ weight.T + bias, targets, loss=loss)
+    expected.backward()
+    value = layer.loss(sparse, targets, loss=loss)
+    (2 * value).backward()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)
+    gradient = weight.grad.gather(1, layer.label_indices())
+    torch.testing.assert_close(layer.weight.grad.double(), 2 * gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.bias.grad.double(), 2 * bias.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_forward_and_topk_against_dense():
+    layer, x, sparse, _ = layer_and_batch(301, 1, B=70)
+    logits = x.double() @ dense_weight(layer).T + layer.bias.detach().double()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(sparse).double(), logits, rtol=1e-5, atol=1e-5)
+    scores, labels = layer.topk(sparse, 5)
+    torch.testing.assert_close(scores.double(), logits.topk(5).values, rtol=1e-5, atol=1e-5)
+    assert labels.equal(logits.topk(5).indices)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -90.0, -20.0, 0.0, 20.0, 1e4])
+def test_loss_is_stable_for_large_logits(logit):
+    layer, _, sparse, targets = layer_and_batch(40, 1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(logit)
+    value = layer.loss(sparse, targets)
+    value.backward()
+    expected = logits_loss(torch.full((9, 40), logit, dtype=torch.float64), targets)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert layer.bias.grad.isfinite().all()
+
+
+def test_repeated_targets_count_once_and_threads_do_not_matter():
+    layer, _, sparse, targets = layer_and_batch(9001, 1)
+    crow = torch.zeros(10, dtype=torch.int64)
+    crow[1:] = 2
+    twice = torch.sparse_csr_tensor(crow, torch.tensor([5, 5]), torch.ones(2), (9, 9001), check_invariants=False)
+    crow = crow.clamp(max=1)
+    once = torch.sparse_csr_tensor(crow, torch.tensor([5]), torch.ones(1), (9, 9001), check_invariants=False)
+    assert layer.loss(sparse, twice).item() == layer.loss(sparse, once).item()
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            layer.zero_grad()
+            layer.loss(sparse, targets).backward()
+            results.append(layer.weight.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0].equal(results[1])
+
+
+def test_topology_changes_are_noticed():
+    layer, x, sparse, _ = layer_and_batch(7, 1)
+    before = layer.inverted()
+    layer.indices.copy_(SparseInputLinear(50, 7, 6, seed=9).indices)
+    assert layer.inverted() is not before
+    logits = x.double() @ dense_weight(layer).T + layer.bias.detach().double()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(sparse).double(), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("G", [1, 3])
+def test_informed_terms_against_the_definition(G):
+    rng = np.random.default_rng(0)
+    x = sp.random(80, 30, 0.3, format="csr", random_state=0, dtype=np.float32)
+    y = sp.csr_matrix((rng.random((80, 10)) < 0.1).astype(np.float32))
+    indices = informed_terms(x, y, 4, group_size=G).long().numpy()
+    dense_x, dense_y = x.toarray().astype(np.float64), y.toarray()
+    for r in range(-(-10 // G)):
+        weight = dense_y[:, r * G : (r + 1) * G].sum(1)
+        score = np.abs(weight @ dense_x / max(weight.sum(), 1) - dense_x.mean(0)) * (weight @ dense_x > 0)
+        assert len(set(indices[r])) == 4
+        assert sorted(score[indices[r]]) == pytest.approx(sorted(score)[-4:])
+
+
+def test_rows_with_few_candidates_are_filled_up():
+    x = sp.csr_matrix(np.eye(6, 20, dtype=np.float32))
+    y = sp.csr_matrix(np.eye(6, 6, dtype=np.float32))
+    indices = informed_terms(x, y, 5).long()
+    assert all(i in indices[i] and len(set(indices[i].tolist())) == 5 for i in range(6))
+
+
+def test_bad_arguments():
+    layer, x, sparse, targets = layer_and_batch(7, 1)
+    arguments = (layer.weight, layer.indices, layer.bias)
+    with pytest.raises(TypeError, match="x must be a torch.sparse_csr matrix"):
+        fixed_fan_in_sparse_loss(x, *arguments, targets, layer.inverted())
+    with pytest.raises(ValueError, match="loss must be"):
+        fixed_fan_in_sparse_loss(sparse, *arguments, targets, layer.inverted(), loss="mse")
+    with pytest.raises(ValueError, match=r"targets must be \[9, 7\]"):
+        fixed_fan_in_sparse_loss(sparse, *arguments, targets.to_dense()[:, :3].to_sparse_csr(), layer.inverted())
+    with pytest.raises(ValueError, match="dropout must lie"):
+        SparseInputLinear(5, 5, 2, dropout=1.0)

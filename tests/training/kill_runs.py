@@ -1,0 +1,84 @@
+"""Runs a training many times and kills it at random moments; started by ``test_kill.py`` in a process of its own.
+
+    python kill_runs.py DATA FOLDER KILLS
+
+Everything is imported once; each run is a forked child, so that a kill costs no start-up.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+
+import matplotlib.backends.backend_agg  # noqa: F401  (what a run imports on the way, here once for all)
+import matplotlib.figure  # noqa: F401
+import safetensors.torch  # noqa: F401
+import sklearn.feature_extraction.text  # noqa: F401
+import torch
+
+import sparse_xmc.ops.cpu_kernels.linear
+import sparse_xmc.ops.cpu_kernels.sparse_input  # noqa: F401
+from sparse_xmc.training.config import TrainingConfig
+from sparse_xmc.training.run import train
+
+
+def configuration(data: str, out: str) -> TrainingConfig:
+    return TrainingConfig(
+        train=data,
+        valid=data,
+        out=out,
+        embedding_dim=8,
+        intermediate=16,
+        fan_in=4,
+        lexical_fan_in=4,
+        svd_init=False,
+        min_df=1,
+        epochs=4,
+        batch_size=8,
+        patience=0,
+        checkpoint_seconds=0,
+        log_every=3,
+        threads=1,
+        device="cpu",
+        progress=False,
+    )
+
+
+def child(data: str, out: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(configuration(data, out), report=lambda text: None)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def main(data: str, folder: str, kills: int) -> None:
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    if os.waitpid(child(data, f"{folder}/whole"), 0)[1] != 0:
+        raise SystemExit("the undisturbed run failed")
+    duration = time.monotonic() - began
+    rng, killed, finished = random.Random(0), 0, 0
+    for _ in range(kills):
+        pid = child(data, f"{folder}/killed")
+        time.sleep(rng.uniform(0, 0.2 * duration))
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            killed += 1
+        else:
+            finished += 1
+    if os.waitpid(child(data, f"{folder}/killed"), 0)[1] != 0:
+        raise SystemExit("the killed run did not resume")
+    print(json.dumps({"killed": killed, "finished": finished, "seconds": duration}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
