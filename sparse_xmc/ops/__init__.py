@@ -7,6 +7,8 @@ from sparse_xmc.ops.linear import fixed_fan_in_linear
 from sparse_xmc.ops.loss import Loss, Reduction, fixed_fan_in_loss
 from sparse_xmc.ops.prune_regrow import prune_regrow_
 from sparse_xmc.ops.step import UpdateRule, fixed_fan_in_step_, updating_loss
+from sparse_xmc.ops.topk import fixed_fan_in_topk
+from sparse_xmc.ops.transpose import transpose_indices
 
 __all__ = [
     "Loss",
@@ -16,8 +18,10 @@ __all__ = [
     "fixed_fan_in_linear",
     "fixed_fan_in_loss",
     "fixed_fan_in_step_",
+    "fixed_fan_in_topk",
     "informed_indices",
     "init_indices",
     "prune_regrow_",
+    "transpose_indices",
     "updating_loss",
 ]

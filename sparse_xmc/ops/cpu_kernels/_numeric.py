@@ -1,4 +1,4 @@
-"""Float formats in Numba: bfloat16 travels as ``uint16`` and float16 as ``int16``, converted where they are loaded and stored.
+"""Float formats in Numba: bfloat16 travels as ``uint16``, float16 as ``int16``, converted at every load and store.
 
 Numba has no 16-bit floats on a CPU. The bit patterns come in under two different integer types, so the right
 conversion is chosen when a kernel is compiled.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import linear_gather, linear_group, linear_inverted
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
@@ -35,7 +36,7 @@ def backward_input(
     """dy [B, L], any strides -> dx [B, D] in dy's dtype."""
     weight, indices = weight.contiguous(), indices.contiguous()
     if deterministic:
-        inverted = transpose_indices(indices, in_features)
+        inverted = cached_inverse(indices, in_features, transpose_indices)
         return linear_inverted.backward_input(dy, weight, indices, in_features, group_size, *inverted)
     if group_size == 1:
         return linear_gather.backward_input(dy, weight, indices, in_features)

@@ -1,0 +1,107 @@
+"""Streaming top-k: the best labels of every row without a ``[B, L]`` tensor."""
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import check_layer, check_positive_int, check_tensor, validate_indices
+from sparse_xmc.ops._backend import debugging, kernels
+
+
+@torch.library.custom_op("sparse_xmc::topk", mutates_args=())
+def _topk(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    k: int,
+    group_size: int,
+    exclude_offsets: Tensor | None,
+    exclude_labels: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """x [B, D] -> (scores [B, k], labels [B, k] int64)."""
+    return kernels("topk", x).topk(x, weight, indices, bias, k, group_size, exclude_offsets, exclude_labels)
+
+
+@_topk.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    k: int,
+    group_size: int,
+    exclude_offsets: Tensor | None,
+    exclude_labels: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
+def _sorted_exclusions(exclude: Tensor, rows: int, out_features: int, k: int) -> tuple[Tensor, Tensor]:
+    """Offsets and ascending, distinct labels of every row. Waits for the device."""
+    check_tensor("exclude", exclude)
+    if exclude.layout != torch.sparse_csr:
+        raise TypeError(f"exclude must be a torch.sparse_csr tensor, got layout {exclude.layout}")
+    if tuple(exclude.shape) != (rows, out_features):
+        raise ValueError(f"exclude must be [{rows}, {out_features}], got {list(exclude.shape)}")
+    labels = exclude.col_indices().long()
+    bad = (labels < 0) | (labels >= out_features)
+    if bad.any():
+        raise ValueError(f"exclude holds label {int(labels[bad][0])}, outside [0, {out_features})")
+    counts = exclude.crow_indices().long().diff()
+    row = torch.repeat_interleave(torch.arange(rows, device=labels.device), counts)
+    keys = torch.unique(row * out_features + labels)
+    row, labels = keys // out_features, keys % out_features
+    offsets = torch.searchsorted(row, torch.arange(rows + 1, device=labels.device))
+    free = out_features - offsets.diff()
+    if bool((free < k).any()):
+        worst = int(free.argmin())
+        raise ValueError(f"k must not exceed the labels that are left: k={k}, row {worst} has {int(free[worst])}")
+    return offsets, labels
+
+
+@torch.no_grad()
+def fixed_fan_in_topk(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None = None,
+    *,
+    k: int,
+    group_size: int = 1,
+    exclude: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` labels of highest score for every row, exact, with ``O(B * k)`` memory beside the layer.
+
+    Scores are compared as they are accumulated (float32, float64 for float64 inputs) and rounded to x's dtype
+    afterwards. Equal scores go by ascending label; NaN counts as the highest score, as in ``torch.topk``. Not
+    differentiable.
+
+    Args:
+        x, weight, indices, bias, group_size: as in ``fixed_fan_in_linear``; ``x [..., D]`` has ``B`` rows in all.
+        k: at most the number of labels that may be returned.
+        exclude: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are labels not to return (filtered evaluation).
+            Its values are ignored; an entry may be repeated. Checking it waits for the device.
+
+    Returns:
+        scores: ``[..., k]`` in x's dtype, descending.
+        labels: ``[..., k]`` int64.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype or device; ``k`` exceeds the labels available.
+    """
+    shape = check_layer(x, weight, indices, bias, group_size)
+    check_positive_int("k", k)
+    if k > shape.L:
+        raise ValueError(f"k must not exceed the number of labels: k={k}, weight {list(weight.shape)}")
+    if debugging():
+        validate_indices(indices, shape.D)
+    rows = x.reshape(-1, shape.D)
+    excluded: tuple[Tensor | None, Tensor | None] = (None, None)
+    if exclude is not None:
+        excluded = _sorted_exclusions(exclude, rows.shape[0], shape.L, k)
+        if exclude.device != weight.device:
+            raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        rows = rows.to(torch.get_autocast_dtype(x.device.type))
+    scores, labels = _topk(rows, weight, indices, bias, k, group_size, *excluded)
+    return scores.reshape(*x.shape[:-1], k), labels.reshape(*x.shape[:-1], k)

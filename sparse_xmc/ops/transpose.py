@@ -1,0 +1,49 @@
+"""Inverted index of a topology: for every feature the connections that read it."""
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import INDEX_DTYPES, check_positive_int, check_tensor, index_dtype, validate_indices
+from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._topology_cache import cached_inverse
+
+
+@torch.library.custom_op("sparse_xmc::transpose_indices", mutates_args=())
+def _transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+    return kernels("transpose", indices).transpose_indices(indices, in_features)
+
+
+@_transpose_indices.register_fake
+def _(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+    connections = indices.shape[0] * indices.shape[1]
+    dtype = torch.int32 if connections < 2**31 else torch.int64
+    return indices.new_empty(in_features + 1, dtype=torch.int64), indices.new_empty(connections, dtype=dtype)
+
+
+def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+    """Lists the connections of every feature. Deterministic.
+
+    In eager code the result is remembered until ``indices`` changes or goes away, so it must not be written to.
+
+    Args:
+        indices: ``[R, K]`` uint16 or int32.
+        in_features: ``D``.
+
+    Returns:
+        offsets: ``[D + 1]`` int64; feature ``d`` owns ``positions[offsets[d] : offsets[d + 1]]``.
+        positions: ``[R * K]``, ``r * K + k``, ascending within a feature; int32 where ``R * K < 2^31``, else int64.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape or dtype.
+    """
+    check_tensor("indices", indices)
+    check_positive_int("in_features", in_features)
+    if indices.dtype not in INDEX_DTYPES:
+        raise TypeError(f"indices must be {index_dtype(in_features)}, got {indices.dtype}")
+    if indices.ndim != 2:
+        raise ValueError(f"indices must be [rows, fan_in], got shape {list(indices.shape)}")
+    if debugging():
+        validate_indices(indices, in_features)
+    if torch.compiler.is_compiling():
+        return _transpose_indices(indices, in_features)
+    return cached_inverse(indices, in_features, _transpose_indices)
