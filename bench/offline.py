@@ -151,14 +151,14 @@ def problems(found: Facts, target: Target, *, wgmma: bool = True, spill_toleranc
 
 
 def inner_loops(compiled: Any) -> list[Counter[str]]:
-    """Instructions (without their modifiers) of each innermost loop of an NVIDIA kernel, as disassembled."""
+    """Instructions (names without modifiers) of each innermost loop of an NVIDIA kernel, as disassembled."""
     listing = _cuobjdump(compiled, "-sass")
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);", listing)
     code = [(int(address, 16), name, rest) for address, name, rest in found]
     jumps = [(int(t, 16), at) for at, name, rest in code if name == "BRA" for t in re.findall(r"0x([0-9a-f]+)", rest)]
     loops = {(start, end) for start, end in jumps if start < end}
     inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    return [Counter(name for at, name, _ in code if a <= at <= b) for a, b in sorted(inner)]
+    return [Counter(name.split(".")[0] for at, name, _ in code if a <= at <= b) for a, b in sorted(inner)]
 
 
 def _wants_tensor_cores(ttir: str) -> bool:

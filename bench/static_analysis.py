@@ -1,0 +1,120 @@
+"""Table of what every Triton kernel compiles to, without a GPU: ``python -m bench static``.
+
+Writes ``static_analysis.json`` (the rows, baseline of the regression test) and ``static_analysis.md``. Takes about a
+minute on two cores. Nothing here is a time: caches, latencies and clocks are not part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from bench import offline, static_cases
+
+NAME = "static_analysis"
+_TENSOR_CORE = ("wgmma", "mma", "mfma")
+
+
+def rows_of(case: str, target: str) -> list[dict[str, Any]]:
+    """One row for each different kernel that a case launches."""
+    found: dict[str, dict[str, Any]] = {}
+    chosen = offline.TARGETS[target]
+    for launch in offline.recorded(static_cases.cases()[case].launch):
+        compiled = offline.compile_for(launch, chosen)
+        facts = offline.facts(compiled, chosen)
+        loops = offline.inner_loops(compiled) if chosen.gpu.backend == "cuda" else []
+        loop: Counter[str] = max(loops, key=lambda c: c.total(), default=Counter())
+        tiles = {name: value for name, value in launch.kwargs.items() if name.startswith(("BLOCK_", "UNROLL"))}
+        found[launch.kernel.__name__] = {
+            "case": case,
+            "kernel": launch.kernel.__name__,
+            "target": target,
+            "tiles": " ".join(f"{name.removeprefix('BLOCK_')}={value}" for name, value in tiles.items()),
+            "warps": facts.warps,
+            "registers": facts.registers,
+            "spilled": facts.spilled,
+            "shared": facts.shared,
+            "occupancy": round(facts.occupancy, 2),
+            "load_bytes": facts.load_bytes,
+            "tensor_core": sum(facts.instructions.get(name, 0) for name in _TENSOR_CORE),
+            "atomics": facts.instructions.get("red", 0),
+            "shuffles": facts.instructions.get("shuffle", 0),
+            "loop": loop.total(),
+            "loop_loads": loop["LDG"],
+            "loop_arithmetic": sum(loop[name] for name in ("FFMA", "FADD", "FMUL", "HFMA2", "DFMA", "DADD", "DMUL")),
+        }
+    return list(found.values())
+
+
+def regressions(row: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """In what a kernel is worse than its row of the baseline, beyond the compiler's whims."""
+    out = []
+    if row["registers"] > before["registers"] + 16:
+        out.append("registers")
+    if row["shared"] > before["shared"]:
+        out.append("shared")
+    if row["load_bytes"] < before["load_bytes"]:
+        out.append("load_bytes")
+    if bool(row["tensor_core"]) < bool(before["tensor_core"]):
+        out.append("tensor_core")
+    if row["atomics"] > before["atomics"]:
+        out.append("atomics")
+    if before["loop"] and row["loop"] > 1.1 * before["loop"]:
+        out.append("loop")
+    return [f"{name} {before[name]} -> {row[name]}" for name in out]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The baseline: {"triton": version, "rows": [...]}; no rows if there is none."""
+    file = folder / f"{NAME}.json"
+    return json.loads(file.read_text()) if file.exists() else {"triton": None, "rows": []}
+
+
+def write(folder: Path, targets: Sequence[str] = tuple(offline.TARGETS), jobs: int = 2) -> Path:
+    """Compiles every case for every target and writes both files to ``folder``."""
+    tasks = [(case, target) for case in static_cases.cases() for target in targets]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = [row for part in pool.map(rows_of, *zip(*tasks, strict=True), chunksize=4) for row in part]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    (folder / f"{NAME}.json").write_text(f'{{\n "triton": "{triton.__version__}",\n "rows": [\n{lines}\n ]\n}}\n')
+    out = folder / f"{NAME}.md"
+    out.write_text(_markdown(rows))
+    return out
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    parts = [
+        "# What the Triton kernels compile to",
+        "",
+        f"Triton {triton.__version__}, default configurations, compiled without a GPU by `python -m bench static`. "
+        "No figure here is a time.",
+        "",
+        "`reg`: registers per thread (AMD: vector registers). `spill`: bytes of stack per thread. `shared`: bytes per "
+        "block. `occ`: share of a multiprocessor's warps that registers and shared memory admit. `load`: bytes of the "
+        "widest global load of a thread. `tc`, `red`, `shfl`: tensor-core, atomic and shuffle instructions. `loop`: "
+        "instructions of the largest innermost loop (NVIDIA), as `all / global loads / arithmetic`.",
+    ]
+    for target in dict.fromkeys(row["target"] for row in rows):
+        header = "| case | kernel | tiles | warps | reg | spill | shared | occ | load | tc | red | shfl | loop |"
+        parts += ["", f"## {target}", "", header, "|---" * 3 + "|---:" * 9 + "|---|"]
+        for row in rows:
+            if row["target"] == target:
+                loop = f"{row['loop']} / {row['loop_loads']} / {row['loop_arithmetic']}" if row["loop"] else ""
+                names = ("case", "kernel", "tiles", "warps", "registers", "spilled", "shared", "occupancy")
+                names += ("load_bytes", "tensor_core", "atomics", "shuffles")
+                parts.append(f"| {' | '.join(str(row[name]) for name in names)} | {loop} |")
+    return "\n".join(parts) + "\n"
+
+
+def main(folder: Path) -> int:
+    """Writes the table and prints where it is."""
+    print(write(folder))
+    return 0
