@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.environment import REPOSITORY
 
+Handler = Callable[[argparse.Namespace], int]
 DEFAULT_FOLDER = REPOSITORY / "reports" / "local"
 
 
@@ -48,6 +51,63 @@ def _table(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from bench.report_index import regenerate
+
+    print(regenerate())
+    return 0
+
+
+def _environment(arguments: argparse.Namespace) -> int:
+    from bench.environment import describe
+
+    text = json.dumps(describe(_default_device()), indent=1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "environment.json").write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bench.check import check_all
+
+    return check_all(arguments.providers, arguments.modes, arguments.device or _default_device())
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from bench.tune import tune
+
+    # in the suite's smoke mode there is nothing to search, which is no failure
+    return tune(arguments.out, small=arguments.small) if torch.cuda.is_available() or not arguments.small else 0
+
+
+def _end_to_end(arguments: argparse.Namespace) -> int:
+    from bench.end_to_end import measure
+
+    return measure(arguments.out, arguments.device or _default_device(), small=arguments.small)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from bench.end_to_end import profile
+
+    return profile(arguments.out, arguments.device or _default_device(), small=arguments.small)
+
+
+def _gpu_report(arguments: argparse.Namespace) -> int:
+    from bench.gpu_report import make
+
+    print(make(arguments.out, arguments.reports))
+    return 0
+
+
+def _static(arguments: argparse.Namespace) -> int:
+    from bench.static_analysis import main
+
+    return main(arguments.out)
+
+
 def _train_demo(arguments: argparse.Namespace) -> int:
     from bench.training_demo import main
 
@@ -67,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(":")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    def verb(name: str, handler, help: str) -> argparse.ArgumentParser:
+    def verb(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
         sub.set_defaults(handler=handler)
         sub.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="result folder (default: reports/local)")
@@ -83,6 +143,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="print the tasks and stop")
     verb("plot", _plot, "Draw the figures from stored rows; measures nothing.")
     verb("table", _table, "Write the tables from stored rows; measures nothing.")
+    verb("report", _report, "Regenerate reports/README.md with every figure and table from stored rows.")
+    verb("environment", _environment, "Print versions and hardware, and store them in the result folder.")
+    check = verb("check", _check, "Compare providers with a dense float64 computation; times nothing.")
+    check.add_argument("--providers", nargs="+", default=(), metavar="NAME", help="default: all")
+    check.add_argument("--modes", nargs="+", default=(), metavar="MODE", help="default: all")
+    verb("static", _static, "Compile every Triton kernel offline and tabulate what came out.")
+    tune = verb("tune", _tune, "Search kernel configurations in full on this GPU and report the gain.")
+    step = verb("end_to_end", _end_to_end, "Time a training step of encoder and head.")
+    profiled = verb("profile", _profile, "Profile a fused step.")
+    for sub in (tune, step, profiled):
+        sub.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
+    for sub in (check, step, profiled):
+        sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    gpu = verb("gpu_report", _gpu_report, "Turn a folder of bench/gpu_suite.sh into reports/<gpu>/.")
+    gpu.add_argument("--reports", type=Path, default=REPOSITORY / "reports", help="where to (default: reports)")
     _add_training(verb("train_demo", _train_demo, "Train a fixed fan-in and a dense head on real data, side by side."))
     demo = verb("demo", _demo, "The demo suite, its figures and tables, and the training run.")
     demo.add_argument("--timeout", type=float, default=300.0, help=argparse.SUPPRESS)
@@ -97,7 +172,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _suite_names() -> tuple[str, ...]:
-    return ("smoke", "demo", "quick", "target", "full")
+    return ("smoke", "demo", "quick", "target", "full", "gpu")
 
 
 def main(argv: list[str] | None = None) -> int:

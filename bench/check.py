@@ -7,6 +7,7 @@ computation that shares no code with any provider.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,18 @@ import torch
 from torch import Tensor
 
 from bench.problem import Problem
-from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, WORK, Case, Point, Provider
+from bench.registry import (
+    LEARNING_RATE,
+    REWIRE_FRACTION,
+    TOP_K,
+    WORK,
+    Case,
+    Point,
+    Provider,
+    Unsupported,
+    get_provider,
+    providers,
+)
 from bench.weights import EllWeights, Weights
 
 # Largest error as a share of the largest value: rounding of inputs and outputs, and of sums kept in the dtype itself.
@@ -43,6 +55,28 @@ def check_provider(provider: Provider, point: Point, seed: int = 1) -> None:
     _check_case(small, problem, case)
 
 
+def check_all(names: Sequence[str], modes: Sequence[str], device: str) -> int:
+    """Checks providers in modes (all where none is named), prints a line each; returns how many failed."""
+    failures = 0
+    chosen = [get_provider(name) for name in names] or list(providers().values())
+    dtypes = ("float32",) if device == "cpu" else ("float32", "bfloat16")
+    for provider, mode, dtype in itertools.product(chosen, modes or WORK, dtypes):
+        point = Point(mode, 4096, G=32, dtype=dtype, device=device)
+        reason = f"no {mode}" if mode not in provider.modes else provider.unsupported(point)
+        verdict = f"unsupported: {reason}"
+        if reason is None:
+            try:
+                check_provider(provider, point)
+                verdict = "right"
+            except Unsupported as error:
+                verdict = f"unsupported: {error}"
+            except Exception as error:  # a failing provider must not hide the others
+                failures += 1
+                verdict = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{provider.name:<26}{mode:<17}{dtype:<10}{verdict}", flush=True)
+    return min(failures, 100)
+
+
 def check_work(mode: str, produced: Sequence[str]) -> None:
     """Raises ``UnequalWork`` unless exactly the outputs of the mode were produced."""
     missing, extra = WORK[mode] - set(produced), set(produced) - WORK[mode]
@@ -61,7 +95,9 @@ def _check_case(point: Point, problem: Problem, case: Case) -> None:
     produced = case.run()
     check_work(point.mode, list(produced))
     if point.mode == "topk":
-        _check_topk(truth["y"][0], produced["scores"], produced["labels"], point)
+        scores, labels = produced["scores"], produced["labels"]
+        assert isinstance(scores, Tensor) and isinstance(labels, Tensor)
+        _check_topk(truth["y"][0], scores, labels, point)
         return
     for name, expected in truth.items():
         got = produced[name]

@@ -36,7 +36,8 @@ class Timing:
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Timing:
         values = torch.tensor(samples_ms, dtype=torch.float64)
-        return cls(*values.quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist(), len(samples_ms))
+        p20, p50, p80 = values.quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+        return cls(p20, p50, p80, len(samples_ms))
 
 
 class _CpuClock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +16,10 @@ from bench.rows import RowFile, job_key, unfinished_run
 from bench.worker import Task, execute
 
 Print = Callable[[str], None]
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _child(connection: Connection, task: Task) -> None:
@@ -33,14 +37,14 @@ def _context() -> Any:
     return context
 
 
-def run_task(task: Task, timeout: float) -> list[dict[str, Any]]:
-    """Rows of a task: one per provider, whatever happens to the process."""
+def run_task(task: Task, timeout: float) -> Iterator[dict[str, Any]]:
+    """Rows of a task as they come: one per provider, whatever happens to the process."""
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, task))
     process.start()
     sender.close()
-    rows: list[dict[str, Any]] = []
+    lost = list(task.providers or ("roof",))
     deadline = time.monotonic() + timeout
     finished = timed_out = False
     try:
@@ -51,7 +55,8 @@ def run_task(task: Task, timeout: float) -> list[dict[str, Any]]:
             row = receiver.recv()
             finished = row is None
             if row is not None:
-                rows.append(row)
+                lost.remove(row["provider"])
+                yield row
     except EOFError:
         finished = True
     finally:
@@ -60,9 +65,8 @@ def run_task(task: Task, timeout: float) -> list[dict[str, Any]]:
         if process.is_alive():
             process.kill()
             process.join()
-    reported = {row["provider"] for row in rows}
-    lost = [name for name in (task.providers or ("roof",)) if name not in reported]
-    return rows + [{"provider": name, **_death(process.exitcode, timed_out, timeout)} for name in lost]
+    for name in lost:
+        yield {"provider": name, **_death(process.exitcode, timed_out, timeout)}
 
 
 def _death(exitcode: int | None, timed_out: bool, timeout: float) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def _death(exitcode: int | None, timed_out: bool, timeout: float) -> dict[str, A
 
 
 def run_suite(
-    suite: str, tasks: Sequence[Task], folder: Path, *, fresh: bool, timeout: float, show: Print = print
+    suite: str, tasks: Sequence[Task], folder: Path, *, fresh: bool, timeout: float, show: Print = _print
 ) -> str:
     """Measures what an unfinished run of the suite at this commit still lacks, or all. Returns the run's name."""
     file = RowFile(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.measure import Budget
 from bench.registry import Point, get_provider
@@ -42,7 +43,7 @@ class Sweep:
 Plan = tuple[list[Sweep], Budget]
 
 
-def sweep(base: Point, providers: Sequence[str], kinds: Sequence[str] = ("time",), **axes: Iterable[object]) -> Sweep:
+def sweep(base: Point, providers: Sequence[str], kinds: Sequence[str] = ("time",), **axes: Iterable[Any]) -> Sweep:
     """All combinations of the axes around ``base``: ``sweep(base, names, L=(1, 2), mode=("forward", "full"))``."""
     points = [base]
     for name, values in axes.items():
@@ -150,8 +151,26 @@ def full(device: str) -> Plan:
     ], Budget(1.0, 0.2, 3, 60)
 
 
+def gpu(device: str) -> Plan:
+    """What a GPU shows in minutes: labels to 8.6M for the step, its memory and top-k; products, groups and rewiring."""
+    base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
+    full_sweep = (*STEP, "dense_compiled")
+    return [
+        sweep(base, STEP, ("time", "memory"), L=ALL_LABELS),
+        sweep(base, full_sweep, L=ALL_LABELS[1:2]),
+        sweep(base, (*PRODUCTS, "haste", "sparse_xmc_deterministic"), mode=("forward", "full"), L=(131_072, 670_080)),
+        sweep(base, (*OURS, "haste"), mode=("backward_input", "backward_weight"), L=(670_080,), G=(1, 16, 32, 64)),
+        sweep(base, FUSED[:1], G=(1, 4, 16, 32, 64)),
+        sweep(base, FUSED, K=(16, 32, 128, 256)),
+        sweep(base, FUSED, B=(32, 512)),
+        sweep(base, TOP, mode=("topk",), L=(670_091, 2_812_281)),
+        sweep(base, REWIRE, mode=("rewire",), L=(670_091, 2_812_281)),
+        sweep(base, (*FUSED, *CORE), dtype=("float32", "float16")),
+    ], Budget(0.2, 0.1, 3, 50)
+
+
 SUITES: dict[str, Callable[[str], Plan]] = {
-    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full,
+    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu,
 }  # fmt: skip
 
 

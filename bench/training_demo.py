@@ -45,7 +45,7 @@ class _Model(nn.Module):
         super().__init__()
         self.intermediate = nn.Linear(features, settings.hidden)
         self.dropout = nn.Dropout(settings.dropout)
-        self.head: nn.Module
+        self.head: Any
         if settings.fan_in is None:
             self.head = nn.Linear(settings.hidden, labels)
         else:

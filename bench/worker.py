@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def execute(task: Task, report: Report) -> None:
     elif task.kind == "memory":
         memory.return_memory_at_once()
         for name in task.providers:
-            report({"provider": name, **_guarded(lambda name=name: _memory_row(task, name))})
+            report({"provider": name, **_guarded(partial(_memory_row, task, name))})
     else:
         _time_rows(task, report)
 
@@ -111,6 +112,10 @@ def _admit(task: Task, provider: Provider) -> int:
     return predicted
 
 
+def _admitted(task: Task, name: str) -> dict[str, Any]:
+    return {"predicted": _admit(task, get_provider(name))}
+
+
 def _counts(task: Task, case: Case) -> dict[str, Any]:
     flops, floor_bytes = floor(task.point, case.weights)
     return {
@@ -134,7 +139,7 @@ def _memory_row(task: Task, name: str) -> dict[str, Any]:
 def _time_rows(task: Task, report: Report) -> None:
     admitted: dict[str, int] = {}
     for name in task.providers:
-        columns = _guarded(lambda name=name: {"predicted": _admit(task, get_provider(name))})
+        columns = _guarded(partial(_admitted, task, name))
         if columns["status"] == "ok":
             admitted[name] = columns["predicted"]
         else:
@@ -163,7 +168,7 @@ def _that_fit(predicted: dict[str, int], free: int | None) -> Iterator[list[str]
 def _time_together(task: Task, names: Iterable[str], problem: Problem, report: Report) -> None:
     cases: dict[str, Case] = {}
     for name in names:
-        columns = _guarded(lambda name=name: {"case": _prepared(task, name, problem)})
+        columns = _guarded(partial(_prepared, task, name, problem))
         if columns["status"] == "ok":
             cases[name] = columns["case"]
         else:
@@ -181,11 +186,11 @@ def _time_together(task: Task, names: Iterable[str], problem: Problem, report: R
         report({"provider": name, "interleaved_with": sorted(cases), **columns})
 
 
-def _prepared(task: Task, name: str, problem: Problem) -> Case:
+def _prepared(task: Task, name: str, problem: Problem) -> dict[str, Any]:
     """A case that has been warmed up: compilation, first allocations and failures are behind it."""
     case = get_provider(name).build(task.point, problem)
     warm_up(case.run, task.budget.warmup_seconds, task.point.device)
-    return case
+    return {"case": case}
 
 
 def _roof(task: Task) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The layer that everybody starts with, ``nn.Linear``, and what is done about its cost: compiling, chunking, low rank."""
+"""The layer that everybody starts with, ``nn.Linear``, and what is done about its cost: compile, chunk, low rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 from torch.nn.functional import linear as dense_linear
 from torch.nn.functional import softplus
 

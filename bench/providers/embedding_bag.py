@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from bench.problem import Problem
 from bench.providers._linear import Linear, LinearProvider, matrices_bytes
@@ -27,7 +28,7 @@ class EmbeddingBag(LinearProvider):
         weight = problem.weight.clone()
         weights = EllWeights(weight, bags, point.D, 1, problem.bias)
 
-        def linear(x):
+        def linear(x: Tensor) -> Tensor:
             y = F.embedding_bag(bags, x.t().contiguous(), per_sample_weights=weight, mode="sum").t()
             return y if weights.bias is None else y + weights.bias
 

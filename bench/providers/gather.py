@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bench.problem import Problem
 from bench.providers._linear import Linear, LinearProvider, matrices_bytes
@@ -23,7 +24,7 @@ class GatherEinsum(LinearProvider):
         columns, weight = problem.label_indices, problem.weight.clone()
         weights = EllWeights(weight, columns, point.D, 1, problem.bias)
 
-        def linear(x):
+        def linear(x: Tensor) -> Tensor:
             y = torch.einsum("blk,lk->bl", x[:, columns], weight)
             return y if weights.bias is None else y + weights.bias
 

@@ -59,7 +59,7 @@ class SparseXmc(LinearProvider):
     def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
         weights = ell_weights(point, problem)
 
-        def linear(x):
+        def linear(x: Tensor) -> Tensor:
             return ops.fixed_fan_in_linear(
                 x, weights.weight, weights.indices, weights.bias, group_size=point.G, deterministic=self.deterministic
             )
@@ -119,7 +119,7 @@ def _fused_step(point: Point, problem: Problem, weights: EllWeights) -> Run:
 
 def _fused_topk(point: Point, problem: Problem, weights: EllWeights) -> Run:
     def run() -> dict[str, Tensor | list[Tensor]]:
-        scores, labels = ops.fixed_fan_in_topk(
+        scores, labels = ops.fixed_fan_in_topk(  # type: ignore[attr-defined,unused-ignore]
             problem.x, weights.weight, weights.indices, weights.bias, k=TOP_K, group_size=point.G
         )
         return {"scores": scores, "labels": labels}
@@ -139,7 +139,7 @@ class SparseXmcFusedLoss(SparseXmc):
         weights = ell_weights(point, problem)
         targets = problem.targets
 
-        def loss(x):
+        def loss(x: Tensor) -> Tensor:
             return ops.fixed_fan_in_loss(x, weights.weight, weights.indices, weights.bias, targets, group_size=point.G)
 
         return loss, weights

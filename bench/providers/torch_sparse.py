@@ -57,7 +57,7 @@ class TorchCsr(LinearProvider):
         col = col.to(index_dtype)
         weights = EllWeights(values, order.values, point.D, 1, problem.bias, stored_indices=(crow, col))
 
-        def linear(x):
+        def linear(x: Tensor) -> Tensor:
             y = _CsrLinear.apply(x, values, crow, col, L)
             return y if weights.bias is None else y + weights.bias
 

@@ -25,7 +25,8 @@ PAIR = ["sparse_xmc", "dense"]
 
 
 def test_every_provider_leaves_a_row_whatever_happens() -> None:
-    rows = run_task(Task("time", ("dense", "semi_structured_2_4", "gather_einsum"), TINY, QUICK), timeout=120)
+    task = Task("time", ("dense", "semi_structured_2_4", "gather_einsum"), TINY, QUICK)
+    rows = list(run_task(task, timeout=120))
     status = {row["provider"]: row["status"] for row in rows}
     assert status == {"dense": "ok", "semi_structured_2_4": "unsupported", "gather_einsum": "ok"}
     assert all(row["status"] == "ok" or row["reason"] for row in rows)
