@@ -15,7 +15,7 @@ from sparse_xmc.models.head_tail import topk_of_logits
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import index_dtype
-from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss, invert_indices
+from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss
 
 _TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
 
@@ -25,8 +25,8 @@ class SparseInputLinear(FixedFanInLinear):
 
     On a CPU the work is proportional to the nonzeros of a row and the connections of its features, not to ``L * K``;
     on other
-    devices the rows are made dense, ``[B, D]``. Memory: weights and indices, plus an inverted index of 4 bytes per
-    connection on a CPU.
+    devices the rows are made dense, ``[B, D]``. ``num_bytes`` counts weights, indices and bias; on a CPU the inverted index
+    of the connections (4 bytes each) comes on top while the layer is in use.
 
     Args:
         dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
@@ -47,15 +47,6 @@ class SparseInputLinear(FixedFanInLinear):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.dropout = dropout
-        self._inverted: tuple[Tensor, Tensor] | None = None
-        self._inverted_version = -1
-
-    def inverted(self) -> tuple[Tensor, Tensor]:
-        """The inverted index of the present connections."""
-        if self._inverted is None or self._inverted_version != self.indices._version:
-            self._inverted = invert_indices(self.indices, self.in_features)
-            self._inverted_version = self.indices._version
-        return self._inverted
 
     def _on_cpu(self) -> bool:
         return self.weight.device.type == "cpu"
@@ -64,9 +55,7 @@ class SparseInputLinear(FixedFanInLinear):
         """Logits ``[B, L]``."""
         if not self._on_cpu() or torch.is_grad_enabled():
             return super().forward(x.to_dense())
-        return fixed_fan_in_sparse_linear(
-            x, self.weight, self.indices, self.bias, self.inverted(), group_size=self.group_size
-        )
+        return fixed_fan_in_sparse_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
 
     def loss(
         self,
@@ -91,7 +80,6 @@ class SparseInputLinear(FixedFanInLinear):
             self.indices,
             self.bias,
             targets,
-            self.inverted(),
             loss=loss,
             reduction=reduction,
             group_size=self.group_size,
@@ -109,11 +97,6 @@ class SparseInputLinear(FixedFanInLinear):
         if not parts:
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
-
-    def num_bytes(self) -> int:
-        """Bytes of weights, indices and bias, and of the inverted index where there is one."""
-        inverted = self.indices.numel() * 4 + (self.in_features + 1) * 8 if self._on_cpu() else 0
-        return super().num_bytes() + inverted
 
 
 def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:

@@ -41,7 +41,8 @@ def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
     gets none. ``F.embedding_bag(sparse=True)`` computes the same with one gradient row per nonzero of ``x``.
     """
     values = x.values().to(weight.dtype)
-    return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)
 
 
 def csr_rows(x: Tensor, start: int, stop: int) -> Tensor:

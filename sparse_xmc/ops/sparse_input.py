@@ -10,19 +10,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import LayerShape, check_targets, check_topology
 from sparse_xmc.ops._backend import kernels
-
-
-def invert_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
-    """The connections of each feature: ``(offsets [D + 1] int64, positions [R * K])``.
-
-    ``positions[offsets[f]:offsets[f + 1]]`` are the ``r * K + k`` with ``indices[r, k] == f``, ascending; int32 where
-    they fit.
-    """
-    flat = indices.long().flatten()
-    positions = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=in_features)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return offsets, positions.int() if len(flat) < 2**31 else positions
+from sparse_xmc.ops.transpose import transpose_indices
 
 
 @torch.library.custom_op("sparse_xmc::sparse_input_forward", mutates_args=(), device_types="cpu")
@@ -137,7 +125,6 @@ def fixed_fan_in_sparse_loss(
     indices: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    inverted: tuple[Tensor, Tensor],
     *,
     loss: str = "bce",
     reduction: str = "mean",
@@ -147,7 +134,6 @@ def fixed_fan_in_sparse_loss(
     bias in one sweep.
 
     Args:
-        inverted: ``invert_indices(indices, D)``, to be made again after every change of ``indices``.
         targets: ``torch.sparse_csr [B, L]`` with ascending labels in each row.
 
     No ``[B, L]`` tensor is made. The other arguments are those of ``fixed_fan_in_loss``.
@@ -164,7 +150,7 @@ def fixed_fan_in_sparse_loss(
         x.crow_indices(),
         x.col_indices(),
         x.values(),
-        *inverted,
+        *transpose_indices(indices, shape.D),
         targets.crow_indices(),
         targets.col_indices(),
         loss,
@@ -178,10 +164,10 @@ def fixed_fan_in_sparse_linear(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    inverted: tuple[Tensor, Tensor],
     *,
     group_size: int = 1,
 ) -> Tensor:
     """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
-    check_sparse_layer(x, weight, indices, bias, group_size)
+    shape = check_sparse_layer(x, weight, indices, bias, group_size)
+    inverted = transpose_indices(indices, shape.D)
     return sparse_input_forward(x.crow_indices(), x.col_indices(), x.values(), weight, *inverted, bias, group_size)

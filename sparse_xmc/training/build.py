@@ -29,6 +29,7 @@ from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.optim import FusedAdagrad
 from sparse_xmc.training.prepare import batches
 from sparse_xmc.training.row_sparse import RowSparseAdagrad
+from sparse_xmc.training.schedule import RewireSchedule
 from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
 
 _TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
@@ -217,6 +218,29 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
         heads.append(torch.optim.Adam(model.head.parameters(), lr=config.head_lr, fused=True))
     result += [ScheduledOptimizer(optimizer, config.head_schedule, config.warmup) for optimizer in heads]
     return result
+
+
+def build_rewiring(
+    config: TrainingConfig, model: XMCClassifier, optimizers: list[ScheduledOptimizer], total_steps: int
+) -> RewireSchedule | None:
+    """The schedule that rewires the fixed fan-in part of the head, None where nothing is rewired."""
+    layer = model.head.tail if isinstance(model.head, HeadTailLinear) else model.head
+    if not config.rewire_fraction or not isinstance(layer, FixedFanInLinear):
+        return None
+    holders = [
+        scheduled.optimizer
+        for scheduled in optimizers
+        if any(p is layer.weight for group in scheduled.optimizer.param_groups for p in group["params"])
+    ]
+    return RewireSchedule(
+        layer,
+        total_steps,
+        fraction=config.rewire_fraction,
+        interval=config.rewire_interval,
+        end=config.rewire_until,
+        optimizer=holders,
+        seed=config.seed,
+    )
 
 
 def build(

@@ -50,7 +50,7 @@ class TrainingConfig:
     grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
     topology: str = option("informed", "initial connections", ("informed", "random"))
     head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
-    intermediate: int = option(1024, "width of a dense layer in front of the head; 0: none")
+    intermediate: int = option(2048, "width of a dense layer in front of the head; 0: none")
     auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
     auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
     auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")

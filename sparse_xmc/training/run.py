@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sparse_xmc.data import DataError, Features, Inputs, LabelRows, LabelVocabulary, TextSource, open_split, read_filter
-from sparse_xmc.training.build import build, build_encoder, build_optimizers, input_width, label_order
+from sparse_xmc.training.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
 from sparse_xmc.training.bundle import MODEL_FOLDER, Bundle, choose_device
 from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore
 from sparse_xmc.training.config import TrainingConfig, to_toml
@@ -78,7 +78,8 @@ def _check_resumable(config: TrainingConfig, report: Report) -> None:
     _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
 
 
-def _score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
+def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
+    """Metrics of a model on a split; a filter file takes pairs out of the ranking first."""
     config, vocabulary = bundle.config, bundle.vocabulary
     targets = vocabulary.encode(rows)
     if not len(rows):
@@ -154,18 +155,21 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
         valid = preparation.transform(_open(config, config.valid, config.valid_labels))
 
     model_folder = os.path.join(config.out, MODEL_FOLDER)
+    optimizers = build_optimizers(config, model)
+    total_steps = -(-len(inputs) // config.batch_size) * config.epochs
     trainer = Trainer(
         model,
         inputs,
         targets,
-        build_optimizers(config, model),
+        optimizers,
+        rewire=build_rewiring(config, model, optimizers, total_steps),
         epochs=config.epochs,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         loss=config.loss,  # type: ignore[arg-type]
         amp=config.amp,
         seed=config.seed,
-        validate=None if valid is None else lambda: _plain(_score(bundle, *valid)),
+        validate=None if valid is None else lambda: _plain(score(bundle, *valid)),
         patience=config.patience if valid is not None else 0,
         on_best=lambda: bundle.save(model_folder),
         store=store,
@@ -200,7 +204,7 @@ def _evaluate(
     bundle: Bundle, out: str, path: str, labels: str | None, filter_path: str | None, report: Report
 ) -> dict[str, Any]:
     inputs, rows = bundle.preparation.transform(_open(bundle.config, path, labels))
-    metrics = _score(bundle, inputs, rows, filter_path)
+    metrics = score(bundle, inputs, rows, filter_path)
     _write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage"):
         report("   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5)))

@@ -1,0 +1,190 @@
+"""Accuracy of fixed fan-in heads against dense ones on real text: runs, rows, figures and the report.
+
+    python bench/accuracy_study.py run --data ../shared/data --only bibtex        # appends to reports/accuracy/rows.jsonl
+    python bench/accuracy_study.py report                                         # reports/accuracy/*.png and accuracy.md
+
+A row that is there already is not run again; a run that was interrupted goes on from its checkpoint (``--work``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_xmc.data import LabelVocabulary, open_split
+from sparse_xmc.training.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
+from sparse_xmc.training.bundle import Bundle
+from sparse_xmc.training.checkpoint import CheckpointStore
+from sparse_xmc.training.config import TrainingConfig
+from sparse_xmc.training.prepare import Terms
+from sparse_xmc.training.run import score
+from sparse_xmc.training.trainer import Trainer
+
+ROWS = "reports/accuracy/rows.jsonl"
+TARGETS = {"Bibtex": (64.17, 38.77, 27.98), "EURLEX57K": (91.65, 82.02, 68.93), "TIBKAT-EN": (44.17, 28.34, 20.87)}
+FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Bibtex": ("train.txt.gz", "test.txt.gz", {}),
+    "EURLEX57K": (
+        "train.jsonl.gz",
+        "test.jsonl.gz",
+        {"text_fields": ["title", "header", "recitals", "main_body"], "label_field": "concepts"},
+    ),
+    "TIBKAT-EN": ("train.jsonl.gz", "test.jsonl.gz", {"text_fields": ["text"], "label_field": "labels"}),
+}
+HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "terms only K=64": {"embedding_dim": 0},
+    "dense": {**HIDDEN, "head": "dense", "head_lr": 1e-3},
+    "dense, no intermediate": {**HIDDEN, "head": "dense", "head_lr": 1e-3, "intermediate": 0},
+    **{f"K={k}": {**HIDDEN, "fan_in": k} for k in (16, 32, 64, 128)},
+    **{f"K={k}, no intermediate": {**HIDDEN, "fan_in": k, "intermediate": 0} for k in (16, 32, 64, 128)},
+    **{f"K=64, intermediate {h}": {**HIDDEN, "intermediate": h} for h in (512, 1024, 4096)},
+    "K=32, random": {**HIDDEN, "fan_in": 32, "topology": "random"},
+    "K=64, random": {**HIDDEN, "topology": "random"},
+    "K=64, random, rewired": {**HIDDEN, "topology": "random", "rewire_fraction": 0.2, "rewire_interval": 50},
+    "K=64, rewired": {**HIDDEN, "rewire_fraction": 0.2, "rewire_interval": 50},
+    "K=64, auxiliary": {**HIDDEN, "auxiliary_weight": 0.4},
+    "K=64, random, auxiliary": {**HIDDEN, "topology": "random", "auxiliary_weight": 0.4},
+    **{
+        f"K=64, G={g}, {kind}": {**HIDDEN, "group_size": g, "grouping": kind}
+        for g in (16, 32)
+        for kind in ("random", "frequency", "clustered")
+    },
+    "K=64, head/tail 10 %": {**HIDDEN, "head": "head_tail"},
+    "K=64, fused Adagrad": {**HIDDEN, "fused": True, "head_lr": 0.2},
+}
+
+
+def prepared(name: str, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms]:
+    """Inputs and labels of both splits, from a cache where they have been made before."""
+    path = os.path.join(work, f"{name}.pickle")
+    if not os.path.exists(path):
+        train, test, options = FILES[name]
+        terms = Terms({"max_features": 200_000, "min_df": 2, "max_ngram": 1})
+        parts = (
+            *terms.fit(open_split(os.path.join(data, name, train), **options)),
+            *terms.transform(open_split(os.path.join(data, name, test), **options)),
+        )
+        os.makedirs(work, exist_ok=True)
+        with open(path, "wb") as file:
+            pickle.dump((*parts, terms), file)
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data: str, work: str) -> dict[str, Any]:
+    inputs, rows, test_inputs, test_rows, terms = prepared(name, data, work)
+    config = TrainingConfig(**{**VARIANTS[variant], **overrides, "seed": seed, "progress": False})
+    vocabulary = LabelVocabulary.from_rows(rows)
+    vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
+    targets = vocabulary.encode(rows)
+    encoder = build_encoder(config, input_width(inputs))
+    tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
+    store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)
+    model = build(config, encoder, inputs, targets, torch.device("cpu"), initialise=not store.steps())
+    optimizers = build_optimizers(config, model)
+    total = -(-len(inputs) // config.batch_size) * config.epochs
+    trainer = Trainer(
+        model,
+        inputs,
+        targets,
+        optimizers,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        loss=config.loss,  # type: ignore[arg-type]
+        seed=seed,
+        rewire=build_rewiring(config, model, optimizers, total),
+        store=store if len(inputs) > 10_000 else None,
+        checkpoint_seconds=25,
+    )
+    torch.manual_seed(seed)
+    trainer.resume()
+    first = trainer.progress.step
+    began, cpu = time.monotonic(), time.process_time()
+    trainer.fit()
+    epochs = max(trainer.progress.step - first, 1) / trainer.steps_per_epoch
+    seconds, cpu_seconds = (time.monotonic() - began) / epochs, (time.process_time() - cpu) / epochs
+    frequencies = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64)
+    bundle = Bundle(config, model, terms, vocabulary, frequencies, len(inputs), input_width(inputs))
+    metrics = score(bundle, test_inputs, test_rows)
+    width = model.encoder.out_features if config.reads_terms else config.intermediate or config.embedding_dim
+    return {
+        "dataset": name,
+        "variant": variant,
+        "seed": seed,
+        "overrides": overrides,
+        **{k: v for k, v in metrics.items() if isinstance(v, (int, float))},
+        "bins": metrics["bins"],
+        "head_bytes": model.head_bytes(),
+        "dense_head_bytes": len(vocabulary) * (width + 1) * 4,
+        "seconds_per_epoch": seconds,
+        "cpu_seconds_per_epoch": cpu_seconds,
+        "epochs": config.epochs,
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_rows() -> list[dict[str, Any]]:
+    if not os.path.exists(ROWS):
+        return []
+    with open(ROWS, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, int, str]:
+    return row["dataset"], row["variant"], row["seed"], json.dumps(row["overrides"], sort_keys=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    os.makedirs(os.path.dirname(ROWS), exist_ok=True)
+    overrides = json.loads(options.overrides)
+    done = {key(row) for row in read_rows()}
+    for name in options.only:
+        for seed in options.seeds:
+            for variant in options.variants or VARIANTS:
+                if (name, variant, seed, json.dumps(overrides, sort_keys=True)) in done:
+                    continue
+                row = run_one(name, variant, seed, overrides, options.data, options.work)
+                with open(ROWS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name} {variant} seed {seed}: " + "  ".join(f"{m} {row[m]:.2f}" for m in ("P@1", "P@3", "P@5")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--data", default=os.environ.get("SPARSE_XMC_DATA", "../shared/data"))
+    runs.add_argument("--work", default="cache/accuracy", help="folder of prepared data and checkpoints")
+    runs.add_argument("--only", nargs="+", default=list(FILES), choices=list(FILES))
+    runs.add_argument("--variants", nargs="+", choices=list(VARIANTS))
+    runs.add_argument("--seeds", nargs="+", type=int, default=[0])
+    runs.add_argument("--overrides", default="{}", help="options on top of each variant, as JSON")
+    commands.add_parser("report")
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options)
+    else:
+        from bench.accuracy_report import write_report
+
+        write_report(read_rows(), TARGETS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
