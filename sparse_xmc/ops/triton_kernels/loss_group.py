@@ -15,7 +15,7 @@ from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 
 @triton.jit
-def _dot_terms(a, b, acc, DOT: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+def dot_terms(a, b, acc, DOT: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr):
     """``acc + a @ b`` with ``b`` float32, multiplied as the sum of TERMS numbers in DOT: 3 bfloat16 hold all its bits."""
     for _ in tl.static_range(TERMS):
         term = round_nearest(b, DOT)
@@ -105,7 +105,7 @@ def group_tile(
         mask = slot[:, None] & (offs_b < stride)[None, :]
         x = tl.load(xt_ptr + x_offs + start, mask=mask, other=0.0)  # [BLOCK_K, BLOCK_B]
         z = bias[None, :] + tl.where(offs_b < B, 0.0, ABSENT)[:, None]
-        z = _dot_terms(tl.trans(x), weight, z, DOT, TERMS, PRECISION)
+        z = dot_terms(tl.trans(x), weight, z, DOT, TERMS, PRECISION)
         signs, position, row = sign_tile(
             labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, tl.float32, BLOCK_B, 1
         )
@@ -117,7 +117,7 @@ def group_tile(
             if LOSS != "squared_hinge" or tl.max((dz != 0.0).to(tl.int32)) > 0:
                 scaled = dz * SHIFT
                 if NEED_WEIGHT:
-                    dw = _dot_terms(x, scaled, dw, DOT, TERMS, PRECISION)
+                    dw = dot_terms(x, scaled, dw, DOT, TERMS, PRECISION)
                     db += tl.sum(dz, 0)
                 if dxt_ptr is not None:
                     part = dot(round_nearest(weight, DOT), tl.trans(round_nearest(scaled, DOT)), zero_x, DOT, PRECISION)

@@ -1,0 +1,267 @@
+"""Top-k labels in one sweep over label tiles: memory ``O(B * k * splits)``, no ``[B, L]`` tensor.
+
+A program walks over the label tiles of its split with the best keys of its batch rows in registers. A key is an int64:
+the float32 score as an integer of the same order above the complement of the label, so that greater keys are better
+scores or, at equal scores, smaller labels, and no two are equal. A tile is merged only if it beats a row's worst key.
+The splits' keys are merged by ``torch.topk``. For k beyond ``MAX_KEEP`` the sweep is repeated below the last key found.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
+from sparse_xmc.ops.triton_kernels._dot import accumulator
+from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
+from sparse_xmc.ops.triton_kernels.loss import operands
+from sparse_xmc.ops.triton_kernels.loss_group import dot_terms
+
+MAX_KEEP = 128
+MAX_SPLITS = 64
+PROGRAMS = 512
+BY_RANK = interpreting()
+LOWEST = tl.constexpr(-(1 << 63))
+
+
+@triton.jit
+def _pack(score, label):
+    """Keys of scores ``[N, M]`` of labels ``[M]``; nan counts as the greatest score, -0 as 0."""
+    score = tl.where(score != score, float("nan"), score.to(tl.float32) + 0.0)
+    bits = score.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - label.to(tl.int64))[None, :]
+
+
+@triton.jit
+def _merge_by_rank(best, keys, KEEP: tl.constexpr):
+    """``_merge`` by counting what is greater: few but large operations, as the interpreter likes them."""
+    rank_best = tl.sum((best[:, None, :] > best[:, :, None]).to(tl.int32), 2)
+    rank_best += tl.sum((keys[:, None, :] > best[:, :, None]).to(tl.int32), 2)
+    rank_keys = tl.sum((best[:, None, :] > keys[:, :, None]).to(tl.int32), 2)
+    rank_keys += tl.sum((keys[:, None, :] > keys[:, :, None]).to(tl.int32), 2)
+    rank = KEEP - 1 - tl.arange(0, KEEP)[None, :, None]
+    from_best = tl.max(tl.where(rank_best[:, None, :] == rank, best[:, None, :], LOWEST), 2)
+    from_keys = tl.max(tl.where(rank_keys[:, None, :] == rank, keys[:, None, :], LOWEST), 2)
+    return tl.maximum(from_best, from_keys)
+
+
+@triton.jit
+def _merge(best, keys, KEEP: tl.constexpr):
+    """The KEEP greatest of ``best [N, KEEP]`` and ``keys [N, M]``; best and the result ascend along each row."""
+    M: tl.constexpr = keys.shape[1]
+    if M >= KEEP:
+        top = tl.topk(keys, KEEP)
+    else:
+        first = tl.arange(0, KEEP // M)[None, :, None] == 0
+        top = tl.where(first, tl.sort(keys, descending=True)[:, None, :], LOWEST)
+        top = tl.reshape(top, (keys.shape[0], KEEP))
+    # one list ascends and the other descends: the greater of each pair are the greatest of both
+    return tl.sort(tl.maximum(best, top))
+
+
+@triton.jit
+def _scores_one_by_one(
+    xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, ACC: tl.constexpr, K: tl.constexpr, G: tl.constexpr
+):
+    """Scores ``[BLOCK_B, BLOCK_L]`` of any labels, each with its own gather."""
+    scores = tl.zeros((label.shape[0], offs_b.shape[0]), ACC)
+    mask = known[:, None] & (offs_b < stride)[None, :]
+    for k in range(K):
+        column = tl.load(indices_ptr + label // G * K + k, mask=known, other=0).to(tl.int64)
+        weight = tl.load(weight_ptr + label * K + k, mask=known, other=0.0).to(ACC)
+        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
+        scores += weight[:, None] * x.to(ACC)
+    return tl.trans(scores)
+
+
+@triton.jit
+def _scores_of_group(
+    xt_ptr,
+    weight_ptr,
+    indices_ptr,
+    group,
+    label,
+    known,
+    offs_b,
+    stride,
+    K: tl.constexpr,
+    DOT: tl.constexpr,
+    TERMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Scores ``[BLOCK_B, BLOCK_L]`` of labels of one group: one gather for all of them."""
+    scores = tl.zeros((offs_b.shape[0], label.shape[0]), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        slot = offs_k < K
+        column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)
+        mask = slot[:, None] & (offs_b < stride)[None, :]
+        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
+        connected = known[:, None] & slot[None, :]
+        weight = tl.load(weight_ptr + label[:, None] * K + offs_k[None, :], mask=connected, other=0.0).to(tl.float32)
+        scores = dot_terms(tl.trans(x), tl.trans(weight), scores, DOT, TERMS, PRECISION)
+    return scores
+
+
+@triton.jit(do_not_specialize=["B", "L", "num_tiles", "tiles_per_split", "splits"])
+def _topk(
+    xt_ptr,  # [D, stride], zeros from column B on
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [ceil(L / G), K]
+    bias_ptr,  # [L] | None
+    crow_ptr,  # [B + 1] | None: excluded labels of each row
+    col_ptr,
+    ceiling_ptr,  # [B] | None: only keys below it count
+    keys_ptr,  # [B, splits, KEEP]
+    B,
+    stride: tl.int64,
+    L,
+    num_tiles,
+    tiles_per_split,
+    splits,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    TERMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    KEEP: tl.constexpr,
+    BY_RANK: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    split = (tl.program_id(0) % splits).to(tl.int64)
+    offs_b = tl.program_id(0) // splits * BLOCK_B + tl.arange(0, BLOCK_B)
+    row = offs_b < B
+    PARTS: tl.constexpr = (G + BLOCK_L - 1) // BLOCK_L
+    best = tl.full((BLOCK_B, KEEP), LOWEST, tl.int64)
+    ceiling = tl.full((BLOCK_B,), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    if ceiling_ptr is not None:
+        ceiling = tl.load(ceiling_ptr + offs_b, mask=row, other=0)
+    last = tl.minimum((split + 1) * tiles_per_split, num_tiles)
+    for tile in range(split * tiles_per_split, last):
+        if DOT is None:
+            label = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+            known = label < L
+            score = _scores_one_by_one(xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, ACC, K, G)
+        else:
+            group = tile // PARTS
+            member = tile % PARTS * BLOCK_L + tl.arange(0, BLOCK_L)
+            label = group * G + member
+            known = (member < G) & (label < L)
+            score = _scores_of_group(
+                xt_ptr, weight_ptr, indices_ptr, group, label, known, offs_b, stride, K, DOT, TERMS, PRECISION, BLOCK_K
+            )
+        if bias_ptr is not None:
+            score += tl.load(bias_ptr + label, mask=known, other=0.0).to(ACC)[None, :]
+        keys = tl.where(known[None, :] & row[:, None], _pack(score, label), LOWEST)
+        worst = tl.min(best, 1)
+        keys = tl.where(keys < ceiling[:, None], keys, LOWEST)
+        if tl.max((keys > worst[:, None]).to(tl.int32)) > 0:
+            if crow_ptr is not None:
+                position = tl.load(crow_ptr + offs_b, mask=row, other=0)
+                end = tl.load(crow_ptr + offs_b + 1, mask=row, other=0)
+                lowest_key = _pack(tl.full((BLOCK_B, BLOCK_L), float("-inf"), tl.float32), label)
+                lowest_key = tl.where(known[None, :] & row[:, None] & (lowest_key < ceiling[:, None]), lowest_key, LOWEST)
+                while tl.max((position < end).to(tl.int32)) > 0:
+                    excluded = tl.load(col_ptr + position, mask=position < end, other=-1).to(tl.int64)
+                    keys = tl.where(excluded[:, None] == label[None, :], lowest_key, keys)
+                    position += 1
+            if BY_RANK:
+                best = _merge_by_rank(best, keys, KEEP)
+            else:
+                best = _merge(best, keys, KEEP)
+    out = (offs_b.to(tl.int64) * splits + split)[:, None] * KEEP + tl.arange(0, KEEP)[None, :]
+    tl.store(keys_ptr + out, best, mask=row[:, None])
+
+
+def topk(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    k: int,
+    group_size: int,
+    exclude_crow: Tensor | None,
+    exclude_col: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The k best labels of each row: (scores [B, k] in x's dtype, labels [B, k] int64), best first.
+
+    Scores are compared in float32 (also those of float64 layers); ties go to the smaller label; nan is the greatest.
+    Excluded labels (CSR, columns in any order) score -inf.
+    """
+    xt = feature_major(x)
+    found: list[Tensor] = []
+    ceiling = None
+    while k > 0:
+        keys = _best_keys(x, xt, weight, indices, bias, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling)
+        found.append(keys)
+        ceiling = keys[:, -1].contiguous()
+        k -= keys.shape[1]
+    keys = torch.cat(found, dim=1)
+    ordered = keys >> 32
+    bits = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(torch.int32)
+    return bits.view(torch.float32).to(x.dtype), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def _best_keys(
+    x: Tensor,
+    xt: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    k: int,
+    group_size: int,
+    exclude_crow: Tensor | None,
+    exclude_col: Tensor | None,
+    ceiling: Tensor | None,
+) -> Tensor:
+    """The k greatest keys below the ceiling, [B, k] in descending order."""
+    B = x.shape[0]
+    L, K = weight.shape
+    keep = max(8, triton.next_power_of_2(k))
+    dot = group_size > 1 and x.dtype != torch.float64
+    operand, terms, precision = operands(x.dtype, weight.dtype) if dot else (None, 1, None)
+    block_b = 16 if dot else max(8, min(triton.next_power_of_2(max(B, 1)), 1024 // keep, 32))
+    block_k = max(16, min(triton.next_power_of_2(K), 64))
+    if dot:
+        block_l = min(max(16, triton.next_power_of_2(group_size)), 64)
+        num_tiles = triton.cdiv(L, group_size) * triton.cdiv(group_size, block_l)
+    else:
+        block_l = 64
+        num_tiles = triton.cdiv(L, block_l)
+    batch_tiles = triton.cdiv(B, block_b)
+    splits = 1 if interpreting() else max(1, min(PROGRAMS // max(batch_tiles, 1), num_tiles, MAX_SPLITS))
+    keys = torch.empty(B, splits * keep, dtype=torch.int64, device=x.device)
+    if B:
+        with on_device(x):
+            _topk[(batch_tiles * splits,)](
+                xt, weight, indices, bias, exclude_crow, exclude_col, ceiling, keys,
+                B, xt.shape[1], L, num_tiles, triton.cdiv(num_tiles, splits), splits,
+                K=K, G=group_size, ACC=accumulator(x.dtype), DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep, BY_RANK=BY_RANK,
+                BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
+            )  # fmt: skip
+    return keys.topk(k, dim=1).values
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Both families, with and without excluded labels, few and many kept keys."""
+    for dtype, K, G, k, exclude in (
+        (torch.bfloat16, 32, 1, 5, False),
+        (torch.float32, 32, 1, 100, True),
+        (torch.bfloat16, 64, 32, 5, True),
+        (torch.bfloat16, 64, 32, 100, False),
+        (torch.float32, 64, 32, 10, False),
+    ):
+        sizes = ((128, 768), (20_011, K), (-(-20_011 // G), K), (20_011,))
+        dtypes = (dtype, dtype, torch.uint16, dtype)
+        layer = [torch.empty(*size, dtype=d, device="meta") for size, d in zip(sizes, dtypes, strict=True)]
+        csr = [torch.empty(n, dtype=torch.int64, device="meta") if exclude else None for n in (129, 640)]
+        name = f"[{str(dtype).removeprefix('torch.')},K={K},G={G},k={k}{',exclude' * exclude}]"
+        yield CompileCase(name, lambda layer=layer, k=k, G=G, csr=csr: topk(*layer, k, G, *csr), wgmma=False)
