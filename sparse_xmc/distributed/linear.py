@@ -16,7 +16,7 @@ from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.rewire import share_of_lowest
 from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
 from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
-from sparse_xmc.distributed.topk import merge_candidates
+from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float, num_index_rows
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
@@ -195,8 +195,10 @@ class LabelShardedLinear(nn.Module):
         rows = self._check_input(x)
         gathered = self._gather(x, rows)
         left_out = self.exchange_targets(exclude) if isinstance(exclude, Tensor) else exclude
-        local = min(k, len(self.labels))
-        scores, labels = self.shard.topk(gathered, local, **({"exclude": left_out.wait()} if left_out else {}))
+        if left_out is None:
+            scores, labels = self.shard.topk(gathered, min(k, len(self.labels)))
+        else:
+            scores, labels = topk_without(self.shard, gathered, k, left_out.wait())
         return merge_candidates(scores, labels, k, rows, self.ranks, self.labels.start)
 
     def rewire_(

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.models import FixedFanInLinear
+
+
+def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Tensor) -> tuple[Tensor, Tensor]:
+    """At most ``k`` best labels of every row that ``exclude`` (CSR) does not hold; score -inf where none are left.
+
+    A shard may hold fewer than ``k`` other labels, so it looks for as many more as a row excludes.
+    """
+    L = shard.out_features
+    counts = exclude.crow_indices().diff()
+    most = int(counts.max()) if len(counts) else 0
+    scores, labels = shard.topk(x, min(k + most, L))
+    rows = torch.arange(len(counts), device=x.device)
+    excluded = torch.repeat_interleave(rows, counts) * L + exclude.col_indices()
+    scores = scores.masked_fill(torch.isin(rows[:, None] * L + labels, excluded), -float("inf"))
+    best, order = scores.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], labels.gather(1, order[:, :k])
 
 
 def merge_candidates(

@@ -171,7 +171,7 @@ class FixedFanInLinear(nn.Module):
         )
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see ``ops.fixed_fan_in_topk``."""
+        """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
         return ops.fixed_fan_in_topk(
             x, self.weight, self.indices, self.bias, k=k, group_size=self.group_size, exclude=exclude
         )
