@@ -87,7 +87,7 @@ def check_topology(weight: Tensor, indices: Tensor, in_features: int, group_size
         )
     if indices.dtype == torch.uint16 and in_features > MAX_UINT16_FEATURES:
         raise TypeError(f"indices must be torch.int32 for in_features={in_features} > 65536, got torch.uint16")
-    if K > in_features:
+    if in_features < K:
         raise ValueError(f"fan_in must not exceed in_features: weight {list(weight.shape)}, in_features={in_features}")
     if indices.device != weight.device:
         raise ValueError(f"indices must be on the weight's device {weight.device}, got {indices.device}")
