@@ -83,10 +83,11 @@ def assert_accurate(name: str, got: Tensor, truth: Tensor, peer: Tensor, *, ulps
 
 
 def make_targets(dense: Tensor, index_dtype: torch.dtype = torch.int64) -> Tensor:
-    """CSR matrix of a 0/1 matrix ``[B, L]``; entries above 1 stand that many times in their row, not next to each other."""
-    rows = [[l for n in range(int(row.max(initial=0))) for l in range(len(row)) if row[l] > n] for row in dense.numpy()]
+    """CSR matrix of a 0/1 matrix ``[B, L]``; an entry above 1 stands that many times in its row, not side by side."""
+    counts = dense.numpy()
+    rows = [[i for n in range(int(row.max(initial=0))) for i in range(len(row)) if row[i] > n] for row in counts]
     offsets = torch.tensor([0, *torch.tensor([len(r) for r in rows]).cumsum(0).tolist()], dtype=index_dtype)
-    labels = torch.tensor([l for row in rows for l in row], dtype=index_dtype)
+    labels = torch.tensor([i for row in rows for i in row], dtype=index_dtype)
     return torch.sparse_csr_tensor(offsets, labels, torch.ones(len(labels)), dense.shape, check_invariants=False)
 
 
@@ -98,7 +99,7 @@ class LossGrads(NamedTuple):
 
 
 def loss(problem: Problem, positive: Tensor, kind: str) -> LossGrads:
-    """Sum of the loss over rows and labels, and its gradients, in float64. ``positive [B, L]``: nonzero where positive."""
+    """Sum of the loss over rows and labels, and its gradients, in float64. ``positive [B, L]`` is nonzero where so."""
     x, weight, indices, bias, G = problem
     xd, sign = x.detach().cpu().double(), torch.where(positive.cpu() > 0, 1.0, -1.0).double()
     W = dense_weight(weight, indices, x.shape[-1], G)

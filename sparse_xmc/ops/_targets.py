@@ -1,4 +1,4 @@
-"""Sparse targets as the fused kernels read them: positives sorted by label, so that a label tile finds its own by search."""
+"""Sparse targets as the fused kernels read them: positives sorted by label, so that a tile finds its own by search."""
 
 from __future__ import annotations
 

@@ -134,10 +134,10 @@ def fixed_fan_in_loss(
     inputs) and gradients are rounded once. Peak memory is that of the gradients plus ``O(B * D)``.
 
     Args:
-        x: ``[..., D]``; leading dimensions are flattened to ``B`` rows. Under autocast it is cast to the autocast dtype.
+        x: ``[..., D]``; leading dimensions are flattened to ``B`` rows. Autocast casts it to its dtype.
         weight, indices, bias, group_size: as in ``fixed_fan_in_linear``.
-        targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Its values are ignored; a label
-            that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored (``SPARSE_XMC_DEBUG=1`` raises).
+        targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Values are ignored; a label
+            that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored; ``SPARSE_XMC_DEBUG=1`` raises.
         loss: "bce": binary cross-entropy with logits. "squared_hinge": ``max(0, 1 - t z)^2`` with ``t`` = 1 for positives,
             -1 otherwise; labels whose rows are all at zero are skipped in backward. "cross_entropy": softmax over the
             labels; ``targets`` are class ids, int64 ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.

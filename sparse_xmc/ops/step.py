@@ -1,7 +1,7 @@
 """Fused update: the weight gradient of a label tile is applied where it is computed and never reaches memory.
 
-Two ways in: ``fixed_fan_in_step_`` computes loss, input gradient and update in one sweep; ``updating_loss`` is a loss whose
-``backward`` performs the update with the true upstream gradient, for ordinary training loops.
+Two ways in: ``fixed_fan_in_step_`` computes loss, input gradient and update in one sweep; ``updating_loss`` is a loss
+whose ``backward`` performs the update with the true upstream gradient, for ordinary training loops.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _check_in_place(weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _finite_only(scale: Tensor, x: Tensor) -> Tensor:
-    """``scale``, or NaN (which makes kernels skip the update) if ``x`` holds inf or NaN. Does not wait for the device."""
+    """``scale``, or NaN (at which kernels skip the update) if ``x`` holds inf or NaN. Does not wait for the device."""
     if x.numel() == 0:
         return scale
     return scale + 0 * torch.linalg.vector_norm(x, ord=float("inf"), dtype=scale.dtype)
@@ -115,8 +115,8 @@ def fixed_fan_in_step_(
     Nothing is updated, without a host sync, where ``x`` holds inf or NaN.
 
     Args:
-        optimizer: its next update is applied and ends its step. If it carries a loss scale the returned input gradient is
-            multiplied by it, as that of a scaled loss would be.
+        optimizer: its next update is applied and ends its step. If it carries a loss scale then the returned input gradient
+            is multiplied by it, as that of a scaled loss would be.
         need_input_grad: whether the gradient with respect to ``x`` is computed.
         The others: as in ``fixed_fan_in_loss``.
 
@@ -197,14 +197,14 @@ def updating_loss(
     reduction: Reduction = "mean",
     group_size: int = 1,
 ) -> Tensor:
-    """``fixed_fan_in_loss`` whose ``backward`` updates ``weight`` and ``bias`` in place instead of giving them gradients.
+    """``fixed_fan_in_loss`` whose ``backward`` updates ``weight`` and ``bias`` in place, instead of their getting gradients.
 
     The update uses the upstream gradient divided by the optimizer's loss scale, and is skipped, without a host sync,
     where that or ``x`` is not finite. The input gradient is that at the old weights. Arguments as in
     ``fixed_fan_in_step_``.
 
     Raises:
-        ValueError, TypeError: as ``fixed_fan_in_loss``; also for parameters that are not contiguous or need no gradient.
+        ValueError, TypeError: as ``fixed_fan_in_loss``; also if parameters are not contiguous or need no gradient.
         RuntimeError: in backward: a second backward through one loss, or weights that changed since the loss.
     """
     if not weight.requires_grad:

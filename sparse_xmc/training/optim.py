@@ -1,8 +1,8 @@
 """Optimizers for the fused head: they hold state and hyperparameters, the arithmetic runs inside the loss kernel.
 
-``head.fuse_optimizer(FusedSGD(0.1))`` makes ``head.loss(...).backward()`` update the head. They are torch optimizers, so
-LR schedulers, ``state_dict`` and ``zero_grad``/``step`` in an ordinary loop work; ``step`` marks the end of an optimizer
-step, before which a second backward (gradient accumulation, which an update in backward cannot do) is an error.
+``head.fuse_optimizer(FusedSGD(0.1))`` makes ``head.loss(...).backward()`` update the head. They are torch optimizers, so LR
+schedulers, ``state_dict`` and ``zero_grad``/``step`` in an ordinary loop work; ``step`` marks the end of an optimizer step,
+before which a second backward (gradient accumulation, which an update in backward cannot do) is an error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Args:
         defaults: hyperparameters, kept in ``param_groups[0]``.
-        rounding: of bfloat16 and float16 parameters and momenta: "stochastic" (unbiased) or "nearest". With "nearest" an
-            update below half an ulp is lost; bfloat16 weights then stop learning at small rates.
+        rounding: of bfloat16 and float16 parameters and momenta: "stochastic" (unbiased) or "nearest". With "nearest"
+            an update below half an ulp is lost; bfloat16 weights then stop learning at small rates.
         seed: of stochastic rounding. The noise depends on it, the label, the slot and the count of updates only.
         grad_scaler: the ``torch.amp.GradScaler`` that scales the loss, if any; its factor is removed from the update.
 

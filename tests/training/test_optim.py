@@ -1,4 +1,4 @@
-"""Fused optimizers: the update in the kernel equals the unfused one, rounds without bias and refuses to update twice."""
+"""Fused optimizers: the update in the kernel equals the unfused one, rounds without bias, never runs twice."""
 
 import copy
 
