@@ -1,7 +1,27 @@
 """Thin modules over the ops."""
 
+from sparse_xmc.models.auxiliary import AuxiliaryObjective
+from sparse_xmc.models.classifier import XMCClassifier
+from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, TransformerEncoder, intermediate_layer
+from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.memory_report import HeadMemory, MemoryReport, memory_report
+from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparsify import sparsify_
 
-__all__ = ["FixedFanInLinear", "HeadMemory", "MemoryReport", "memory_report", "sparsify_"]
+__all__ = [
+    "AuxiliaryObjective",
+    "BagOfWordsEncoder",
+    "DenseLinear",
+    "FixedFanInLinear",
+    "HeadMemory",
+    "HeadTailLinear",
+    "MemoryReport",
+    "PrecomputedEncoder",
+    "SparseInputLinear",
+    "TransformerEncoder",
+    "XMCClassifier",
+    "intermediate_layer",
+    "memory_report",
+    "sparsify_",
+]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +15,9 @@ from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import index_dtype
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 _TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
 
@@ -114,6 +116,8 @@ def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int,
     Returns:
         ``[ceil(L / group_size), fan_in]``, distinct within a row.
     """
+    import scipy.sparse as sp
+
     num_features, num_labels = features.shape[1], targets.shape[1]
     if fan_in > num_features:
         raise ValueError(f"fan_in must not exceed the {num_features} features, got {fan_in}")

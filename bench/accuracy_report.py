@@ -1,0 +1,80 @@
+"""The accuracy study's table and figures, drawn from its rows; measures nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+FOLDER = "reports/accuracy"
+METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
+MARK = "<!-- rows: everything below is written by `python bench/accuracy_study.py report` -->"
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Rows by data set and variant (with its overrides), seeds together."""
+    result: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        extra = ", ".join(f"{name}={value}" for name, value in sorted(row["overrides"].items()))
+        result[row["dataset"]][row["variant"] + (f" ({extra})" if extra else "")].append(row)
+    return result
+
+
+def _cell(rows: list[dict[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows]
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table(variants: dict[str, list[dict[str, Any]]], target: Sequence[float]) -> list[str]:
+    head = ["variant", "seeds", *METRICS, "head", "of dense", "s/epoch", "CPU s/epoch", "epochs"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines.append(f"| tree ensemble on tf-idf (to beat) | | {' | '.join(f'{t:.2f}' for t in target)} |" + " |" * 7)
+    for name, rows in variants.items():
+        first = rows[0]
+        cells = [name, str(len(rows)), *(_cell(rows, metric) for metric in METRICS)]
+        cells.append(f"{first['head_bytes'] / 2**20:.2f} MiB")
+        cells.append(f"1/{first['dense_head_bytes'] / first['head_bytes']:.1f}")
+        cells.append(f"{mean(row['seconds_per_epoch'] for row in rows):.1f}")
+        cells.append(f"{mean(row['cpu_seconds_per_epoch'] for row in rows):.1f}")
+        cells.append(str(first["epochs"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(name: str, variants: dict[str, list[dict[str, Any]]], target: Sequence[float]) -> str:
+    """P@1 against head memory, one point per variant."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for label, rows in variants.items():
+        x, y = rows[0]["head_bytes"] / 2**20, mean(row["P@1"] for row in rows)
+        axes.plot(x, y, "s" if "dense" in label else "o", color="tab:red" if "dense" in label else "tab:blue")
+        axes.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf")
+    axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %", title=name)
+    axes.legend()
+    path = os.path.join(FOLDER, f"{name}.png")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def write_report(rows: Sequence[dict[str, Any]], targets: dict[str, tuple[float, float, float]]) -> None:
+    """Rewrites the part of ``reports/accuracy.md`` below the mark; the text above it is written by hand."""
+    path = "reports/accuracy.md"
+    above = ""
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            above = file.read().split(MARK)[0]
+    lines = [MARK, ""]
+    for name, variants in grouped(rows).items():
+        image = os.path.basename(draw(name, variants, targets[name]))
+        commits = ", ".join(sorted({row["commit"] for row in rows if row["dataset"] == name}))
+        lines += [f"## {name}", "", *table(variants, targets[name]), "", f"Commits: {commits}.", ""]
+        lines += [f"![{name}](accuracy/{image})", ""]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(above + "\n".join(lines))
