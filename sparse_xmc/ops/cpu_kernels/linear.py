@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.cpu_kernels import _simd, _threads
+from sparse_xmc.ops.cpu_kernels._logits import logits_tile
 from sparse_xmc.ops.cpu_kernels._memory import empty
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel, store
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel, store
 from sparse_xmc.ops.cpu_kernels._simd_blocks import fold, item, totals
 from sparse_xmc.ops.cpu_kernels._slab import block_width, make_slab
 from sparse_xmc.ops.cpu_kernels._tiles import gather_rows, load_batch, load_offsets, load_weights, save_batch
@@ -40,39 +41,14 @@ def _kernels(W: int) -> _Kernels:
 
     @kernel
     def forward(slab, weight, indices, bias, y, group_size, block, start, stop):
-        K, zero = weight.shape[1], slab.dtype.type(0)
-        table = slab[block].reshape(-1)
-        weights = np.empty(_TILE * K, slab.dtype)
+        K, group_row = weight.shape[1], -1
         tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)
-        group, gathered = np.empty(K * W, slab.dtype), -1
-        offsets = np.arange(_TILE * K) * W
-        if group_size > 1:
-            table = group
+        buffers = (np.empty(_TILE * K, slab.dtype), np.arange(_TILE * K) * W, np.empty(K * W, slab.dtype))
         for l0 in range(start, stop, _TILE):
             labels = min(_TILE, stop - l0)
-            load_weights(weight, l0, labels, weights)
-            if group_size == 1:
-                load_offsets(indices, 1, l0, labels, W, offsets)
-            for i in range(labels):
-                r, first_offset = (l0 + i) // group_size, i * K
-                if group_size > 1:
-                    first_offset = 0
-                    if r != gathered:
-                        gather_rows(slab, block, indices, r, group)
-                        gathered = r
-                initial = slab.dtype.type(decode(bias[l0 + i])) if bias.shape[0] > 0 else zero
-                # Narrow sums wait for their own last multiply-add unless a second chain is under way.
-                even, odd = _simd.splat(initial, W), _simd.splat(zero, W)
-                paired = K // 2 * 2 if W <= 32 else 0
-                for k in range(0, paired, 2):
-                    row = _simd.load(table, item(offsets, first_offset + k), W)
-                    even = _simd.fma(_simd.splat(item(weights, i * K + k), W), row, even)
-                    row = _simd.load(table, item(offsets, first_offset + k + 1), W)
-                    odd = _simd.fma(_simd.splat(item(weights, i * K + k + 1), W), row, odd)
-                for k in range(paired, K):
-                    row = _simd.load(table, item(offsets, first_offset + k), W)
-                    even = _simd.fma(_simd.splat(item(weights, i * K + k), W), row, even)
-                _simd.store(tile, i * W, even + odd)
+            group_row = logits_tile(
+                slab, block, weight, indices, bias, group_size, l0, labels, buffers, group_row, tile, W
+            )
             save_batch(tile, block * W, l0, labels, W, scratch, y)
 
     @kernel
