@@ -163,20 +163,20 @@ def _topk(
         keys = tl.where(known[None, :] & row[:, None], _pack(score, label), LOWEST)
         worst = tl.min(best, 1)
         keys = tl.where(keys < ceiling[:, None], keys, LOWEST)
-        if tl.max((keys > worst[:, None]).to(tl.int32)) > 0:
+        better = tl.max((keys > worst[:, None]).to(tl.int32))
+        while better > 0:  # once at most: as an "if" Triton 3.7 mixes up the layouts of best for gfx942
             if crow_ptr is not None:
                 position = tl.load(crow_ptr + offs_b, mask=row, other=0)
                 end = tl.load(crow_ptr + offs_b + 1, mask=row, other=0)
-                lowest_key = _pack(tl.full((BLOCK_B, BLOCK_L), float("-inf"), tl.float32), label)
-                lowest_key = tl.where(known[None, :] & row[:, None] & (lowest_key < ceiling[:, None]), lowest_key, LOWEST)
                 while tl.max((position < end).to(tl.int32)) > 0:
                     excluded = tl.load(col_ptr + position, mask=position < end, other=-1).to(tl.int64)
-                    keys = tl.where(excluded[:, None] == label[None, :], lowest_key, keys)
+                    keys = tl.where(excluded[:, None] == label[None, :], LOWEST, keys)
                     position += 1
             if BY_RANK:
                 best = _merge_by_rank(best, keys, KEEP)
             else:
                 best = _merge(best, keys, KEEP)
+            better = better * 0
     out = (offs_b.to(tl.int64) * splits + split)[:, None] * KEEP + tl.arange(0, KEEP)[None, :]
     tl.store(keys_ptr + out, best, mask=row[:, None])
 
@@ -194,7 +194,7 @@ def topk(
     """The k best labels of each row: (scores [B, k] in x's dtype, labels [B, k] int64), best first.
 
     Scores are compared in float32 (also those of float64 layers); ties go to the smaller label; nan is the greatest.
-    Excluded labels (CSR, columns in any order) score -inf.
+    Excluded labels (CSR, columns in any order) are passed over; at least k must remain.
     """
     xt = feature_major(x)
     found: list[Tensor] = []
