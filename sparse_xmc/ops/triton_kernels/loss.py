@@ -293,17 +293,15 @@ def loss_step_(
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """The step in every dtype and tile, with every kind of state once; forward and gradients once per tile."""
+    """The step in every dtype and tile, with every kind of state once; gradients once per tile."""
     half, wide = torch.bfloat16, torch.float32
     for dtypes, K, G in (
         ((half, half), 32, 1),
         ((half, half), 128, 1),
         ((wide, wide), 32, 1),
-        ((torch.float16, wide), 24, 1),
         ((torch.float64, torch.float64), 32, 1),
         ((half, half), 64, 32),
         ((half, half), 128, 64),
-        ((half, half), 256, 32),
         ((torch.float16, torch.float16), 64, 16),
         ((half, wide), 64, 32),
         ((wide, wide), 64, 32),
@@ -314,7 +312,6 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _step_case((half, half), K, G, "bce", deterministic=True)
         args = _meta_layer(half, half, K, G)
         scale = torch.empty((), device="meta")
-        yield CompileCase(f"forward[K={K},G={G}]", lambda args=args, G=G: loss_forward(*args, "bce", G))
         yield CompileCase(
             f"gradients[K={K},G={G}]",
             lambda args=args, G=G, scale=scale: loss_gradients(*args, "bce", G, scale, True, True, True),

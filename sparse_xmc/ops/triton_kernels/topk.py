@@ -244,8 +244,8 @@ def _best_keys(
             _topk[(batch_tiles * splits,)](
                 xt, weight, indices, bias, exclude_crow, exclude_col, ceiling, keys,
                 B, xt.shape[1], L, num_tiles, triton.cdiv(num_tiles, splits), splits,
-                K=K, G=group_size, ACC=accumulator(x.dtype), DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep, BY_RANK=BY_RANK,
-                BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
+                K=K, G=group_size, ACC=accumulator(x.dtype), DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep,
+                BY_RANK=BY_RANK, BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
             )  # fmt: skip
     return keys.topk(k, dim=1).values
 
@@ -255,7 +255,6 @@ def compile_cases() -> Iterator[CompileCase]:
     for dtype, K, G, k, exclude in (
         (torch.bfloat16, 32, 1, 5, False),
         (torch.float32, 32, 1, 100, True),
-        (torch.bfloat16, 64, 32, 5, True),
         (torch.bfloat16, 64, 32, 100, False),
         (torch.float32, 64, 32, 10, False),
     ):
