@@ -1,0 +1,76 @@
+"""Bytes that a training step of a label-sharded head sends between processes of one machine, against the formula.
+
+Reads the loopback interface's counters (Linux), so nothing else should use it meanwhile:
+
+    unshare -rn sh -c 'ip link set lo up; torchrun --nproc-per-node 4 examples/measure_traffic.py'
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from sparse_xmc.distributed import LabelShardedLinear
+from sparse_xmc.distributed.cost_model import Head, sent_bytes
+
+
+def loopback_bytes() -> int:
+    """Bytes sent over the loopback interface since it came up, packet headers included."""
+    with open("/proc/net/dev", encoding="ascii") as file:
+        line = next(line for line in file if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[8])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", type=int, default=20_000)
+    parser.add_argument("--features", type=int, default=768)
+    parser.add_argument("--fan-in", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=256, help="rows of all ranks")
+    parser.add_argument("--positives", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    size = dist.get_world_size()
+    rows = options.batch // size
+    head = LabelShardedLinear(options.features, options.labels, options.fan_in, seed=0)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    x = torch.randn(rows, options.features, requires_grad=True)
+    columns = torch.stack([torch.randperm(options.labels)[: options.positives].sort().values for _ in range(rows)])
+    crow = torch.arange(rows + 1) * options.positives
+    targets = torch.sparse_csr_tensor(crow, columns.flatten(), torch.ones(columns.numel()), (rows, options.labels))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        head.loss(x, targets).backward()
+        optimizer.step()
+
+    step()
+    dist.barrier()
+    time.sleep(0.2)
+    before, began = loopback_bytes(), time.monotonic()
+    dist.barrier()
+    for _ in range(options.steps):
+        step()
+    dist.barrier()
+    elapsed = time.monotonic() - began
+    time.sleep(0.2)
+    measured = (loopback_bytes() - before) / options.steps
+    shape = Head(options.labels, options.features, options.fan_in, rows * size, x_bytes=4, positives=options.positives)
+    formula = size * sum(sent_bytes(shape, size).values())
+    if dist.get_rank() == 0:
+        share = f"{measured / formula:.3f}" if formula else "-"
+        print(
+            f"| {size} | {measured:,.0f} | {formula:,.0f} | {share} | {head.shard.num_bytes():,} | "
+            f"{elapsed / options.steps * 1e3:.1f} |"
+        )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The programs in examples/ run, and do what they say."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_xmc.models import FixedFanInLinear
+from tests.conftest import INTERPRETING
+
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="programs for users, on the CPU kernels")
+FOLDER = Path(__file__).parents[2] / "examples"
+
+
+def program(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("head", ["fixed_fan_in", "dense"])
+def test_next_item_learns_which_item_follows(tmp_path, head):
+    generator = np.random.default_rng(0)
+    lines = []
+    for user in range(200):
+        first = generator.integers(0, 60)
+        items = [1 + (first + i) % 60 for i in range(8)]  # every item is followed by the next one
+        lines.append(" ".join(map(str, [user + 1, *items])))
+    data = tmp_path / "sequences.txt"
+    data.write_text("\n".join(lines) + "\n")
+    small = ["--features", "64", "--fan-in", "16", "--width", "32", "--length", "8", "--batch-size", "20"]
+    result = program("next_item").main([str(data), "--head", head, "--epochs", "8", "--lr", "1e-2", *small])
+    assert result["HR@10"] > 0.9
+    assert result["head parameters"] == 61 * ((16 if head == "fixed_fan_in" else 64) + 1)
+
+
+def test_hf_trainer_learns():
+    pytest.importorskip("accelerate")
+    metrics = program("hf_trainer").main(["--labels", "400", "--steps", "150"])
+    assert metrics["eval_P@1"] > 0.5
+
+
+@pytest.mark.parametrize("group_size, bias, dtype", [(1, True, torch.float32), (16, False, torch.bfloat16)])
+def test_serving_file_and_exports(tmp_path, group_size, bias, dtype):
+    pytest.importorskip("scipy")
+    serving = program("serving")
+    head = FixedFanInLinear(40, 101, 7, group_size=group_size, bias=bias, dtype=dtype, seed=1)
+    path = str(tmp_path / "head.safetensors")
+    serving.save(head, path)
+    loaded = serving.load(path)
+    assert loaded.state_dict().keys() == head.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in head.state_dict().items())
+    x = torch.randn(5, 40, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(serving.export(loaded).module()(x), head(x))
+    if dtype == torch.float32:
+        dense = serving.to_scipy(loaded).toarray()
+        assert np.array_equal(dense, head.to_dense().weight.detach().numpy())
+
+
+def test_serving_prints_latencies(tmp_path):
+    path = str(tmp_path / "head.safetensors")
+    table = program("serving").main(
+        [path, "--new", "500", "--features", "32", "--fan-in", "4", "--repeats", "2", "--dense"]
+    )
+    assert len(table) == 6 and all(row["p50 ms"] > 0 for row in table.values())
