@@ -34,8 +34,19 @@ def row_at(labels_ptr, rows_ptr, nnz, label, known, position):
 
 @triton.jit
 def sign_tile(
-    labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC: tl.constexpr, BLOCK_B: tl.constexpr, LABEL_AXIS: tl.constexpr
-):  # fmt: skip
+    labels_ptr,
+    rows_ptr,
+    nnz,
+    label,
+    known,
+    position,
+    row,
+    start,
+    B,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    LABEL_AXIS: tl.constexpr,
+):
     """-1 where (label, row) is a positive and 1 elsewhere, for rows ``start ... start + BLOCK_B``; labels along LABEL_AXIS.
 
     Row B marks a repeated entry: it is passed over. Returns (signs, position, row) with the last two moved on.

@@ -76,7 +76,16 @@ def round_stochastic(value, random, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def round_stored(value, seed, label, step, DTYPE: tl.constexpr, STREAM: tl.constexpr, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr):
+def round_stored(
+    value,
+    seed,
+    label,
+    step,
+    DTYPE: tl.constexpr,
+    STREAM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
     """Optimizer results ``[N, WIDTH]`` in the format they are stored in; 16-bit formats saturate."""
     if DTYPE == tl.float32 or DTYPE == tl.float64:
         return value.to(DTYPE)

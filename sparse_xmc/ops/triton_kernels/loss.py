@@ -123,7 +123,7 @@ def tiling(B: int, L: int, K: int, G: int, dtype: torch.dtype, deterministic: bo
     if G > 1 and K <= MAX_DOT_FAN_IN and dtype != torch.float64:
         block_k = max(16, triton.next_power_of_2(K))
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
-        widest = 4096 if dtype != torch.float32 else 2048
+        widest = 4096 if dtype != torch.float32 else 1024
         block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), 64)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
         return Tiling(True, tiles, block_l, block_k, block_b, 4)
