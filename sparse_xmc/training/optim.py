@@ -152,8 +152,8 @@ class FusedAdagrad(FusedOptimizer):
     """Row-wise Adagrad: one scalar of state per label, and one for its bias.
 
     The step of a label is ``lr * g / (sqrt(sum over steps of mean(g^2)) + eps)``; ``weight_decay`` is decoupled. Labels
-    differ by orders of magnitude in how often they are positive, their connections hardly do: a scalar per label takes
-    most of what a scalar per connection gives, at ``1 / K`` of its memory.
+    differ by orders of magnitude in how often they are positive, which a scalar per label follows at ``1 / K`` of the
+    memory of a scalar per connection. It has not been compared with a row-wise Adam on data.
     """
 
     _adaptive = True
