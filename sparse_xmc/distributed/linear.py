@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sparse_xmc.distributed.blocks import label_blocks
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.rewire import share_of_lowest
+from sparse_xmc.distributed.rewire import rewire_shard
 from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
 from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float, num_index_rows
+from sparse_xmc.ops import Loss, Reduction
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
 
@@ -155,8 +155,8 @@ class LabelShardedLinear(nn.Module):
         x: Tensor,
         targets: Tensor | ExchangedTargets,
         *,
-        loss: str = "bce",
-        reduction: str = "mean",
+        loss: Loss = "bce",
+        reduction: Reduction = "mean",
         **options: Any,
     ) -> Tensor:
         """The loss over the rows of all ranks and all labels, the same number on every rank.
@@ -174,6 +174,8 @@ class LabelShardedLinear(nn.Module):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self._check_local(x)
         if loss == "cross_entropy":
+            if isinstance(targets, ExchangedTargets):
+                raise TypeError("targets must be int64 classes for loss='cross_entropy', got exchanged CSR targets")
             return self._cross_entropy(x, targets, reduction, **options)
         exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
         rows = exchanged.rows
@@ -215,20 +217,18 @@ class LabelShardedLinear(nn.Module):
         With ``scope="global"`` the ranks agree on the weakest connections of all labels. Returns the number of slots
         rewired on all ranks, 0-dim int64.
         """
-        if fraction is not None and scope == "global":
-            rows = sum(num_index_rows(len(block), self.group_size) for block in self.blocks)
-            weakest = math.floor(fraction * (rows * self.fan_in))
-            weight = self.shard.weight.detach()
-            options["number"] = share_of_lowest(weight, self.group_size, group_score, weakest, self.ranks)
-        rewired = self.shard.rewire_(
+        return rewire_shard(
+            self.shard.rewire_,
+            self.shard.weight,
+            self.group_size,
+            self.blocks,
+            self.ranks,
             seed=seed,
             fraction=fraction,
             scope=scope,
             group_score=group_score,
-            first_row=self.labels.start // self.group_size,
             **options,
         )
-        return self.ranks.sum_(rewired, "count of the rewired connections")
 
     def _cross_entropy(
         self,

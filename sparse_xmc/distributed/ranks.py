@@ -97,9 +97,12 @@ class Ranks:
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def broadcast_integer(self, value: int, what: str) -> int:
-        """The first rank's integer."""
-        return self.gather_integers([value], what)[0][0]
+    def copy_first_(self, tensor: Tensor, what: str) -> Tensor:
+        """Replaces a tensor by the first rank's."""
+        if self.size > 1:
+            with self._naming(what):
+                dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor
 
 
 class PendingGather:

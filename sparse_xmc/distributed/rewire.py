@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.ops._arguments import num_index_rows
 
 _CHUNK = 1 << 22  # weights whose scores are held at a time
 _LOW = 16  # low bits of a score's float32 pattern, which the second histogram resolves
@@ -64,3 +67,34 @@ def share_of_lowest(weight: Tensor, group_size: int, group_score: str, number: i
     for (other,) in ranks.gather_integers([ties], "count of equal magnitudes")[: ranks.rank]:
         left -= other
     return mine_below + min(ties, max(0, left))
+
+
+def rewire_shard(
+    rewire: Callable[..., Tensor],
+    weight: Tensor,
+    group_size: int,
+    blocks: Sequence[range],
+    ranks: Ranks,
+    *,
+    seed: int | None = None,
+    fraction: float | None = None,
+    scope: str = "row",
+    group_score: str = "mean",
+    **options: Any,
+) -> Tensor:
+    """Calls ``rewire`` of this rank's part so that all parts together change as the whole layer would."""
+    if seed is None:
+        seed = ranks.gather_integers([int(torch.randint(1 << 62, ()))], "choice of the seed")[0][0]
+    if fraction is not None and scope == "global":
+        rows = sum(num_index_rows(len(block), group_size) for block in blocks)
+        weakest = math.floor(fraction * (rows * weight.shape[1]))
+        options["number"] = share_of_lowest(weight.detach(), group_size, group_score, weakest, ranks)
+    rewired = rewire(
+        seed=seed,
+        fraction=fraction,
+        scope=scope,
+        group_score=group_score,
+        first_row=blocks[ranks.rank].start // group_size,
+        **options,
+    )
+    return ranks.sum_(rewired, "count of the rewired connections")

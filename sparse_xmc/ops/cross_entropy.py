@@ -125,7 +125,7 @@ def softmax_gradients(
         dy = _logits(wide, weight, indices, bias, group_size, tile).sub_(log_sum[:, None]).exp_().mul_(share[:, None])
         if even_share is not None and class_weight is None:
             dy -= even_share[:, None]
-        elif even_share is not None:
+        elif even_share is not None and class_weight is not None:
             dy.addr_(even_share, class_weight[tile].to(wide.dtype), alpha=-1)
         inside = (targets >= tile.start) & (targets < tile.stop)
         column = torch.where(inside, targets - tile.start, 0)
