@@ -20,6 +20,7 @@ from sparse_xmc.training.config import TrainingConfig, to_toml
 from sparse_xmc.training.log import RunLog, draw_curves
 from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
+from sparse_xmc.training.sharding import TrainingRanks, training_ranks
 from sparse_xmc.training.trainer import Trainer
 
 Report = Callable[[str], None]
@@ -120,10 +121,20 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     """
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
+    with training_ranks(choose_device(config.device)) as ranks:
+        own = ranks.own(config, overwrite=overwrite)
+        return _train(own, ranks, overwrite, report if ranks.first else _silent)
+
+
+def _silent(text: str) -> None:
+    """Ranks other than the first report nothing."""
+
+
+def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report: Report) -> dict[str, Any]:
     began = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    device = ranks.ranks.device
     if overwrite and os.path.isdir(config.out):
         for name in ("checkpoints", MODEL_FOLDER, "identity.json", "metrics.jsonl", "metrics.json"):
             path = os.path.join(config.out, name)
@@ -147,9 +158,11 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     if encoder is None:
         encoder = build_encoder(config, num_features)
     store = CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints)
+    ranks.agree_on_checkpoint(store)
     model = build(config, encoder, inputs, targets, device, initialise=not store.steps())
+    ranks.shard_(model)
     bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
-    report(f"head: {model.head_bytes() / 2**20:.1f} MiB")
+    report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
     valid: tuple[Inputs, LabelRows] | None = None
     if config.valid:
         valid = preparation.transform(_open(config, config.valid, config.valid_labels))
@@ -171,7 +184,7 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
         seed=config.seed,
         validate=None if valid is None else lambda: _plain(score(bundle, *valid)),
         patience=config.patience if valid is not None else 0,
-        on_best=lambda: bundle.save(model_folder),
+        on_best=lambda: ranks.save(bundle, model_folder),
         store=store,
         checkpoint_seconds=config.checkpoint_seconds,
         log_every=config.log_every,
@@ -184,9 +197,11 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     trainer.log = RunLog(log_path, last_step=trainer.progress.step)
     progress = trainer.fit()
     if progress.best_score is None:
-        bundle.save(model_folder)
+        ranks.save(bundle, model_folder)
     else:
         report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
+        if not ranks.first:
+            return {}
         bundle = Bundle.load(config.out, device=config.device)
     draw_curves(log_path, os.path.join(config.out, "curves.png"))
     report(f"trained in {time.monotonic() - began:.0f} s, model in {model_folder}")
