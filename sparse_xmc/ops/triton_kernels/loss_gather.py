@@ -83,7 +83,9 @@ def gather_tile(
             # loaded as a tile on purpose: the load's layout gives each logit to one thread, where the sum's layout
             # would have every thread that holds a part of it repeat the loss
             z += tl.load(bias_ptr + label[:, None] + (offs_b * 0)[None, :], mask=known[:, None], other=0.0).to(ACC)
-        signs, position, row = sign_tile(labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC, BLOCK_B, 0)
+        signs, position, row = sign_tile(
+            labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC, BLOCK_B, 0
+        )
         value, slope = loss_terms(z * signs, LOSS, NEED_LOSS)
         dz = slope * signs
         if NEED_LOSS:

@@ -200,7 +200,9 @@ def topk(
     found: list[Tensor] = []
     ceiling = None
     while k > 0:
-        keys = _best_keys(x, xt, weight, indices, bias, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling)
+        keys = _best_keys(
+            x, xt, weight, indices, bias, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling
+        )
         found.append(keys)
         ceiling = keys[:, -1].contiguous()
         k -= keys.shape[1]
