@@ -86,10 +86,11 @@ def demo(device: str) -> Plan:
     base = Point("full", ALL_LABELS[0], device=device)
     labels = (ALL_LABELS[0], ALL_LABELS[1], ALL_LABELS[3])
     return [
-        sweep(base, CORE, mode=("forward", "full"), L=labels),
         sweep(base, (*FUSED, *CORE), mode=("step",), L=labels),
         sweep(base, (*FUSED, *CORE), ("memory",), mode=("step",), L=labels),
-        sweep(base, [n for n in CORE if n != "dense"], K=(8, 16, 32, 64, 128)),
+        sweep(base, CORE, mode=("forward",), L=labels),
+        sweep(base, CORE, L=ALL_LABELS[:3]),
+        sweep(base, [n for n in CORE if n != "dense"], K=(8, 16, 32, 64)),
     ], Budget(0.25, 0.05, 2, 15)
 
 
