@@ -150,15 +150,22 @@ def problems(found: Facts, target: Target, *, wgmma: bool = True, spill_toleranc
     return out
 
 
-def inner_loops(compiled: Any) -> list[Counter[str]]:
-    """Instructions (names without modifiers) of each innermost loop of an NVIDIA kernel, as disassembled."""
-    listing = _cuobjdump(compiled, "-sass")
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);", listing)
-    code = [(int(address, 16), name, rest) for address, name, rest in found]
-    jumps = [(int(t, 16), at) for at, name, rest in code if name == "BRA" for t in re.findall(r"0x([0-9a-f]+)", rest)]
-    loops = {(start, end) for start, end in jumps if start < end}
-    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    return [Counter(name.split(".")[0] for at, name, _ in code if a <= at <= b) for a, b in sorted(inner)]
+def inner_loops(compiled: Any, target: Target) -> list[Counter[str]]:
+    """Instructions of each innermost loop, by name, in the listing (PTX or AMD assembler; ptxas may still shorten it)."""
+    nvidia = target.gpu.backend == "cuda"
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, int]] = []
+    for line in compiled.asm["ptx" if nvidia else "amdgcn"].splitlines():
+        if label := re.match(r"\s*([$.]L\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s+(?:@!?%p\d+\s+)?([a-z][\w.:]*)\b(.*)", line):
+            name, rest = instruction.groups()
+            if name.startswith(("bra", "s_cbranch", "s_branch")):
+                jumps += [(labels[to], len(code)) for to in re.findall(r"[$.]L\w+", rest) if to in labels]
+            code.append(name)
+    inner = {(a, b) for a, b in jumps if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in jumps)}
+    return [Counter(code[a : b + 1]) for a, b in sorted(inner)]
 
 
 def _wants_tensor_cores(ttir: str) -> bool:

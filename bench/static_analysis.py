@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,8 @@ import triton
 from bench import offline, static_cases
 
 NAME = "static_analysis"
+_LOAD = re.compile(r"ld\.global|cp\.async\.c[ag]|(?:global|buffer)_load")
+_ARITHMETIC = re.compile(r"(?:fma|add|mul|sub)\.(?:\w+\.)*f(?:16|32|64)|v_(?:pk_)?(?:fma|fmac|add|mul|sub)_f")
 _TENSOR_CORE = ("wgmma", "mma", "mfma")
 
 
@@ -29,8 +32,7 @@ def rows_of(case: str, target: str) -> list[dict[str, Any]]:
     for launch in offline.recorded(static_cases.cases()[case].launch):
         compiled = offline.compile_for(launch, chosen)
         facts = offline.facts(compiled, chosen)
-        loops = offline.inner_loops(compiled) if chosen.gpu.backend == "cuda" else []
-        loop: Counter[str] = max(loops, key=lambda c: c.total(), default=Counter())
+        loop: Counter[str] = max(offline.inner_loops(compiled, chosen), key=lambda c: c.total(), default=Counter())
         tiles = {name: value for name, value in launch.kwargs.items() if name.startswith(("BLOCK_", "UNROLL"))}
         found[launch.kernel.__name__] = {
             "case": case,
@@ -47,8 +49,8 @@ def rows_of(case: str, target: str) -> list[dict[str, Any]]:
             "atomics": facts.instructions.get("red", 0),
             "shuffles": facts.instructions.get("shuffle", 0),
             "loop": loop.total(),
-            "loop_loads": loop["LDG"],
-            "loop_arithmetic": sum(loop[name] for name in ("FFMA", "FADD", "FMUL", "HFMA2", "DFMA", "DADD", "DMUL")),
+            "loop_loads": sum(count for name, count in loop.items() if _LOAD.match(name)),
+            "loop_arithmetic": sum(count for name, count in loop.items() if _ARITHMETIC.match(name)),
         }
     return list(found.values())
 
@@ -100,7 +102,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         "`reg`: registers per thread (AMD: vector registers). `spill`: bytes of stack per thread. `shared`: bytes per "
         "block. `occ`: share of a multiprocessor's warps that registers and shared memory admit. `load`: bytes of the "
         "widest global load of a thread. `tc`, `red`, `shfl`: tensor-core, atomic and shuffle instructions. `loop`: "
-        "instructions of the largest innermost loop (NVIDIA), as `all / global loads / arithmetic`.",
+        "instructions of the largest innermost loop, as `all / global loads / float arithmetic`, in the listing (PTX, AMD "
+        "assembler).",
     ]
     for target in dict.fromkeys(row["target"] for row in rows):
         header = "| case | kernel | tiles | warps | reg | spill | shared | occ | load | tc | red | shfl | loop |"
