@@ -55,6 +55,14 @@ def rows_of(case: str, target: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _rows_or_error(case: str, target: str) -> list[dict[str, Any]]:
+    try:
+        return rows_of(case, target)
+    except Exception as error:  # whatever a compiler may raise: the table says so and goes on
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return [{"case": case, "target": target, "error": reason[-1][:200]}]
+
+
 def regressions(row: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """In what a kernel is worse than its row of the baseline, beyond the compiler's whims."""
     out = []
@@ -83,7 +91,7 @@ def write(folder: Path, targets: Sequence[str] = tuple(offline.TARGETS), jobs: i
     """Compiles every case for every target and writes both files to ``folder``."""
     tasks = [(case, target) for case in static_cases.cases() for target in targets]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = [row for part in pool.map(rows_of, *zip(*tasks, strict=True), chunksize=4) for row in part]
+        rows = [row for part in pool.map(_rows_or_error, *zip(*tasks, strict=True), chunksize=4) for row in part]
     folder.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     (folder / f"{NAME}.json").write_text(f'{{\n "triton": "{triton.__version__}",\n "rows": [\n{lines}\n ]\n}}\n')
@@ -105,6 +113,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         "instructions of the largest innermost loop, as `all / global loads / float arithmetic`, in the listing (PTX, AMD "
         "assembler).",
     ]
+    for row in rows:
+        if "error" in row:
+            parts += ["", f"**{row['case']} does not compile for {row['target']}**: {row['error']}"]
+    rows = [row for row in rows if "error" not in row]
     for target in dict.fromkeys(row["target"] for row in rows):
         header = "| case | kernel | tiles | warps | reg | spill | shared | occ | load | tc | red | shfl | loop |"
         parts += ["", f"## {target}", "", header, "|---" * 3 + "|---:" * 9 + "|---|"]
