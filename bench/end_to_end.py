@@ -31,40 +31,35 @@ def _encoder(small: bool) -> nn.Module:
 
 def _step(name: str, point: Point, problem: Problem, small: bool) -> Callable[[], Tensor]:
     encoder = _encoder(small).to(point.device)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
     generator = torch.Generator(point.device).manual_seed(0)
     tokens = torch.randint(30_522, (point.B, 16 if small else 128), generator=generator, device=point.device)
-    head = _head(name, point)
+    head_loss, head_optimizer = _head(name, point)
+    optimizers = (torch.optim.AdamW(encoder.parameters(), lr=1e-5), head_optimizer)
 
     def run() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(point.device, dtype=torch.bfloat16):
             features = encoder(tokens)[:, 0]
-        loss = head(features.to(point.torch_dtype), problem)
+        loss = head_loss(features.to(point.torch_dtype), problem)
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     return run
 
 
-def _head(name: str, point: Point) -> Callable[[Tensor, Problem], Tensor]:
+def _head(name: str, point: Point) -> tuple[Callable[[Tensor, Problem], Tensor], torch.optim.Optimizer]:
     options: dict[str, Any] = {"device": point.device, "dtype": point.torch_dtype}
     if name != "dense":
         group_size = 32 if name.endswith("group32") else 1
         sparse = FixedFanInLinear(point.D, point.L, point.K, group_size=group_size, seed=0, **options)
-        sparse.fuse_optimizer(FusedSGD(LEARNING_RATE))
-        return lambda x, problem: sparse.loss(x, problem.targets)
+        fused = FusedSGD(LEARNING_RATE)
+        sparse.fuse_optimizer(fused)
+        return lambda x, problem: sparse.loss(x, problem.targets), fused
     dense = nn.Linear(point.D, point.L, **options)
     sgd = torch.optim.SGD(dense.parameters(), LEARNING_RATE)
-    for parameter in dense.parameters():
-
-        def update(p: Tensor, parameter: nn.Parameter = parameter) -> None:
-            sgd.step()
-            sgd.zero_grad(set_to_none=True)
-
-        parameter.register_post_accumulate_grad_hook(update)
-    return lambda x, problem: sparse_bce(dense(x), problem.positive_rows, problem.targets.col_indices())
+    return lambda x, problem: sparse_bce(dense(x), problem.positive_rows, problem.targets.col_indices()), sgd
 
 
 def measure(folder: Path, device: str, *, small: bool) -> int:
