@@ -164,6 +164,8 @@ class Trainer:
         running = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
         bar = self._bar()
         self.model.train()
+        if self.store is not None and not self.store.steps():
+            self.save()  # what the initialisation cost is not lost either
         while state.step < self.total and not state.stopped:
             running += self.train_step(state.step)
             state.step += 1
