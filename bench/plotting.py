@@ -18,14 +18,26 @@ from matplotlib.ticker import FuncFormatter
 from bench.registry import providers
 from bench.rows import RowFile, newest
 
-_PALETTE = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+_COLOURS = {
+    "sparse_xmc": "#d62728",
+    "sparse_xmc_fused": "#8b0000",
+    "sparse_xmc_group32": "#ff7f0e",
+    "sparse_xmc_group32_fused": "#b8560b",
+    "sparse_xmc_fused_loss": "#e377c2",
+    "dense": "#1f4e9c",
+    "dense_chunked": "#4f9bd9",
+    "torch_csr": "#2ca02c",
+    "embedding_bag": "#9467bd",
+    "bottleneck": "#7f7f7f",
+}
+_OTHER_COLOURS = ("#17becf", "#bcbd22", "#8c564b", "#000000", "#00917c", "#c49c94", "#5254a3", "#637939")
 _MARKERS = "osD^vP*Xh<>p"
 _POINT = ["L", "D", "K", "G", "B", "dtype", "device"]
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """The newest row of every job in a result folder."""
-    return pd.DataFrame(newest(RowFile(folder).read()))
+    """The newest measurement of every job in a result folder."""
+    return pd.DataFrame([row for row in newest(RowFile(folder).read()) if row["kind"] in ("time", "memory", "roof")])
 
 
 def plot_folder(folder: Path) -> list[Path]:
@@ -60,9 +72,9 @@ def _style(name: str) -> dict[str, Any]:
     ours = name.startswith("sparse_xmc")
     return {
         "label": known[name].label if name in known else name,
-        "color": _PALETTE[place % len(_PALETTE)],
+        "color": _COLOURS.get(name, _OTHER_COLOURS[place % len(_OTHER_COLOURS)]),
         "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": "-" if ours or place < len(_PALETTE) else "--",
+        "linestyle": "-" if ours else "--",
         "linewidth": 2.4 if ours else 1.4,
         "markersize": 6 if ours else 5,
         "zorder": 3 if ours else 2,
@@ -86,16 +98,16 @@ def _slice(rows: pd.DataFrame, kind: str, mode: str, along: str) -> pd.DataFrame
 
 def _conditions(part: pd.DataFrame, *names: str) -> str:
     first = part.iloc[0]
-    values = ", ".join(f"{name}={first[name]}" for name in names)
+    values = ", ".join([*(f"{name}={first[name]}" for name in names), str(first["dtype"])])
     gpu = first.get("gpu")
     where = gpu if isinstance(gpu, str) else f"{first['cpu']}, {first['cores']} cores"
     commits = "/".join(sorted({str(c)[:8] for c in part["commit"]}))
-    return f"{values}, {first['dtype']}\n{where}, torch {first['torch']}, commit {commits}"
+    return f"{values}\n{where}, torch {first['torch']}, commit {commits}"
 
 
 def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[plt.Figure, Axes]:
     figure, axes = plt.subplots(figsize=(7.2, 4.6))
-    axes.set_title(f"{title}\n", fontsize=12, loc="left", fontweight="bold")
+    axes.set_title(f"{title}\n", fontsize=11.5, loc="left", fontweight="bold")
     axes.text(0, 1.015, _conditions(part, *conditions), transform=axes.transAxes, fontsize=7.5, color="#555555")
     _plain(axes)
     return figure, axes
@@ -189,7 +201,7 @@ def headline(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
     for axes, (title, part, draw) in zip(all_axes, parts, strict=True):
-        axes.set_title(f"{title}\n", fontsize=12, loc="left", fontweight="bold")
+        axes.set_title(f"{title}\n", fontsize=11.5, loc="left", fontweight="bold")
         _plain(axes)
         draw(axes, part)
         axes.tick_params(axis="x", labelsize=8)
@@ -284,7 +296,7 @@ def roofline(rows: pd.DataFrame) -> plt.Figure | None:
     knee = rate / bandwidth
     axes.plot([lowest, knee, highest], [lowest * bandwidth, rate, rate], color="black", linewidth=1.5, zorder=1)
     axes.text(highest, rate * 1.08, f"matrix product {rate / 1e9:,.0f} GFLOP/s", ha="right", fontsize=7.5)
-    axes.text(lowest * 1.1, lowest * bandwidth * 1.9, f"copy {bandwidth / 1e9:,.1f} GB/s", fontsize=7.5)
+    axes.text(lowest, lowest * bandwidth * 0.75, f"copy {bandwidth / 1e9:,.1f} GB/s", fontsize=7.5)
     shapes = {"forward": "o", "full": "s", "step": "^", "backward_input": "v", "backward_weight": "D", "topk": "P"}
     for name, own in largest.groupby("provider"):
         style = _style(str(name))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.plotting import load
 from bench.registry import WORK, providers
-from bench.rows import Row
+from bench.rows import Row, RowFile, newest
 
 BASELINE = "dense"
 _POINT = ["mode", "L", "D", "K", "G", "B", "dtype", "device"]
@@ -112,6 +111,26 @@ def memory_table(rows: list[Row]) -> list[str]:
     return [*out, ""]
 
 
+def training_table(rows: list[Row]) -> list[str]:
+    """Markdown table of the training demo: the newest result of every data set and head."""
+    trained = [r for r in rows if r["kind"] == "training"]
+    if not trained:
+        return []
+    out = [
+        "### Training: the same model with a fixed fan-in and with a dense head",
+        "",
+        "| data | head | intermediate | epochs | P@1 | P@3 | P@5 | head MiB | seconds | commit |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in trained:
+        head = "dense" if row["head"] == "dense" else f"fan-in {row['fan_in']:.0f}"
+        scores = " | ".join(f"{row[metric]:.2f}" for metric in ("P@1", "P@3", "P@5"))
+        sizes = f"{row['hidden']:,.0f} | {row['epochs']:.0f}"
+        end = f"{_mib(row['head_bytes'])} | {row['seconds']:.0f} | `{str(row['commit'])[:8]}`"
+        out.append(f"| {row['data']} | {head} | {sizes} | {scores} | {end} |")
+    return [*out, ""]
+
+
 def _same_point(a: Row, b: Row) -> bool:
     return all(a.get(c) == b.get(c) for c in (*_POINT, "run"))
 
@@ -125,7 +144,7 @@ def provenance(rows: list[Row]) -> list[str]:
     """Where the rows come from: every command, commit and machine among them."""
     frame = pd.DataFrame(rows)
     out = []
-    for (run, command), part in frame.groupby(["run", "command"], sort=True):
+    for (run, command), part in frame.groupby(["run", "command"], dropna=True):
         first = part.iloc[0]
         state = " with uncommitted changes" if bool(part["dirty"].any()) else ""
         where = first["gpu"] if isinstance(first.get("gpu"), str) else f"{first['cpu']}, {first['cores']} cores"
@@ -145,14 +164,9 @@ def provenance(rows: list[Row]) -> list[str]:
 
 def write_table(folder: Path) -> Path:
     """Writes ``table.md`` beside the rows."""
-    frame = load(folder)
-    if frame.empty:
+    rows = newest(RowFile(folder).read())
+    if not rows:
         raise ValueError(f"no rows in {folder}")
-    rows: list[Row] = [
-        {k: v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in frame.to_dict("records")
-    ]
-    for row in rows:
-        row.setdefault("reason", None)
     text = [
         "# Benchmark tables",
         "",
@@ -165,6 +179,7 @@ def write_table(folder: Path) -> Path:
         "",
         *time_tables(rows),
         *memory_table(rows),
+        *training_table(rows),
     ]
     path = Path(folder) / "table.md"
     path.write_text("\n".join(text))

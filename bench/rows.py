@@ -54,8 +54,10 @@ class RowFile:
 
 
 def job_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes a result the same job: kind, provider and point."""
-    return tuple(row.get(k) for k in ("kind", "provider", "mode", "L", "D", "K", "G", "B", "dtype", "device"))
+    """What makes a result the same job: kind, provider and point (of a training run: data and head)."""
+    return tuple(
+        row.get(k) for k in ("data", "head", "kind", "provider", "mode", "L", "D", "K", "G", "B", "dtype", "device")
+    )
 
 
 def unfinished_run(rows: Iterable[Row], suite: str, commit: str) -> str | None:

@@ -87,11 +87,20 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {"triton": None, "rows": []}
 
 
-def write(folder: Path, targets: Sequence[str] = tuple(offline.TARGETS), jobs: int = 2) -> Path:
-    """Compiles every case for every target and writes both files to ``folder``."""
-    tasks = [(case, target) for case in static_cases.cases() for target in targets]
+def write(folder: Path, cases: Sequence[str] | None = None, jobs: int = 2) -> Path:
+    """Compiles cases (default: all) for every target and writes both files to ``folder``.
+
+    Rows of other cases that the same Triton version has left there stay.
+    """
+    chosen = list(static_cases.cases()) if cases is None else list(cases)
+    before = read(folder)
+    kept = before["rows"] if before["triton"] == triton.__version__ else []
+    rows = [row for row in kept if row["case"] not in chosen and row["case"] in static_cases.cases()]
+    tasks = [(case, target) for case in chosen for target in offline.TARGETS]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = [row for part in pool.map(_rows_or_error, *zip(*tasks, strict=True), chunksize=4) for row in part]
+        for part in pool.map(_rows_or_error, *zip(*tasks, strict=True), chunksize=4):
+            rows += part
+    rows.sort(key=lambda row: list(static_cases.cases()).index(row["case"]))
     folder.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     (folder / f"{NAME}.json").write_text(f'{{\n "triton": "{triton.__version__}",\n "rows": [\n{lines}\n ]\n}}\n')
