@@ -206,7 +206,8 @@ class FixedFanInLinear(nn.Module):
             ValueError, TypeError: as ``ops.prune_regrow_``, or ``optimizer`` does not hold this layer's weight.
         """
         if optimizer is None:
-            optimizer = [o for o in (self._optimizer,) if isinstance(o, torch.optim.Optimizer)]
+            own: object = self._optimizer
+            optimizer = [own] if isinstance(own, torch.optim.Optimizer) else []
         named = optimizer if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         state = connection_state(self.weight, named) if named != [] else ConnectionState([], [])
         if batch is not None and batch.targets is not None and batch.bias is None:

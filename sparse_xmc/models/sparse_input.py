@@ -88,8 +88,10 @@ class SparseInputLinear(FixedFanInLinear):
         )
 
     @torch.no_grad()
-    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first."""
+        if exclude is not None:
+            raise ValueError("exclude is not supported for sparse inputs, got a matrix of labels to exclude")
         if not self._on_cpu():
             return topk_of_logits(self.forward(x), k)
         parts = [

@@ -136,4 +136,6 @@ def validate_indices(indices: Tensor, in_features: int) -> None:
         twice = rows[:, 1:] == rows[:, :-1]
         if twice.any():
             row, slot = twice.nonzero()[0].tolist()
-            raise ValueError(f"indices[{start + row}] holds {int(rows[row, slot])} twice: the indices of a row are distinct")
+            raise ValueError(
+                f"indices[{start + row}] holds {int(rows[row, slot])} twice: the indices of a row are distinct"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,8 @@ _ODD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive steps get u
 
 
 class Rewirable(Protocol):
-    def rewire_(self, **options: Any) -> Tensor: ...
+    @property
+    def rewire_(self) -> Callable[..., Tensor]: ...
 
 
 class RewireSchedule:

@@ -152,9 +152,7 @@ def test_gradcheck(G, deterministic, device):
     problem = oracle.make_problem(2, 5, 6, 3, G, dtype=torch.float64, device=device)
 
     def run(x, weight, bias):
-        return ops.fixed_fan_in_linear(
-            x, weight, problem.indices, bias, group_size=G, deterministic=deterministic
-        )
+        return ops.fixed_fan_in_linear(x, weight, problem.indices, bias, group_size=G, deterministic=deterministic)
 
     inputs = [t.clone().requires_grad_() for t in (problem.x, problem.weight, problem.bias)]
     assert torch.autograd.gradcheck(run, inputs, nondet_tol=0.0 if deterministic else 1e-12)
@@ -295,7 +293,13 @@ def bad_arguments():
     yield "group-float", (x, weight, indices), dict(group_size=2.0), TypeError, "group_size must be an int, got 2.0"
     yield "bias-shape", (x, weight, indices, bias[1:]), {}, ValueError, r"bias must be \[20\].*got \[19\]"
     yield "mixed-float64", (x.double(), weight, indices), {}, TypeError, "both be float64 or neither"
-    yield "weight-device", (x, weight.to("meta"), indices), {}, ValueError, "indices must be on the weight's device meta"
+    yield (
+        "weight-device",
+        (x, weight.to("meta"), indices),
+        {},
+        ValueError,
+        "indices must be on the weight's device meta",
+    )
     yield "x-device", (x.to("meta"), weight, indices), {}, ValueError, "x must be on the weight's device cpu, got meta"
     wide = torch.randn(3, 70_000)
     yield "uint16-too-narrow", (wide, weight, indices), {}, TypeError, "must be torch.int32 for in_features=70000"
