@@ -23,7 +23,7 @@ def _scores(weight: Tensor, group_size: int, group_score: str) -> Iterator[Tenso
         magnitude = weight[start : start + step].abs().float()
         if group_size > 1:
             groups = len(magnitude) // group_size
-            whole = magnitude[: groups * group_size].view(groups, group_size, -1)
+            whole = magnitude[: groups * group_size].view(groups, group_size, weight.shape[1])
             parts = [_combine(whole, group_score)] if groups else []
             if len(magnitude) % group_size:
                 parts.append(_combine(magnitude[groups * group_size :][None], group_score))

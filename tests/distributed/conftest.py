@@ -16,6 +16,8 @@ def pools() -> Iterator[Callable[[int], RankPool]]:
     running: dict[int, RankPool] = {}
 
     def pool(size: int) -> RankPool:
+        if size in running and running[size].broken:  # its ranks may wait for each other
+            running.pop(size).close()
         if size not in running:
             running[size] = RankPool(size)
         return running[size]

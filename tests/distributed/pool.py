@@ -38,6 +38,7 @@ class RankPool:
         os.environ.setdefault("NUMBA_NUM_THREADS", "2")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch.distributed.checkpoint", "sparse_xmc.distributed"])
+        self.broken = False
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._processes = [], []
         for rank in range(size):
@@ -56,6 +57,7 @@ class RankPool:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(TIMEOUT):
+                self.broken = True
                 raise TimeoutError(f"rank {rank} did not answer within {TIMEOUT} s")
             try:
                 answers.append(pipe.recv())
@@ -65,6 +67,7 @@ class RankPool:
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         answers = self.outcomes(function, *args)
+        self.broken = not all(ok for ok, _ in answers)
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(answers) if not ok]
         assert not failures, "\n".join(failures)
         return [value for _, value in answers]
@@ -75,7 +78,7 @@ class RankPool:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.send(None)
         for process in self._processes:
-            process.join(10)
+            process.join(0 if self.broken else 10)
             if process.is_alive():
                 process.kill()
         self._folder.cleanup()

@@ -119,7 +119,7 @@ def rewired(sharded: bool, group_size: int, options: dict) -> tuple[int, dict, t
 
 
 @pytest.mark.parametrize("group_size", [1, 16])
-@pytest.mark.parametrize("options", [{"fraction": 0.4}, {"threshold": 0.1}, {"fraction": 0.3, "scope": "global"}])
+@pytest.mark.parametrize("options", [{"fraction": 0.4}, {"threshold": 0.2}, {"fraction": 0.3, "scope": "global"}])
 def test_topology_after_rewiring_is_bit_identical(pools, group_size, options):
     count, expected, momentum = rewired(False, group_size, options)
     assert count > 0
