@@ -152,6 +152,14 @@ def full(device: str) -> Plan:
     ], Budget(1.0, 0.2, 3, 60)
 
 
+def memory(device: str) -> Plan:
+    """Peak memory of a training step up to 8.6M labels; what other programs do meanwhile does not matter."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    base = Point("step", ALL_LABELS[0], dtype=dtype, device=device)
+    labels = (ALL_LABELS[0], ALL_LABELS[1], ALL_LABELS[3], *ALL_LABELS[5:])
+    return [sweep(base, (*FUSED, *CORE, "dense_chunked"), ("memory",), L=labels)], Budget()
+
+
 def gpu(device: str) -> Plan:
     """What a GPU shows in minutes: labels to 8.6M for the step, its memory and top-k; products, groups and rewiring."""
     base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
@@ -171,7 +179,7 @@ def gpu(device: str) -> Plan:
 
 
 SUITES: dict[str, Callable[[str], Plan]] = {
-    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu,
+    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "memory": memory,
 }  # fmt: skip
 
 

@@ -107,7 +107,9 @@ def _admit(task: Task, provider: Provider) -> int:
         free = free_bytes(point.device)
         limit = None if free is None else free - _HEADROOM
     if limit is not None and predicted > limit:
-        raise _Refused("oom", f"predicted: needs about {predicted / 2**30:.1f} GiB of {limit / 2**30:.1f} GiB free")
+        raise _Refused(
+            "oom", f"predicted: needs about {predicted / 2**30:.1f} GiB where {limit / 2**30:.1f} are allowed"
+        )
     check_provider(provider, point)
     return predicted
 
