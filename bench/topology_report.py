@@ -2,9 +2,74 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+METRICS = ("P@1", "P@3", "P@5")
+LABELS = {"none": "kept", "random": "random regrowth", "gradient": "gradient regrowth", "informed": "informed regrowth"}
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str, str], list[dict[str, Any]]]:
+    """Runs that differ in the seed only, ordered by intermediate layer, fan-in, start and regrowth."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["hidden"], row["fan_in"], row["start"], row["regrow"]].append(row)
+    return dict(sorted(groups.items()))
+
+
+def _cell(group: list[dict[str, Any]], metric: str) -> str:
+    values = [row[metric] for row in group]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
 
 def write_report(rows: list[dict[str, Any]], folder: Path) -> None:
-    pass
+    """Writes ``topology.md`` and ``topology.png``."""
+    if not rows:
+        raise ValueError("there are no rows to report: run python -m bench.topology_study first")
+    lines = [
+        "# Topology: where connections start and where they regrow",
+        "",
+        "EURLEX57K (45,000 / 6,000 rows, labels of the training split), tf-idf projected to 512 dimensions by SVD and frozen.",
+        "Adam with a cosine learning rate, batch 128, binary cross-entropy, head initialised to zero. Rewiring every 100",
+        "steps until 66 % of the training, fraction 0.2 decaying to 0 on a cosine; gradients for regrowth from 2,048 random",
+        "training rows and 4 K sampled candidates, centroids from all rows. ± is the standard deviation over seeds; a line",
+        "with 1 seed has no estimate of it. Precision is measured once, on the test split, after the last step.",
+        "",
+        "Command: `python -m bench.topology_study`, then `--report`. Raw rows: `topology.jsonl`. Wall times in the rows were",
+        "taken on a shared machine and are not measurements.",
+        "",
+        "| intermediate | K | start | rewiring | epochs | seeds | P@1 | P@3 | P@5 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (hidden, fan_in, start, regrow), group in _grouped(rows).items():
+        kind = ("dense", "", "") if fan_in == 0 else (str(fan_in), start, LABELS[regrow])
+        cells = (str(hidden or "none"), *kind, str(group[0]["epochs"]), str(len(group)))
+        lines.append("| " + " | ".join((*cells, *(_cell(group, metric) for metric in METRICS))) + " |")
+    (folder / "topology.md").write_text("\n".join(lines) + "\n\n![P@1 over fan-in](topology.png)\n")
+    _plot(rows, folder / "topology.png")
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    curves = defaultdict(list)
+    for (hidden, fan_in, start, regrow), group in _grouped(rows).items():
+        mean = statistics.mean(row["P@1"] for row in group)
+        if hidden == 0 and fan_in == 0:
+            axes.axhline(mean, color="black", linestyle=":", label="dense head")
+        elif hidden == 0:
+            curves[start, regrow].append((fan_in, mean))
+    for (start, regrow), points in sorted(curves.items()):
+        line = "-" if start == "informed" else "--"
+        axes.plot(*zip(*points, strict=True), line, marker="o", label=f"{start} start, {LABELS[regrow]}")
+    axes.set(xscale="log", xlabel="connections per label K", ylabel="P@1 in %")
+    axes.set_xticks([16, 32, 64, 128], ["16", "32", "64", "128"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)

@@ -22,11 +22,11 @@ def _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K
     keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
     if counts_ptr is not None:
         need = tl.load(counts_ptr + rows, mask=rows < R, other=0).to(tl.int32)
-    elif fixed >= 0:
-        need = tl.where(rows < R, fixed, 0).to(tl.int32)
     else:
+        # no branch on ``fixed``: Triton 3.7 fails on an ``if`` that yields such tensors
         below = (keys < threshold_key) & (rows < R)[:, None] & (k < K)[None, :]
-        need = tl.minimum(tl.sum(below.to(tl.int32), 1), D - K)
+        counted = tl.minimum(tl.sum(below.to(tl.int32), 1), D - K)
+        need = tl.where(fixed >= 0, tl.where(rows < R, fixed, 0).to(tl.int32), counted)
     lowest = tl.zeros([rows.shape[0]], tl.int32)
     for step in range(0, 31):
         trial = lowest | (1 << (30 - step))
@@ -91,11 +91,12 @@ def rewire_kernel(
         mask = pruned & (label < L)[:, None]
         value = tl.zeros([ROWS, BLOCK_K], tl.float32)
         if UNIFORM:
-            zero = tl.zeros([ROWS, BLOCK_K], tl.uint32)
-            counter = zero + (first_row * group_size + label).to(tl.uint32)[:, None]
-            words = tl.philox(seed, counter, zero + (k >> 2).to(tl.uint32)[None, :], zero, zero + _WEIGHTS)
-            j = zero.to(tl.int32) + (k & 3)[None, :]
-            word = tl.where(j < 2, tl.where(j == 0, words[0], words[1]), tl.where(j == 2, words[2], words[3]))
+            # names of their own: the compiler carries a name through the loop with the type it had before
+            zeros = tl.zeros([ROWS, BLOCK_K], tl.uint32)
+            labels = zeros + (first_row * group_size + label).to(tl.uint32)[:, None]
+            bits = tl.philox(seed, labels, zeros + (k >> 2).to(tl.uint32)[None, :], zeros, zeros + _WEIGHTS)
+            lane = zeros.to(tl.int32) + (k & 3)[None, :]
+            word = tl.where(lane < 2, tl.where(lane == 0, bits[0], bits[1]), tl.where(lane == 2, bits[2], bits[3]))
             value = ((word >> 8).to(tl.float32) * 1.1920928955078125e-07 - 1.0) * bound
         stored = round_nearest(value, weight_ptr.dtype.element_ty)
         tl.store(weight_ptr + label[:, None] * K + k[None, :], stored, mask=mask)
