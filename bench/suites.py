@@ -52,7 +52,10 @@ def sweep(base: Point, providers: Sequence[str], kinds: Sequence[str] = ("time",
 
 
 def tasks(sweeps: Iterable[Sweep], budget: Budget, memory_limit: int | None = None) -> list[Task]:
-    """One task per point with its providers interleaved, one per provider and point for memory; no job twice."""
+    """One task per point with its providers interleaved, one per provider and point for memory; no job twice.
+
+    The machine's limits are measured first, where anything is timed.
+    """
     timed: dict[Point, dict[str, None]] = {}
     weighed: dict[tuple[Point, str], None] = {}
     for part in sweeps:
@@ -61,7 +64,7 @@ def tasks(sweeps: Iterable[Sweep], budget: Budget, memory_limit: int | None = No
                 timed.setdefault(point, {}).update(dict.fromkeys(part.providers))
             if "memory" in part.kinds:
                 weighed.update(dict.fromkeys((point, name) for name in part.providers))
-    dtypes = {point.dtype: point for point in [*timed, *(point for point, _ in weighed)]}
+    dtypes = {point.dtype: point for point in timed}
     roofs = [
         Task("roof", (), Point("forward", 1, 1, 1, dtype=dtype, device=point.device)) for dtype, point in dtypes.items()
     ]
