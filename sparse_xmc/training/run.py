@@ -61,9 +61,8 @@ def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:
     return Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
 
 
-def _check_resumable(config: TrainingConfig, report: Report) -> None:
-    """Refuses a folder that holds another run; writes the effective configuration."""
-    os.makedirs(config.out, exist_ok=True)
+def _check_resumable(config: TrainingConfig) -> None:
+    """Refuses a folder that holds another run."""
     path = os.path.join(config.out, "identity.json")
     identity = json.loads(json.dumps(config.identity()))
     if os.path.exists(path):
@@ -75,7 +74,12 @@ def _check_resumable(config: TrainingConfig, report: Report) -> None:
                 f"{config.out} holds a run with other options ({', '.join(changed)}): "
                 "choose another --out, or --overwrite to begin anew"
             )
-    _write_text(path, json.dumps(identity))
+
+
+def _claim_folder(config: TrainingConfig) -> None:
+    """Makes the folder this run's, once its data are known to be readable; writes the effective configuration."""
+    os.makedirs(config.out, exist_ok=True)
+    _write_text(os.path.join(config.out, "identity.json"), json.dumps(config.identity()))
     _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
 
 
@@ -140,13 +144,14 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
             path = os.path.join(config.out, name)
             shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else None
             os.remove(path) if os.path.isfile(path) else None
-    _check_resumable(config, report)
+    _check_resumable(config)
 
     encoder: Any = build_encoder(config, 0) if config.encoder == "transformer" else None
     preparation = _preparation(config, encoder)
     inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
+    _claim_folder(config)
     vocabulary = LabelVocabulary.from_rows(rows)
     order = label_order(config, inputs, vocabulary.encode(rows))
     vocabulary = vocabulary.reordered(order)

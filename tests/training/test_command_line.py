@@ -133,7 +133,7 @@ def test_failures_are_one_line(run, capsys, monkeypatch):
     assert "no such file" in fails("train", "--train", str(run / "none.jsonl"), *out)
     (run / "empty.jsonl").write_text("")
     assert "no tf-idf terms" in fails("train", "--train", str(run / "empty.jsonl"), *out)
-    (run / "bare.jsonl").write_text('{"text": "a b", "labels": []}\n')
+    (run / "bare.jsonl").write_text('{"text": "some words", "labels": []}\n')
     assert "no rows with labels" in fails("train", "--train", str(run / "bare.jsonl"), *out)
     assert "holds no trained model" in fails("evaluate", str(run / "b"), "--test", str(run / "test.jsonl"))
     (run / "bad.toml").write_text("fan_on = 3\n")
