@@ -27,9 +27,11 @@ def free_feature(held, rank, in_features, K):
     taken = tl.sum((held == rank[:, None]).to(tl.int32), 1) > 0
     base = free + tl.sum((held < rank[:, None]).to(tl.int32), 1)
     feature = tl.where(taken, base, rank)
-    moved = taken
-    while tl.max(moved.to(tl.int32), 0) > 0:
+    # the condition is a scalar of its own: Triton 3.7 can't lower one that reduces a tensor the loop carries
+    moved = tl.max(taken.to(tl.int32), 0)
+    while moved > 0:
         passed = tl.sum(((held >= free) & (held <= feature[:, None])).to(tl.int32), 1)
-        moved = taken & (base + passed != feature)
-        feature = tl.where(taken, base + passed, feature)
+        further = tl.where(taken, base + passed, feature)
+        moved = tl.max((further != feature).to(tl.int32), 0)
+        feature = further
     return feature

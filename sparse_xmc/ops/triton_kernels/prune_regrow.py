@@ -217,7 +217,7 @@ def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, fi
     R, K = indices.shape
     out = torch.empty(R, count, dtype=indices.dtype, device=indices.device)
     block_k, block_c = triton.next_power_of_2(K), triton.next_power_of_2(count)
-    rows = max(1, min(32, 4096 // (block_k + block_c)))
+    rows = max(1, min(32, 4096 // triton.next_power_of_2(block_k + block_c)))
     with on_device(indices):
         candidates_kernel[(triton.cdiv(R, rows),)](
             indices, out, seed, first_row, R, K, count, in_features, ROWS=rows, BLOCK_K=block_k, BLOCK_C=block_c
