@@ -8,10 +8,21 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from sparse_xmc.ops.cpu_kernels import _threads
+from sparse_xmc.ops.cpu_kernels._integer_lanes import (
+    count_at_most,
+    differs,
+    higher,
+    lower,
+    middle,
+    raise_low,
+    sink_high,
+)
 from sparse_xmc.ops.cpu_kernels._magnitude import lowest_counts, score_row
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel, store
 from sparse_xmc.ops.cpu_kernels._philox import philox
 from sparse_xmc.ops.cpu_kernels._sampling import ranks_to_free_features, sample_distinct
+from sparse_xmc.ops.cpu_kernels._simd import load, splat
+from sparse_xmc.ops.cpu_kernels._simd import store as store_vector
 
 _CHUNK = 1 << 19  # slots whose changes are remembered at a time, for the state tensors
 _LANES = 16  # rows that are searched together
@@ -19,32 +30,23 @@ _REGROW, _CANDIDATES, _WEIGHTS = 1, 2, 3  # streams of random numbers
 
 
 @register_jitable
-def _thresholds(keys, need, low, high, middle, at_most):
-    """For each of the ``_LANES`` rows of ``keys [K, _LANES]``, in ``low``: a number that exactly ``need`` keys do not
+def _thresholds(keys, need, found):
+    """For each of the ``_LANES`` rows of ``keys [K * _LANES]``, in ``found``: a number that exactly ``need`` keys do not
     exceed or, where ties prevent that, the ``need``-th lowest key. Bisection in all lanes at once."""
-    K = keys.shape[0]
-    low[:], high[:] = keys[0], keys[0]
-    for k in range(K):
-        for t in range(_LANES):
-            low[t], high[t] = min(low[t], keys[k, t]), max(high[t], keys[k, t])
-    for t in range(_LANES):
-        high[t] = high[t] if need[t] > 0 else low[t]
-    while True:
-        open_lanes = np.uint32(0)
-        for t in range(_LANES):
-            open_lanes |= low[t] ^ high[t]
-            middle[t] = low[t] + ((high[t] - low[t]) >> np.uint32(1))
-            at_most[t] = 0
-        if open_lanes == 0:
-            return
-        for k in range(K):
-            for t in range(_LANES):
-                at_most[t] += np.uint32(keys[k, t] <= middle[t])
-        for t in range(_LANES):
-            enough = at_most[t] >= need[t]
-            above = np.uint32(middle[t] + np.uint32(1))
-            low[t] = middle[t] if at_most[t] == need[t] else (low[t] if enough else above)
-            high[t] = middle[t] if enough else high[t]
+    wanted = load(need, 0, _LANES)
+    zero = splat(np.uint32(0), _LANES)
+    low = load(keys, 0, _LANES)
+    high = low
+    for i in range(_LANES, keys.shape[0], _LANES):
+        key = load(keys, i, _LANES)
+        low, high = lower(low, key), higher(high, key)
+    while differs(low, high):
+        probe, at_most = middle(low, high), zero
+        for i in range(0, keys.shape[0], _LANES):
+            at_most = count_at_most(at_most, load(keys, i, _LANES), probe)
+        low = raise_low(low, probe, at_most, wanted)
+        high = sink_high(high, probe, at_most, wanted)
+    store_vector(found, 0, low)
 
 
 @register_jitable
@@ -83,9 +85,9 @@ def _rewire(
     chunk, slots, changed, totals, task, start, stop,
 ):  # fmt: skip
     K = indices.shape[1]
-    acc, keys = np.empty(K, np.float32), np.zeros((K, _LANES), np.uint32)
-    need, low, high = np.zeros(_LANES, np.uint32), np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32)
-    middle, at_most = np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32)
+    acc, flat = np.empty(K, np.float32), np.zeros(K * _LANES, np.uint32)
+    keys = flat.reshape(K, _LANES)
+    need, low = np.zeros(_LANES, np.uint32), np.empty(_LANES, np.uint32)
     found, fresh = np.empty(K + 1, np.uint16), np.empty(K, np.uint32)
     free = in_features - K
     limit = min(free, K)
@@ -109,7 +111,7 @@ def _rewire(
             need[t] = count
             changed[row - chunk] = count
             total += count
-        _thresholds(keys, need, low, high, middle, at_most)
+        _thresholds(flat, need, low)
         for t in range(lanes):
             row, count = tile + t, np.int64(need[t])
             if count == 0:
