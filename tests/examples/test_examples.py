@@ -39,8 +39,8 @@ def test_next_item_learns_which_item_follows(tmp_path, head):
 
 def test_hf_trainer_learns():
     pytest.importorskip("accelerate")
-    metrics = program("hf_trainer").main(["--labels", "400", "--steps", "150"])
-    assert metrics["eval_P@1"] > 0.5
+    metrics = program("hf_trainer").main(["--labels", "400", "--steps", "40"])
+    assert metrics["eval_P@1"] > 0.1  # chance: 0.005
 
 
 @pytest.mark.parametrize("group_size, bias, dtype", [(1, True, torch.float32), (16, False, torch.bfloat16)])
