@@ -22,7 +22,7 @@ def _title(page: Path) -> str:
 
 
 def _machine(folder: Path) -> str:
-    rows = RowFile(folder).read()
+    rows = [row for row in RowFile(folder).read() if "status" in row]
     last = rows[-1]
     where = last.get("gpu") or f"{last['cpu']}, {last['cores']} cores"
     commits = sorted({str(r["commit"])[:8] for r in rows if r.get("status") == "ok"})
@@ -51,7 +51,7 @@ def regenerate(reports: Path = REPORTS) -> Path:
             plot_folder(folder)
             write_table(folder)
             measured.append(folder)
-    has_gpu = any(row.get("gpu") for folder in measured for row in RowFile(folder).read()[-1:])
+    has_gpu = any(row.get("gpu") for folder in measured for row in RowFile(folder).read())
     text = [
         "# Reports",
         "",

@@ -41,6 +41,7 @@ def test_report_of_a_folder_and_index(tmp_path) -> None:
     file.append(
         {**_row("sparse_xmc", 1.0, gpu="NVIDIA Test-1"), "kind": "tune", "first_ms": 2.0, "tuned_ms": 1.0, "gain": 2}
     )
+    file.append({"kind": "end", "run": "r", "suite": "gpu"})
     (source / "environment.json").write_text(json.dumps({"gpu": "NVIDIA Test-1", "torch": "2", "commit": "c0ffee"}))
     (source / "done").mkdir()
     (source / "done" / "tests").write_text("0")
