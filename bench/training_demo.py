@@ -72,7 +72,8 @@ def train(data: training_data.DataSet, settings: Settings) -> dict[str, Any]:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
     inputs, num_rows = DenseInputs(data.train_x), len(data.train_x)
     total = math.ceil(num_rows / settings.batch) * settings.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total, pct_start=0.1)
+    warm_up = max(2, total // 10) / total  # of one step there is no slope
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total, pct_start=warm_up)
     start, step = time.perf_counter(), 0
     for epoch in range(settings.epochs):
         model.train()
