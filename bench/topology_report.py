@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def _cell(group: list[dict[str, Any]], metric: str) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def write_report(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Writes ``topology.md`` and ``topology.png``."""
+def write_report(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str] = ()) -> None:
+    """Writes ``topology.md`` and ``topology.png``; ``missing`` names the planned runs that have no row."""
     if not rows:
         raise ValueError("there are no rows to report: run python -m bench.topology_study first")
     lines = [
@@ -48,6 +49,8 @@ def write_report(rows: list[dict[str, Any]], folder: Path) -> None:
         kind = ("dense", "", "") if fan_in == 0 else (str(fan_in), start, LABELS[regrow])
         cells = (str(hidden or "none"), *kind, str(group[0]["epochs"]), str(len(group)))
         lines.append("| " + " | ".join((*cells, *(_cell(group, metric) for metric in METRICS))) + " |")
+    if missing:
+        lines += ["", "Planned and not run yet:", "", *(f"- `{name}`" for name in missing)]
     (folder / "topology.md").write_text("\n".join(lines) + "\n\n![P@1 over fan-in](topology.png)\n")
     _plot(rows, folder / "topology.png")
 

@@ -194,7 +194,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the report, measure nothing")
     arguments = parser.parse_args()
     if arguments.report:
-        write_report(read_rows(), ROWS.parent)
+        rows = read_rows()
+        done = {row["name"] for row in rows}
+        write_report(rows, ROWS.parent, [run.name for run in runs() if run.name not in done])
         return
     began, data = time.monotonic(), load_features(512)
     done = {row["name"] for row in read_rows()}
