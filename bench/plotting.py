@@ -107,7 +107,7 @@ def _conditions(part: pd.DataFrame, *names: str) -> str:
 
 def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[plt.Figure, Axes]:
     figure, axes = plt.subplots(figsize=(7.2, 4.6))
-    axes.set_title(f"{title}\n", fontsize=11.5, loc="left", fontweight="bold")
+    axes.set_title(f"{title}\n", pad=9, fontsize=11.5, loc="left", fontweight="bold")
     axes.text(0, 1.015, _conditions(part, *conditions), transform=axes.transAxes, fontsize=7.5, color="#555555")
     _plain(axes)
     return figure, axes
@@ -144,7 +144,7 @@ def _milliseconds(value: float, _: int = 0) -> str:
 
 
 def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataFrame], pd.Series]) -> None:
-    """A line per provider; where the first missing point is for want of memory, a cross and "out of memory"."""
+    """A line per provider; where the next point is missing for want of memory, it says so."""
     order = list(providers())
     for name in sorted(part["provider"].unique(), key=lambda n: order.index(n) if n in order else len(order)):
         own = part[part["provider"] == name].sort_values(along)
@@ -160,10 +160,15 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
         lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
         if not lost.empty:
             last = good.iloc[-1:]
+            predicted = str(lost.sort_values(along).iloc[0]["reason"]).startswith("predicted")
             axes.annotate(
-                "out of memory", (last[along].iloc[0], value(last).iloc[0]), xytext=(6, 6), textcoords="offset points",
-                fontsize=7, color=style["color"],
-            )  # fmt: skip
+                "over the memory limit" if predicted else "out of memory",
+                (last[along].iloc[0], value(last).iloc[0]),
+                xytext=(6, 6),
+                textcoords="offset points",
+                fontsize=7,
+                color=style["color"],
+            )
 
 
 def _median(part: pd.DataFrame) -> pd.Series:
@@ -201,20 +206,24 @@ def headline(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
     for axes, (title, part, draw) in zip(all_axes, parts, strict=True):
-        axes.set_title(f"{title}\n", fontsize=11.5, loc="left", fontweight="bold")
+        axes.set_title(f"{title}\n", pad=9, fontsize=11.5, loc="left", fontweight="bold")
         _plain(axes)
         draw(axes, part)
         axes.tick_params(axis="x", labelsize=8)
     all_axes[0].text(
         0,
         1.015,
-        _conditions(parts[1][1], "B", "D", "K"),
+        _conditions(pd.concat([part for _, part, _ in parts]), "B", "D", "K"),
         transform=all_axes[0].transAxes,
         fontsize=7.5,
         color="#555555",
     )
     figure.subplots_adjust(wspace=0.24)
-    return _legend(figure, all_axes[1])
+    shown = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    all_axes[1].legend(
+        shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    return figure
 
 
 def step_time(rows: pd.DataFrame) -> plt.Figure | None:

@@ -94,7 +94,7 @@ def demo(device: str) -> Plan:
         sweep(base, CORE, mode=("forward",), L=labels),
         sweep(base, CORE, L=ALL_LABELS[:3]),
         sweep(base, [n for n in CORE if n != "dense"], K=(8, 16, 32, 64)),
-    ], Budget(0.25, 0.05, 2, 15)
+    ], Budget(0.4, 0.3, 3, 30)
 
 
 def quick(device: str) -> Plan:
