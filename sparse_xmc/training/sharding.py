@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.distributed.restarts import init_process_group
 from sparse_xmc.distributed.shared_rows import shard_model_, whole_state
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.training.bundle import Bundle
@@ -114,7 +115,7 @@ def training_ranks(device: torch.device) -> Iterator[TrainingRanks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield TrainingRanks(Ranks(dist.group.WORLD, device))
     finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from sparse_xmc.distributed import LabelShardedLinear, checkpoint
+from sparse_xmc.distributed import LabelShardedLinear, checkpoint, init_process_group
 
 D, L, K, STEPS = 16, 40, 4, 6
 
@@ -44,7 +45,9 @@ def train(folder: str, lose_rank: bool = False) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+        time.sleep(1)  # the other rank looks for this one first and must not find the address of the one that died
+    init_process_group("gloo")
     result = train(sys.argv[1], lose_rank=True)
     if dist.get_rank() == 0:
         torch.save(result, os.path.join(sys.argv[1], "result.pt"))
