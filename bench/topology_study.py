@@ -70,12 +70,15 @@ def runs() -> Iterator[Run]:
         for regrow in ("none", "random"):
             yield Run(64, "random", regrow, seed=seed)
     for fan_in in (16, 32, 128):
-        for start, regrow in (("random", "none"), ("random", "random"), ("informed", "none"), ("informed", "gradient")):
-            yield Run(fan_in, start, regrow)
+        for start in ("random", "informed"):
+            for regrow in ("none", "random", "gradient", "informed"):
+                yield Run(fan_in, start, regrow)
     for start, regrow in (("random", "none"), ("random", "random"), ("random", "gradient")):
         yield Run(64, start, regrow, hidden=1024, lr=2e-3, epochs=4)
     for seed in (1, 2):
         yield Run(64, "informed", "gradient", seed=seed)
+    for seed in (0, 1, 2):
+        yield Run(64, "informed", "gradient", seed=seed, epochs=12)
 
 
 def load_features(dimensions: int) -> training_data.DataSet:

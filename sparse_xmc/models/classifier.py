@@ -25,9 +25,8 @@ class XMCClassifier(nn.Module):
             ``topk(x, k)``.
         penultimate: module between encoder and head (``models.intermediate_layer``).
         auxiliary: objective over label clusters on the encoder's features.
-        lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each
-        head has
-            a loss of its own; predictions add their logits, ``lexical_share`` of them the second head's.
+        lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each head
+            has a loss of its own; predictions add their logits, ``lexical_share`` of them the second head's.
     """
 
     encoder: Any

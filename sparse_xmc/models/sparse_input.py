@@ -25,10 +25,8 @@ _TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
 class SparseInputLinear(FixedFanInLinear):
     """``FixedFanInLinear`` on ``torch.sparse_csr`` rows ``[B, D]``, with ``loss`` and ``topk``.
 
-    On a CPU the work is proportional to the nonzeros of a row and the connections of its features, not to ``L * K``;
-    on other
-    devices the rows are made dense, ``[B, D]``. ``num_bytes`` counts weights, indices and bias; on a CPU the inverted index
-    of the connections (4 bytes each) comes on top while the layer is in use.
+    On a CPU a connection costs work only for the rows of the batch that hold its feature; on other devices the rows
+    are made dense, ``[B, D]``.
 
     Args:
         dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
@@ -106,10 +104,9 @@ class SparseInputLinear(FixedFanInLinear):
 def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:
     """For each row of indices the ``fan_in`` features with the largest |mean over its positives - mean over all|.
 
-    ``ops.informed_indices`` for sparse features, where a label's candidates are the features of its own rows: time
-    and memory
-    ``O(sum of nnz of the positives)``, a block of labels at a time. Rows with fewer candidates are filled up with the
-    features that are most frequent over all rows.
+    ``ops.informed_indices`` for sparse features, where a label's candidates are the features of its own rows: time and
+    memory ``O(sum of nnz of the positives)``, a block of labels at a time. Rows with fewer candidates are filled up
+    with the features that are most frequent over all rows.
 
     Args:
         features: ``[N, D]``, training rows.

@@ -1,5 +1,4 @@
-"""Fixed fan-in layer over sparse input rows (tf-idf, one-hot): ``x`` is ``torch.sparse_csr [B, D]`` and gets
-no gradient."""
+"""Fixed fan-in layer over sparse input rows (tf-idf, one-hot): ``x`` is ``torch.sparse_csr [B, D]``, without gradient."""
 
 from __future__ import annotations
 
@@ -8,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, check_targets, check_topology
+from sparse_xmc.ops._arguments import LayerShape, check_topology
 from sparse_xmc.ops._backend import kernels
-from sparse_xmc.ops.transpose import transpose_indices
+from sparse_xmc.ops._targets import sorted_positives
 
 
 @torch.library.custom_op("sparse_xmc::sparse_input_forward", mutates_args=(), device_types="cpu")
@@ -18,14 +17,14 @@ def sparse_input_forward(
     crow: Tensor,
     col: Tensor,
     values: Tensor,
+    in_features: int,
     weight: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
+    indices: Tensor,
     bias: Tensor | None,
     group_size: int,
 ) -> Tensor:
     """Logits [B, L] float32 of sparse rows."""
-    return kernels("sparse_input", weight).forward(crow, col, values, weight, offsets, positions, bias, group_size)
+    return kernels("sparse_input", weight).forward(crow, col, values, in_features, weight, indices, bias, group_size)
 
 
 @sparse_input_forward.register_fake
@@ -33,9 +32,9 @@ def _(
     crow: Tensor,
     col: Tensor,
     values: Tensor,
+    in_features: int,
     weight: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
+    indices: Tensor,
     bias: Tensor | None,
     group_size: int,
 ) -> Tensor:
@@ -47,19 +46,19 @@ def sparse_input_loss(
     crow: Tensor,
     col: Tensor,
     values: Tensor,
+    in_features: int,
     weight: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
+    indices: Tensor,
     bias: Tensor | None,
-    target_crow: Tensor,
-    target_col: Tensor,
+    labels: Tensor,
+    rows: Tensor,
     loss: str,
     group_size: int,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the loss and its gradients dw [L, K], db [L] (empty unless ``gradients``)."""
     return kernels("sparse_input", weight).loss_gradients(
-        crow, col, values, weight, offsets, positions, bias, target_crow, target_col, loss, group_size, gradients
+        crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, gradients
     )
 
 
@@ -68,12 +67,12 @@ def _(
     crow: Tensor,
     col: Tensor,
     values: Tensor,
+    in_features: int,
     weight: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
+    indices: Tensor,
     bias: Tensor | None,
-    target_crow: Tensor,
-    target_col: Tensor,
+    labels: Tensor,
+    rows: Tensor,
     loss: str,
     group_size: int,
     gradients: bool,
@@ -89,10 +88,10 @@ def _(
 class _SparseInputLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-        crow, col, values, offsets, positions, target_crow, target_col, loss, group_size = arguments
+        crow, col, values, in_features, indices, labels, rows, loss, group_size = arguments
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         total, dw, db = sparse_input_loss(
-            crow, col, values, weight, offsets, positions, bias, target_crow, target_col, loss, group_size, needed
+            crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, needed
         )
         ctx.save_for_backward(dw, db)
         return total
@@ -134,12 +133,11 @@ def fixed_fan_in_sparse_loss(
     bias in one sweep.
 
     Args:
-        targets: ``torch.sparse_csr [B, L]`` with ascending labels in each row.
+        targets: ``torch.sparse_csr [B, L]``; its values are ignored.
 
     No ``[B, L]`` tensor is made. The other arguments are those of ``fixed_fan_in_loss``.
     """
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
-    check_targets(targets, x.shape[0], shape.L)
     if loss not in ("bce", "squared_hinge"):
         raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
     if reduction not in ("mean", "sum"):
@@ -150,9 +148,9 @@ def fixed_fan_in_sparse_loss(
         x.crow_indices(),
         x.col_indices(),
         x.values(),
-        *transpose_indices(indices, shape.D),
-        targets.crow_indices(),
-        targets.col_indices(),
+        shape.D,
+        indices,
+        *sorted_positives(targets, x.shape[0], shape.L),
         loss,
         group_size,
     )
@@ -169,5 +167,5 @@ def fixed_fan_in_sparse_linear(
 ) -> Tensor:
     """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
-    inverted = transpose_indices(indices, shape.D)
-    return sparse_input_forward(x.crow_indices(), x.col_indices(), x.values(), weight, *inverted, bias, group_size)
+    rows = (x.crow_indices(), x.col_indices(), x.values())
+    return sparse_input_forward(*rows, shape.D, weight, indices, bias, group_size)
