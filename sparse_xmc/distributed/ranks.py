@@ -104,6 +104,16 @@ class Ranks:
                 dist.broadcast(tensor, group=self.group, group_src=0)
         return tensor
 
+    def pass_to_first(self, tensor: Tensor, sender: int, what: str) -> Tensor:
+        """Copies a tensor of rank ``sender`` to the first rank's, which has its shape and dtype; for these two ranks."""
+        if sender != 0:
+            with self._naming(what):
+                if self.rank == sender:
+                    dist.send(tensor, group_dst=0, group=self.group)
+                else:
+                    dist.recv(tensor, group_src=sender, group=self.group)
+        return tensor
+
 
 class PendingGather:
     """An all-gather under way."""

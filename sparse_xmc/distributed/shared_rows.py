@@ -6,8 +6,6 @@ head for ranks with rows of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,13 +35,12 @@ class _SumGradient(torch.autograd.Function):
 
 
 class SharedRows(FixedFanInLinear):
-    """Mixed into a layer's class by ``shard_layer_``; ``out_features`` is this rank's number of labels."""
+    """Mixed into a layer's class by ``shard_layer_``; ``out_features`` and the tensors are of this rank's labels."""
 
     ranks: Ranks
     blocks: list[range]
     labels: range
     gathers_forward: bool
-    gathers_state: bool
 
     def loss(self, x: Tensor, targets: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
         if x.layout == torch.strided:
@@ -79,19 +76,6 @@ class SharedRows(FixedFanInLinear):
     def rewire_(self, **options: Any) -> Tensor:  # type: ignore[override]
         return rewire_shard(super().rewire_, self.weight, self.group_size, self.blocks, self.ranks, **options)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.gathers_state:
-            return
-        labels = [len(block) for block in self.blocks]
-        rows = [num_index_rows(size, self.group_size) for size in labels]
-        for name in ("weight", "bias"):
-            if prefix + name in destination:
-                own = destination[prefix + name].detach()
-                destination[prefix + name] = self.ranks.gather_rows(own, labels, f"all-gather of the {name}")
-        indices = self.ranks.gather_rows(self.indices.int(), rows, "all-gather of the indices")
-        destination[prefix + "indices"] = indices.to(self.indices.dtype)
-
 
 def column_block(targets: Tensor, labels: range) -> Tensor:
     """Columns ``labels`` of a CSR matrix, numbered from 0."""
@@ -107,48 +91,41 @@ def column_block(targets: Tensor, labels: range) -> Tensor:
     )
 
 
-@torch.no_grad()
-def shard_layer_(layer: FixedFanInLinear, ranks: Ranks) -> None:
-    """Leaves this rank's block of labels in a whole layer that all ranks hold alike."""
+def shard_layer_(layer: FixedFanInLinear, ranks: Ranks, seed: int) -> None:
+    """Makes of a layer on the meta device this rank's labels of the layer that has this seed."""
+    assert layer.weight.is_meta
     blocks = label_blocks(layer.out_features, ranks.size, group_size=layer.group_size)
     labels = blocks[ranks.rank]
-    rows = slice(labels.start // layer.group_size, num_index_rows(labels.stop, layer.group_size))
-    layer.weight = nn.Parameter(layer.weight[labels.start : labels.stop].clone())
+    rows = num_index_rows(len(labels), layer.group_size)
+    layer.weight = nn.Parameter(torch.empty_like(layer.weight[: len(labels)], device=ranks.device))
     if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias[labels.start : labels.stop].clone())
-    layer.indices = layer.indices[rows].clone()
+        layer.bias = nn.Parameter(torch.empty_like(layer.bias[: len(labels)], device=ranks.device))
+    layer.indices = torch.empty_like(layer.indices[:rows], device=ranks.device)
     layer.out_features = len(labels)
+    layer.reset_parameters(seed, first_label=labels.start)
     layer.__class__ = type(f"Sharded{type(layer).__name__}", (SharedRows, type(layer)), {})
     assert isinstance(layer, SharedRows)
-    layer.ranks, layer.blocks, layer.labels = ranks, blocks, labels
-    layer.gathers_forward, layer.gathers_state = True, False
+    layer.ranks, layer.blocks, layer.labels, layer.gathers_forward = ranks, blocks, labels, True
 
 
-def shard_model_(model: nn.Module, ranks: Ranks) -> list[str]:
-    """Shards every fixed fan-in layer of a model and gives all ranks the first one's other tensors; names of the layers.
+@torch.no_grad()
+def shard_model_(model: nn.Module, ranks: Ranks, seed: int) -> None:
+    """Makes a model whose fixed fan-in layers are on the meta device one whose labels are spread over the ranks.
+
+    Each rank makes its own labels of these layers, as a whole layer with this seed has them; the first rank's other
+    parameters and buffers go to all ranks.
 
     Raises:
         ValueError: the model has no fixed fan-in layer.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FixedFanInLinear)}
+    layers = [layer for layer in model.modules() if isinstance(layer, FixedFanInLinear)]
     if not layers:
         raise ValueError("the model has no fixed fan-in layer whose labels could be spread over the ranks")
-    for tensor in model.state_dict().values():
-        sent = tensor.int() if tensor.dtype == torch.uint16 else tensor
-        tensor.copy_(ranks.copy_first_(sent, "copy of the first rank's model"))
-    for layer in layers.values():
-        shard_layer_(layer, ranks)
-    return list(layers)
-
-
-@contextmanager
-def whole_state(model: nn.Module) -> Iterator[None]:
-    """Within it ``model.state_dict()``, to be called on all ranks, is that of the whole model."""
-    layers = [layer for layer in model.modules() if isinstance(layer, SharedRows)]
     for layer in layers:
-        layer.gathers_state = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gathers_state = False
+        shard_layer_(layer, ranks, seed)
+    model.to(ranks.device)
+    own = {id(tensor) for layer in layers for tensor in layer.state_dict(keep_vars=True).values()}
+    for tensor in model.state_dict(keep_vars=True).values():
+        if id(tensor) not in own:
+            sent = tensor.detach().int() if tensor.dtype == torch.uint16 else tensor.detach()
+            tensor.copy_(ranks.copy_first_(sent, "copy of the first rank's model"))

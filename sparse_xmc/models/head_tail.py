@@ -71,6 +71,7 @@ class HeadTailLinear(nn.Module):
         in_features, out_features, fan_in, group_size, seed: as in ``FixedFanInLinear``.
         num_head: labels with a dense row, in ``[1, out_features)``.
         split: number of first features that only the head reads; the tail reads the others. None: both read all.
+        tail_device: of the tail's parameters; "meta" where its labels are made later, on several ranks.
 
     Source: HASTE, ICML 2026 (head-tail split, private features).
     """
@@ -85,6 +86,7 @@ class HeadTailLinear(nn.Module):
         group_size: int = 1,
         split: int | None = None,
         seed: int | None = None,
+        tail_device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_positive_int("num_head", num_head)
@@ -95,7 +97,12 @@ class HeadTailLinear(nn.Module):
         self.in_features, self.out_features, self.num_head, self.split = in_features, out_features, num_head, split
         self.head = DenseLinear(split or in_features, num_head, seed=seed)
         self.tail = FixedFanInLinear(
-            in_features - (split or 0), out_features - num_head, fan_in, group_size=group_size, seed=seed
+            in_features - (split or 0),
+            out_features - num_head,
+            fan_in,
+            group_size=group_size,
+            device=tail_device,
+            seed=seed,
         )
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:

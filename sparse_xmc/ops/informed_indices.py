@@ -20,7 +20,9 @@ from sparse_xmc.ops.init_indices import init_indices
 
 
 @torch.no_grad()
-def informed_indices(x: Tensor, targets: Tensor, fan_in: int, *, group_size: int = 1, seed: int = 0) -> Tensor:
+def informed_indices(
+    x: Tensor, targets: Tensor, fan_in: int, *, group_size: int = 1, seed: int = 0, first_row: int = 0
+) -> Tensor:
     """The ``fan_in`` features of each label with the largest |mean over its positives - mean over all rows|.
 
     That is where the dense gradient of the loss is largest at the first step. Groups take the features of the largest
@@ -33,6 +35,7 @@ def informed_indices(x: Tensor, targets: Tensor, fan_in: int, *, group_size: int
         fan_in: ``K``, at most ``D``.
         group_size: labels that share a row of the result.
         seed: of the connections of rows without positives.
+        first_row: the result is that of rows ``first_row`` and following of a larger layer, ``targets`` its columns.
 
     Returns:
         ``[ceil(L / group_size), K]``, best feature first: uint16 where ``D <= 65,536``, else int32.
@@ -55,7 +58,7 @@ def informed_indices(x: Tensor, targets: Tensor, fan_in: int, *, group_size: int
     if targets.device != x.device:
         raise ValueError(f"targets must be on x's device {x.device}, got {targets.device}")
     shape = LayerShape(L, fan_in, D, num_index_rows(L, group_size))
-    indices = init_indices(shape.R, D, fan_in, seed=check_seed(seed), device=x.device)
+    indices = init_indices(shape.R, D, fan_in, seed=check_seed(seed), device=x.device, first_row=first_row)
     centroids = Centroids(x, sorted_positives(targets, N, L))
     for start, stop in row_blocks(shape, group_size, D):
         contrast, _ = centroids.contrast(start * group_size, min(stop * group_size, L))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from sparse_xmc import ops
 from sparse_xmc.data import DenseInputs, Inputs, SparseInputs, to_torch_csr
+from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.distributed.shared_rows import SharedRows, shard_model_
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import (
@@ -71,14 +74,20 @@ def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bo
     return BagOfWordsEncoder(num_features, config.embedding_dim or 512, dropout=config.dropout, seed=config.seed)
 
 
-def build_model(config: TrainingConfig, encoder: Any, num_labels: int, clusters: Tensor | None) -> XMCClassifier:
-    """Encoder, intermediate layer, head and auxiliary objective, with random connections."""
+def build_model(
+    config: TrainingConfig, encoder: Any, num_labels: int, clusters: Tensor | None, *, spread: bool = False
+) -> XMCClassifier:
+    """Encoder, intermediate layer, head and auxiliary objective, with random connections.
+
+    With ``spread`` the fixed fan-in layers are on the meta device, for ``shard_model_`` to make.
+    """
     width = encoder.out_features
     penultimate = None
     if config.intermediate and not config.reads_terms:
         penultimate = intermediate_layer(width, config.intermediate, dropout=config.dropout)
     D = width if config.reads_terms else config.intermediate or width
     shape: dict[str, Any] = {"group_size": config.group_size, "seed": config.seed}
+    place = torch.device("meta") if spread else nullcontext()
     head: nn.Module
     if config.head == "dense":
         if config.reads_terms:
@@ -87,16 +96,21 @@ def build_model(config: TrainingConfig, encoder: Any, num_labels: int, clusters:
     elif config.head == "head_tail":
         if config.reads_terms:
             raise ValueError("head='head_tail' on sparse terms is not supported: set embedding_dim (512, say)")
-        head = HeadTailLinear(D, num_labels, config.fan_in, num_head=num_head_labels(config, num_labels), **shape)
+        num_head = num_head_labels(config, num_labels)
+        tail_device = "meta" if spread else None
+        head = HeadTailLinear(D, num_labels, config.fan_in, num_head=num_head, tail_device=tail_device, **shape)
     elif config.reads_terms:
-        head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
+        with place:
+            head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
     else:
-        head = FixedFanInLinear(D, num_labels, min(config.fan_in, D), **shape)
+        with place:
+            head = FixedFanInLinear(D, num_labels, min(config.fan_in, D), **shape)
     lexical = None
     if config.lexical_fan_in and isinstance(encoder, BagOfWordsEncoder):
         V = encoder.in_features
         fan_in = min(config.lexical_fan_in, V)
-        lexical = SparseInputLinear(V, num_labels, fan_in, dropout=config.input_dropout, **shape)
+        with place:
+            lexical = SparseInputLinear(V, num_labels, fan_in, dropout=config.input_dropout, **shape)
     auxiliary = None
     if clusters is not None:
         if config.reads_terms:
@@ -130,31 +144,42 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
         parts.append((model.lexical, 0))
     for part, start in parts:
         assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
-        part.bias.copy_(prior[start : start + part.out_features])
+        first = start + (part.labels.start if isinstance(part, SharedRows) else 0)
+        part.bias.copy_(prior[first : first + part.out_features])
         if not isinstance(part, FixedFanInLinear):
             part.weight.mul_(0.1)
             continue
         part.weight.zero_()
         if config.topology == "random":
             continue
-        part_targets = targets[:, start : start + part.out_features].tocsr()
+        part_targets = targets[:, first : first + part.out_features].tocsr()
         if isinstance(part, SparseInputLinear):
             assert isinstance(inputs, SparseInputs)
             indices = informed_terms(inputs.matrix, part_targets, part.fan_in, group_size=part.group_size)
         else:
-            indices = _informed(model, part, inputs, part_targets, config)
+            indices = _informed(model, part, inputs, part_targets, config, (first - start) // part.group_size)
         part.indices.copy_(indices)
 
 
 def _informed(
-    model: XMCClassifier, part: FixedFanInLinear, inputs: Inputs, targets: sp.csr_matrix, config: TrainingConfig
+    model: XMCClassifier,
+    part: FixedFanInLinear,
+    inputs: Inputs,
+    targets: sp.csr_matrix,
+    config: TrainingConfig,
+    first_row: int,
 ) -> Tensor:
     rows = np.arange(len(inputs))
     if len(rows) > _CENTROID_ROWS:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, _CENTROID_ROWS, replace=False))
     x = head_features(model, inputs, rows)[:, -part.in_features :].contiguous()
     return ops.informed_indices(
-        x, to_torch_csr(targets[rows]), part.fan_in, group_size=part.group_size, seed=config.seed
+        x,
+        to_torch_csr(targets[rows]),
+        part.fan_in,
+        group_size=part.group_size,
+        seed=config.seed,
+        first_row=first_row,
     )
 
 
@@ -251,16 +276,25 @@ def build(
     device: torch.device,
     *,
     initialise: bool = True,
+    ranks: Ranks | None = None,
 ) -> XMCClassifier:
     """The model for training, its labels in the order of the columns of ``targets``.
 
     ``initialise=False`` leaves out what a checkpoint overwrites: embeddings from the SVD and informed connections.
+    Each of several ``ranks`` makes its own labels of the fixed fan-in layers only.
     """
     torch.manual_seed(config.seed)
-    if initialise and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
+    spread = ranks is not None and ranks.size > 1
+    first = ranks is None or ranks.rank == 0
+    if initialise and first and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
         assert isinstance(inputs, SparseInputs)
         initialise_embeddings(config, encoder, inputs)
-    model = build_model(config, encoder, targets.shape[1], label_clusters(config, inputs, targets)).to(device)
+    clusters = label_clusters(config, inputs, targets)
+    model = build_model(config, encoder, targets.shape[1], clusters, spread=spread)
+    if ranks is not None and spread:
+        shard_model_(model, ranks, config.seed)
+    else:
+        model.to(device)
     if initialise:
         initialise_head(config, model, inputs, targets)
     return model

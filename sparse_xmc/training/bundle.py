@@ -17,6 +17,7 @@ from sparse_xmc.training.build import build_encoder, build_model
 from sparse_xmc.training.checkpoint import CheckpointError, read_folder, write_folder
 from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.prepare import Preparation, batches, restore_preparation
+from sparse_xmc.training.tensor_file import ALONE, Shards
 from sparse_xmc.training.trainer import to_device
 
 MODEL_FOLDER = "model"
@@ -60,8 +61,8 @@ class Bundle:
         parts = [labels.numpy() for _, labels in self.predict(inputs, k, progress=progress)]
         return np.concatenate(parts) if parts else np.empty((0, min(k, len(self.vocabulary))), dtype=np.int64)
 
-    def save(self, folder: str) -> None:
-        """Writes the model, atomically.
+    def save(self, folder: str, shards: Shards = ALONE) -> None:
+        """Writes the model, atomically; all ranks of ``shards`` call it and the first one writes.
 
         Raises:
             CheckpointError: the disk is full or not writable; an older model there is untouched.
@@ -81,6 +82,7 @@ class Bundle:
                 "preparation": {**tensors, "frequencies": torch.from_numpy(self.frequencies.astype(np.int64))},
             },
             {"spec": spec, "preparation": document, "labels": self.vocabulary.names},
+            shards,
         )
 
     @classmethod

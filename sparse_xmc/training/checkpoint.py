@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_xmc.training.tensor_file import ALONE, Shards, load_tensors, save_tensors
+
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{10})")
 
@@ -70,18 +72,26 @@ def restore_tensors(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
     return structure
 
 
-def write_folder(folder: str, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
+def write_folder(
+    folder: str, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], shards: Shards = ALONE
+) -> None:
     """Writes ``{name}.safetensors`` and ``{name}.json`` files and their manifest as one atomic folder.
+
+    All ranks of ``shards`` call it, with the same names; the first writes whole tensors and its own documents.
 
     Raises:
         CheckpointError: the disk is full or not writable; what stood there before is untouched.
     """
     partial = f"{folder}.partial"
+    if not shards.first:
+        for name, group in tensors.items():
+            save_tensors(os.path.join(partial, f"{name}.safetensors"), group, shards)
+        return
     try:
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
         for name, group in tensors.items():
-            _save_tensors(os.path.join(partial, f"{name}.safetensors"), group)
+            save_tensors(os.path.join(partial, f"{name}.safetensors"), group, shards)
         for name, document in documents.items():
             with open(os.path.join(partial, f"{name}.json"), "w", encoding="utf-8") as file:
                 json.dump(document, file)
@@ -100,20 +110,6 @@ def write_folder(folder: str, tensors: Mapping[str, Mapping[str, Tensor]], docum
         raise CheckpointError(f"could not write {folder}: {reason}; checkpoints written before are intact") from error
 
 
-def _save_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    seen: dict[int, str] = {}
-    plain = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        plain[name] = value.clone() if value.numel() and value.data_ptr() in seen else value
-        seen[value.data_ptr()] = name
-    data = save(plain)
-    with open(path, "wb") as file:
-        file.write(data)
-
-
 def _replace_folder(partial: str, folder: str) -> None:
     """Puts a complete folder in place of an older one; at any moment one of the two exists under a findable name."""
     old = f"{folder}.old"
@@ -124,8 +120,10 @@ def _replace_folder(partial: str, folder: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_folder(folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors and documents of a checkpoint by file name, after comparing every file with the manifest.
+
+    Of tensors that ``shards`` spreads each rank reads its own block.
 
     Raises:
         CheckpointError: a file is missing, truncated or damaged.
@@ -152,9 +150,7 @@ def read_folder(folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
             with open(path, encoding="utf-8") as file:
                 documents[stem] = json.load(file)
         else:
-            from safetensors.torch import load_file
-
-            tensors[stem] = load_file(path)
+            tensors[stem] = load_tensors(path, shards)
     return tensors, documents
 
 
@@ -164,10 +160,14 @@ class CheckpointStore:
     Args:
         folder: made when the first checkpoint is written.
         keep: how many stay, so that a damaged newest one costs little.
+
+    Attributes:
+        shards: how the tensors are spread where several ranks save and load, all at once.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
         self.folder, self.keep = os.fspath(folder), keep
+        self.shards = ALONE
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -185,8 +185,8 @@ class CheckpointStore:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"could not make {self.folder}: {error}") from error
-        write_folder(self._path(step), tensors, documents)
-        for old in self.steps()[: -self.keep]:
+        write_folder(self._path(step), tensors, documents, self.shards)
+        for old in self.steps()[: -self.keep] if self.shards.first else ():
             shutil.rmtree(self._path(old), ignore_errors=True)
 
     def load_latest(self, report: Any = print) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
@@ -200,7 +200,7 @@ class CheckpointStore:
         reasons = []
         for step in reversed(self.steps()):
             try:
-                tensors, documents = read_folder(self._path(step))
+                tensors, documents = read_folder(self._path(step), self.shards)
                 return step, tensors, documents
             except CheckpointError as error:
                 reasons.append(str(error))
@@ -213,11 +213,11 @@ class CheckpointStore:
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's generators (CPU, and each GPU)."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    """State of torch's generators: the CPU's, and the current GPU's where there is one."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].to(torch.uint8))
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

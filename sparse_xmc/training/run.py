@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,12 +16,12 @@ import torch
 from sparse_xmc.data import DataError, Features, Inputs, LabelRows, LabelVocabulary, TextSource, open_split, read_filter
 from sparse_xmc.training.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
 from sparse_xmc.training.bundle import MODEL_FOLDER, Bundle, choose_device
-from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore
+from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore, read_folder
 from sparse_xmc.training.config import TrainingConfig, to_toml
 from sparse_xmc.training.log import RunLog, draw_curves
 from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
-from sparse_xmc.training.sharding import TrainingRanks, training_ranks
+from sparse_xmc.training.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.training.trainer import Trainer
 
 Report = Callable[[str], None]
@@ -126,8 +127,10 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
     with training_ranks(choose_device(config.device)) as ranks:
-        own = ranks.own(config, overwrite=overwrite)
-        return _train(own, ranks, overwrite, report if ranks.first else _silent)
+        ranks.check(config)
+        if ranks.first:
+            return _train(config, ranks, overwrite, report)
+        return _train(dataclasses.replace(config, progress=False), ranks, overwrite, _silent)
 
 
 def _silent(text: str) -> None:
@@ -139,19 +142,22 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if config.threads:
         torch.set_num_threads(config.threads)
     device = ranks.ranks.device
-    if overwrite and os.path.isdir(config.out):
+    if overwrite and ranks.first and os.path.isdir(config.out):
         for name in ("checkpoints", MODEL_FOLDER, "identity.json", "metrics.jsonl", "metrics.json"):
             path = os.path.join(config.out, name)
             shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else None
             os.remove(path) if os.path.isfile(path) else None
+    ranks.meet()
     _check_resumable(config)
 
     encoder: Any = build_encoder(config, 0) if config.encoder == "transformer" else None
     preparation = _preparation(config, encoder)
-    inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
+    with ranks.in_turn(config.encoder == "transformer"):
+        inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
-    _claim_folder(config)
+    if ranks.first:
+        _claim_folder(config)
     vocabulary = LabelVocabulary.from_rows(rows)
     order = label_order(config, inputs, vocabulary.encode(rows))
     vocabulary = vocabulary.reordered(order)
@@ -163,17 +169,17 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if encoder is None:
         encoder = build_encoder(config, num_features)
     store = CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints)
-    ranks.agree_on_checkpoint(store)
-    model = build(config, encoder, inputs, targets, device, initialise=not store.steps())
-    ranks.shard_(model)
+    model = build(config, encoder, inputs, targets, device, initialise=not store.steps(), ranks=ranks.ranks)
     bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
     report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
     valid: tuple[Inputs, LabelRows] | None = None
     if config.valid:
-        valid = preparation.transform(_open(config, config.valid, config.valid_labels))
+        with ranks.in_turn(config.encoder == "transformer"):
+            valid = preparation.transform(_open(config, config.valid, config.valid_labels))
 
     model_folder = os.path.join(config.out, MODEL_FOLDER)
     optimizers = build_optimizers(config, model)
+    shards = store.shards = label_shards(model, [scheduled.optimizer for scheduled in optimizers], ranks.ranks)
     total_steps = -(-len(inputs) // config.batch_size) * config.epochs
     trainer = Trainer(
         model,
@@ -189,9 +195,10 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
         seed=config.seed,
         validate=None if valid is None else lambda: _plain(score(bundle, *valid)),
         patience=config.patience if valid is not None else 0,
-        on_best=lambda: ranks.save(bundle, model_folder),
+        on_best=lambda: bundle.save(model_folder, shards),
         store=store,
         checkpoint_seconds=config.checkpoint_seconds,
+        agree=ranks.agree,
         log_every=config.log_every,
         progress=config.progress,
     )
@@ -199,20 +206,26 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if trainer.resume(report):
         report(f"resumed at step {trainer.progress.step} of {trainer.total}")
     log_path = os.path.join(config.out, "metrics.jsonl")
-    trainer.log = RunLog(log_path, last_step=trainer.progress.step)
+    if ranks.first:
+        trainer.log = RunLog(log_path, last_step=trainer.progress.step)
     progress = trainer.fit()
     if progress.best_score is None:
-        ranks.save(bundle, model_folder)
+        bundle.save(model_folder, shards)
     else:
         report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
-        if not ranks.first:
-            return {}
-        bundle = Bundle.load(config.out, device=config.device)
-    draw_curves(log_path, os.path.join(config.out, "curves.png"))
+        ranks.meet()
+        model.load_state_dict(read_folder(model_folder, shards)[0]["model"])
+    if ranks.first:
+        draw_curves(log_path, os.path.join(config.out, "curves.png"))
     report(f"trained in {time.monotonic() - began:.0f} s, model in {model_folder}")
     if not config.test:
         return {}
-    return _evaluate(bundle, config.out, config.test, config.test_labels, config.test_filter, report)
+    with ranks.in_turn(config.encoder == "transformer"):
+        test = preparation.transform(_open(config, config.test, config.test_labels))
+    metrics = score(bundle, *test, config.test_filter)
+    if ranks.first:
+        _publish(metrics, config.out, report)
+    return metrics
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -220,11 +233,8 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
-def _evaluate(
-    bundle: Bundle, out: str, path: str, labels: str | None, filter_path: str | None, report: Report
-) -> dict[str, Any]:
-    inputs, rows = bundle.preparation.transform(_open(bundle.config, path, labels))
-    metrics = score(bundle, inputs, rows, filter_path)
+def _publish(metrics: dict[str, Any], out: str, report: Report) -> None:
+    """Writes ``metrics.json`` and reports the metrics."""
     _write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage"):
         report("   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5)))
@@ -238,7 +248,6 @@ def _evaluate(
         report(
             f"{metrics['unseen label occurrences']:,} label occurrences were never seen in training: counted as missed"
         )
-    return metrics
 
 
 def evaluate(
@@ -252,7 +261,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
     bundle = _load(run, options)
-    return _evaluate(bundle, run, test, labels, filter_path, report)
+    inputs, rows = bundle.preparation.transform(_open(bundle.config, test, labels))
+    metrics = score(bundle, inputs, rows, filter_path)
+    _publish(metrics, run, report)
+    return metrics
 
 
 def _load(run: str, options: dict[str, Any] | None) -> Bundle:

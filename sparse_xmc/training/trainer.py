@@ -109,6 +109,7 @@ class Trainer:
         on_best: Callable[[], None] | None = None,
         store: CheckpointStore | None = None,
         checkpoint_seconds: float = math.inf,
+        agree: Callable[[bool], bool] = bool,
         log: RunLog | None = None,
         log_every: int = 50,
         extra_state: dict[str, Any] | None = None,
@@ -123,6 +124,7 @@ class Trainer:
         self.amp, self.seed, self.rewire, self.validate, self.score = amp, seed, rewire, validate, score
         self.patience, self.on_best, self.store, self.log = patience, on_best, store, log
         self.checkpoint_seconds, self.log_every, self.show_progress = checkpoint_seconds, log_every, progress
+        self.agree = agree
         self.extra_state = extra_state or {}
         self.progress = Progress()
         self.device = next(model.parameters()).device
@@ -178,7 +180,8 @@ class Trainer:
                 running.zero_()
             if epoch_ends and self.validate is not None:
                 self._validation()
-            if self.store is not None and (epoch_ends or time.monotonic() - last_saved > self.checkpoint_seconds):
+            late = time.monotonic() - last_saved > self.checkpoint_seconds
+            if self.store is not None and (epoch_ends or self.agree(late)):
                 state.loss_sum = float(running)
                 self.save()
                 last_saved = time.monotonic()

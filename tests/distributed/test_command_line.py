@@ -1,8 +1,9 @@
-"""``train`` under torchrun gives the single process's metrics with half of the head on each of two ranks."""
+"""``train`` under torchrun: the single process's metrics, half of the head on each of two ranks, resumed by one."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,15 @@ def run(launcher: list[str], *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def check_same(got: dict[str, float], expected: dict[str, float]) -> None:
+    for name in ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1"):
+        assert got[name] == pytest.approx(expected[name], abs=1.5), name
+
+
 def test_two_ranks_give_the_metrics_of_one(tmp_path):
     write_documents(tmp_path / "train.jsonl", 0, 320)
     write_documents(tmp_path / "test.jsonl", 1000, 80)
@@ -40,11 +50,14 @@ def test_two_ranks_give_the_metrics_of_one(tmp_path):
     alone = run([], *files, "--out", str(tmp_path / "one"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = run(launcher, *files, "--out", str(tmp_path / "two"))
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    one = metrics(tmp_path / "one")
     assert one["P@1"] > 60
-    for name in ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1"):
-        assert two[name] == pytest.approx(one[name], abs=1.5), name
+    check_same(metrics(tmp_path / "two"), one)
     size = re.compile(r"head: ([\d.]+) MiB")
     assert "on each of 2 ranks" in both
     assert float(size.search(both)[1]) <= 0.6 * float(size.search(alone)[1]) + 0.1
-    assert not (tmp_path / "two" / "rank-1" / "model").exists()
+
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-0000000060")
+    os.remove(tmp_path / "two" / "metrics.json")
+    assert "resumed at step 40 of 60" in run([], *files, "--out", str(tmp_path / "two"))
+    check_same(metrics(tmp_path / "two"), one)

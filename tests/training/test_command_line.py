@@ -159,15 +159,15 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, capsys, monkeypatch):
 
     arguments = ["train", "--train", str(run / "train.jsonl"), *SMALL, "--fan-in", "8", "--epochs", "4"]
     arguments += ["--out", str(run / "full")]
-    save, calls = checkpoint._save_tensors, []
+    save, calls = checkpoint.save_tensors, []
 
-    def nearly_full(path, tensors):
+    def nearly_full(path, tensors, shards):
         calls.append(path)
         if len(calls) > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, tensors)
+        save(path, tensors, shards)
 
-    monkeypatch.setattr(checkpoint, "_save_tensors", nearly_full)
+    monkeypatch.setattr(checkpoint, "save_tensors", nearly_full)
     assert main(arguments) == 1
     assert "no space left on the disk; checkpoints written before are intact" in capsys.readouterr().err
     monkeypatch.undo()
