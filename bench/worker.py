@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import memory
+from bench import energy, memory
 from bench.check import UnequalWork, Wrong, check_provider
 from bench.environment import available_bytes
 from bench.measure import Budget, copy_bandwidth, interleaved, matrix_rate, warm_up
@@ -180,9 +180,12 @@ def _time_together(task: Task, names: Iterable[str], problem: Problem, report: R
     timed = _guarded(
         lambda: {"timings": interleaved({n: c.run for n, c in cases.items()}, task.point.device, task.budget)}
     )
+    meter = energy.meter(task.point.device)
     for name, case in cases.items():
         if timed["status"] == "ok":
             columns = {"status": "ok", "reason": None, **_counts(task, case), **asdict(timed["timings"][name])}
+            if meter is not None:
+                columns["joules"] = energy.joules_per_call(case.run, task.point.device, meter)
         else:
             columns = timed
         report({"provider": name, "interleaved_with": sorted(cases), **columns})

@@ -1,0 +1,66 @@
+"""Energy of a call, from the driver's own counter: NVML on a NVIDIA GPU, RAPL on a CPU. Nothing where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import time
+from collections.abc import Callable
+
+import torch
+
+_RAPL = "/sys/class/powercap/intel-rapl:[0-9]*/energy_uj"  # one file per socket; AMD processors use the same name
+_SECONDS = 1.0  # the counters move every 1 to 100 ms
+
+Meter = Callable[[], float]
+
+
+def _nvml_meter() -> Meter | None:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device)):
+        return None
+    if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
+        return None
+
+    def read() -> float:
+        nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules))
+        return millijoules.value / 1e3
+
+    return read
+
+
+def _rapl_meter() -> Meter | None:
+    def read() -> float:
+        total = 0.0
+        for path in glob.glob(_RAPL):
+            with open(path) as file:
+                total += int(file.read()) / 1e6
+        return total
+
+    try:
+        return read if read() > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def meter(device: str) -> Meter | None:
+    """Reads the joules used since some fixed moment by the current GPU or by all sockets; None: the driver tells nothing."""
+    return _nvml_meter() if device == "cuda" else _rapl_meter()
+
+
+def joules_per_call(call: Callable[[], object], device: str, read: Meter, seconds: float | None = None) -> float | None:
+    """Mean energy of a call that is repeated back to back for a second; None where the counter ran over."""
+    calls, start = 0, read()
+    end = time.perf_counter() + (_SECONDS if seconds is None else seconds)
+    while calls == 0 or time.perf_counter() < end:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        calls += 1
+    used = read() - start
+    return used / calls if used >= 0 else None
