@@ -55,6 +55,10 @@ def _mib(value: float) -> str:
     return f"{value / 2**20:,.1f}"
 
 
+def _millijoules(row: Row) -> str:
+    return "" if row.get("joules") is None else f"{1e3 * row['joules']:.1f}"
+
+
 def time_tables(rows: list[Row]) -> list[str]:
     """One Markdown table per mode: median, band, speed-up over the dense layer, share of the machine's limit."""
     roofs = {r["dtype"]: r for r in rows if r["kind"] == "roof" and r["status"] == "ok"}
@@ -67,20 +71,21 @@ def time_tables(rows: list[Row]) -> list[str]:
         out += [
             f"### {mode}: {', '.join(sorted(WORK[mode]))}",
             "",
-            f"| L | D | K | G | B | dtype | provider | median ms | 20-80 % ms | vs {BASELINE} | share of limit |",
-            "|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|",
+            f"| L | D | K | G | B | dtype | provider | median ms | 20-80 % ms | vs {BASELINE} | share of limit | mJ |",
+            "|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|---:|",
         ]
         for row in sorted(timed, key=lambda r: _order(r, list(names))):
             point = " | ".join(f"{row[c]:,}" for c in ("L", "D", "K", "G", "B"))
             label = names[row["provider"]].label if row["provider"] in names else row["provider"]
             head = f"| {point} | {row['dtype']} | {label} | "
             if row["status"] != "ok":
-                out.append(f"{head}{row['status']}: {row['reason']} | | | |")
+                out.append(f"{head}{row['status']}: {row['reason']} | | | | |")
                 continue
             baseline = next((r for r in timed if r["provider"] == BASELINE and _same_point(r, row)), None)
             out.append(
                 f"{head}{row['p50_ms']:.3f} | {row['p20_ms']:.3f}-{row['p80_ms']:.3f} | "
-                f"{_speedup_text(row, baseline)} | {_limit_share(row, roofs)} |"
+                f"{_speedup_text(row, baseline)} | {_limit_share(row, roofs)} | "
+                f"{_millijoules(row)} |"
             )
         out.append("")
     return out
