@@ -12,11 +12,11 @@ METRICS = ("P@1", "P@3", "P@5")
 LABELS = {"none": "kept", "random": "random regrowth", "gradient": "gradient regrowth", "informed": "informed regrowth"}
 
 
-def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str, str], list[dict[str, Any]]]:
-    """Runs that differ in the seed only, ordered by intermediate layer, fan-in, start and regrowth."""
+def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str, str, int], list[dict[str, Any]]]:
+    """Runs that differ in the seed only, ordered by intermediate layer, fan-in, start, regrowth and epochs."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["hidden"], row["fan_in"], row["start"], row["regrow"]].append(row)
+        groups[row["hidden"], row["fan_in"], row["start"], row["regrow"], row["epochs"]].append(row)
     return dict(sorted(groups.items()))
 
 
@@ -45,9 +45,9 @@ def write_report(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str
         "| intermediate | K | start | rewiring | epochs | seeds | P@1 | P@3 | P@5 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (hidden, fan_in, start, regrow), group in _grouped(rows).items():
+    for (hidden, fan_in, start, regrow, epochs), group in _grouped(rows).items():
         kind = ("dense", "", "") if fan_in == 0 else (str(fan_in), start, LABELS[regrow])
-        cells = (str(hidden or "none"), *kind, str(group[0]["epochs"]), str(len(group)))
+        cells = (str(hidden or "none"), *kind, str(epochs), str(len(group)))
         lines.append("| " + " | ".join((*cells, *(_cell(group, metric) for metric in METRICS))) + " |")
     if missing:
         lines += ["", "Planned and not run yet:", "", *(f"- `{name}`" for name in missing)]
@@ -61,7 +61,10 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     curves = defaultdict(list)
-    for (hidden, fan_in, start, regrow), group in _grouped(rows).items():
+    shortest = min(row["epochs"] for row in rows if not row["hidden"])
+    for (hidden, fan_in, start, regrow, epochs), group in _grouped(rows).items():
+        if epochs != shortest:
+            continue
         mean = statistics.mean(row["P@1"] for row in group)
         if hidden == 0 and fan_in == 0:
             axes.axhline(mean, color="black", linestyle=":", label="dense head")
