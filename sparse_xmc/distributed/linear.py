@@ -18,7 +18,7 @@ from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops import Loss, Reduction
-from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float, check_tensor
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
 
@@ -30,7 +30,12 @@ class LabelShardedLinear(nn.Module):
     back. Results equal those of one process with the whole head and all rows. All ranks must make the same calls.
 
     Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
-    dimension, gradients of the shard are summed over it. Wrap the encoder in DDP or FSDP, never this module.
+    dimension, gradients of the shard are summed over it, which no fused optimizer can take part in.
+
+    Wrap the encoder in DDP or FSDP, never this module: they take the ranks' labels for copies of one tensor. DDP then stops
+    at the 16-bit indices ("Invalid scalar type"), all else is found at the first step. A model that holds this head is
+    wrapped after ``model._ddp_params_and_buffers_to_ignore = [f"head.{name}" for name in head.state_dict()]``, or by
+    ``fully_shard(model, ignored_params=set(head.parameters()))``.
 
     Args:
         in_features, out_features, fan_in, group_size, bias, device, dtype, seed: of the whole head, as in
@@ -48,7 +53,8 @@ class LabelShardedLinear(nn.Module):
         labels: ``range`` of this rank's labels.
 
     Raises:
-        ValueError: too few labels for the ranks, ``sizes`` that do not fit, or ranks that disagree on an argument.
+        ValueError: too few labels for the ranks, ``sizes`` that do not fit, a mesh of other devices, or ranks that disagree
+            on an argument.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class LabelShardedLinear(nn.Module):
         super().__init__()
         label_group, data_group = _groups(mesh, label_dim)
         place = torch.empty(0, device=device).device
+        if isinstance(mesh, DeviceMesh) and mesh.device_type != place.type:
+            raise ValueError(f"mesh must be of the head's devices: it is of {mesh.device_type}, device is {place}")
         self.ranks, self.replicas = Ranks(label_group, place), Ranks(data_group, place)
         settings = (in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type)
         _check_agreement(self.ranks, settings)
@@ -168,11 +176,14 @@ class LabelShardedLinear(nn.Module):
             loss, reduction, options: as in ``ops.fixed_fan_in_loss``; "mean" counts the rows of all ranks.
 
         Raises:
+            ValueError: an argument does not fit, here or on another rank; a fused optimizer of ``shard`` meets replicas or
+                "cross_entropy".
             RankFailure: another rank has died, hangs or made a different call.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self._check_local(x)
+        self._check_fused_optimizer(loss)
         if loss == "cross_entropy":
             if isinstance(targets, ExchangedTargets):
                 raise TypeError("targets must be int64 classes for loss='cross_entropy', got exchanged CSR targets")
@@ -266,8 +277,20 @@ class LabelShardedLinear(nn.Module):
         counted = self.replicas.gather_integers([sum(rows)], "count of the batch's rows")
         return max(1, sum(count for (count,) in counted))
 
+    def _check_fused_optimizer(self, loss: str) -> None:
+        if self.shard._optimizer is None or not torch.is_grad_enabled():
+            return
+        if self.replicas.size > 1:
+            raise ValueError(
+                f"a fused optimizer updates each of the {self.replicas.size} replicas by its own rows, so that they drift "
+                "apart: use one of torch.optim, or a mesh of labels only"
+            )
+        if loss == "cross_entropy":
+            raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
+
     def _check_local(self, x: Tensor) -> None:
         check_float("x", x)
+        check_tensor("shard.weight", self.shard.weight)
         if x.ndim != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"x must be [own rows, in_features={self.in_features}], got shape {list(x.shape)}")
         if x.device != self.shard.weight.device:
@@ -287,10 +310,16 @@ class LabelShardedLinear(nn.Module):
         if (x.dtype, needs_gradient) in self._agreed:
             return
         dtypes = list(FLOAT_DTYPES)
-        said = self.ranks.gather_integers([dtypes.index(x.dtype), needs_gradient], "check of the embeddings' dtype")
-        if any(one != said[0] for one in said):
-            text = [f"{dtypes[dtype]}, requires_grad={bool(grad)}" for dtype, grad in said]
+        mine = [dtypes.index(x.dtype), needs_gradient, _digest(self.shard.weight)]
+        said = self.ranks.gather_integers(mine, "check of the embeddings' dtype")
+        if any(one[:2] != said[0][:2] for one in said):
+            text = [f"{dtypes[dtype]}, requires_grad={bool(grad)}" for dtype, grad, _ in said]
             raise ValueError(f"x must have the same dtype and requires_grad on every rank, got {text}")
+        if self.ranks.size > 1 and mine[2] and all(one[2] == mine[2] for one in said):
+            raise ValueError(
+                "all ranks hold the same weights for their different labels, as under DDP or FSDP: wrap the encoder, and "
+                "leave the head's parameters and buffers out"
+            )
         self._agreed.add((x.dtype, needs_gradient))
 
     def extra_repr(self) -> str:
@@ -299,6 +328,14 @@ class LabelShardedLinear(nn.Module):
             f"labels {self.labels.start}-{self.labels.stop - 1} on rank {self.ranks.rank} of {self.ranks.size}, "
             f"replicas={self.replicas.size}"
         )
+
+
+def _digest(weight: Tensor) -> int:
+    """A number that differs for different weights, but for chance; 0 where all are equal, as at the start of a training."""
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    bits = weight.detach().view(kind)
+    low, high = bits.aminmax()
+    return int(bits.sum(dtype=torch.int64)) if low != high else 0
 
 
 def _groups(

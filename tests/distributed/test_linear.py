@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.training.optim import FusedAdagrad
 
 D, L, K = 24, 103, 5
 ROWS = {1: [11], 2: [7, 4], 4: [3, 0, 6, 2]}  # uneven, and one rank without rows
@@ -77,6 +78,31 @@ def test_training_step(pools, size, group_size, loss):
             close(got["weight"], expected["weight"], "updated weight")
             close(got["bias"], expected["bias"], "updated bias")
             assert torch.equal(got["indices"], expected["indices"])
+
+
+def fused_steps(sharded: bool) -> dict:
+    """Two steps of a fused optimizer; its state is cut as the weights are."""
+    x, dense, _ = data(torch.float32)
+    rank, size = (dist.get_rank(), dist.get_world_size()) if sharded else (0, 1)
+    x, dense = (part(t, ROWS[size], rank) for t in (x, dense))
+    head = (LabelShardedLinear if sharded else FixedFanInLinear)(D, L, K, seed=3)
+    optimizer = FusedAdagrad(0.5, momentum=0.9, rounding="nearest")
+    (head.shard if sharded else head).fuse_optimizer(optimizer)
+    losses = []
+    for _ in range(2):
+        loss = head.loss(x.requires_grad_(), dense.to_sparse_csr())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return {"losses": torch.stack(losses), **state(head)}
+
+
+def test_fused_optimizer(pools):
+    expected = fused_steps(False)
+    for size in (2, 4):
+        for got in pools(size).run(fused_steps, True):
+            for name in ("losses", "weight", "bias"):
+                close(got[name], expected[name], name)
 
 
 def sharded_forward_and_topk(k: int) -> tuple:
