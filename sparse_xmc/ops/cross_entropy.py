@@ -82,16 +82,7 @@ def softmax_statistics(
 
 
 @softmax_statistics.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    class_weight: Tensor | None,
-    group_size: int,
-    need_sum: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype)) for _ in range(3))  # type: ignore[return-value]
 
 
@@ -118,8 +109,7 @@ def softmax_gradients(
     wide = x.to(compute_dtype(x.dtype))
     B, L = x.shape[0], weight.shape[0]
     dx = torch.zeros_like(wide) if need_x else wide.new_empty(0)
-    dw = torch.empty_like(weight) if need_weight else weight.new_empty(0)
-    db = torch.empty_like(bias) if need_bias and bias is not None else wide.new_empty(0)
+    dw, db = _parameter_gradients(weight, bias, need_weight, need_bias)
     linear = kernels("linear", x)
     for tile in _tiles(B, L, group_size):
         dy = _logits(wide, weight, indices, bias, group_size, tile).sub_(log_sum[:, None]).exp_().mul_(share[:, None])
@@ -141,27 +131,19 @@ def softmax_gradients(
 
 
 @softmax_gradients.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    class_weight: Tensor | None,
-    log_sum: Tensor,
-    share: Tensor,
-    picked_share: Tensor,
-    even_share: Tensor | None,
-    group_size: int,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(x) if need_x else x.new_empty(0)
+def _(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, need_x, need_weight, need_bias, _ = others
+    return torch.empty_like(x) if need_x else x.new_empty(0), *_parameter_gradients(
+        weight, bias, need_weight, need_bias
+    )
+
+
+def _parameter_gradients(
+    weight: Tensor, bias: Tensor | None, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Room for the gradients of weight and bias, none for those that are not needed."""
     dw = torch.empty_like(weight) if need_weight else weight.new_empty(0)
-    db = torch.empty_like(bias) if need_bias and bias is not None else x.new_empty(0)
-    return dx, dw, db
+    return dw, torch.empty_like(bias) if need_bias and bias is not None else weight.new_empty(0)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -1,5 +1,8 @@
 """Cross-entropy of a fixed fan-in head against torch's, on the dense oracle weights in float64."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -121,3 +124,37 @@ def test_is_a_loss_of_the_op_and_of_the_layer(device):
     csr = torch.eye(B, L, device=device).to_sparse_csr()
     with pytest.raises(ValueError, match="go with loss='cross_entropy'"):
         ops.fixed_fan_in_loss(*problem[:4], csr, label_smoothing=0.1)
+
+
+_MEMORY = """
+import re, torch
+from sparse_xmc.ops.cross_entropy import fixed_fan_in_cross_entropy
+B, L, D, K = 512, {L}, 32, 4
+torch.set_num_threads(1)
+x = torch.randn(B, D, requires_grad=True)
+weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((L, K), (L,)))
+indices, targets = torch.arange(K).repeat(L, 1).to(torch.uint16), torch.arange(B)
+def step(classes):
+    fixed_fan_in_cross_entropy(
+        x, weight[:classes], indices[:classes], bias[:classes], targets,
+        label_smoothing=0.1, class_weight=torch.ones(classes),
+    ).backward()
+def resident(kind):
+    with open("/proc/self/status") as file:
+        return int(re.search(kind + r":\\s+(\\d+) kB", file.read())[1]) * 1024
+step(4000)  # several tiles: everything is compiled and allocated once
+before = resident("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts here
+step(L)
+print(resident("VmHWM") - before, B * L * 4)
+"""
+
+
+@pytest.mark.skipif(INTERPRETING or sys.platform != "linux", reason="measures the CPU kernels' memory on Linux")
+def test_logits_are_never_in_memory():
+    """Loss and gradients at 200k classes grow the process by less than 10 % of one float32 logit matrix (410 MB)."""
+    done = subprocess.run([sys.executable, "-c", _MEMORY.format(L=200_000)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    growth, logits = map(int, done.stdout.split())
+    assert 0 < growth < 0.1 * logits, f"grew by {growth / 1e6:.1f} MB; a logit matrix takes {logits / 1e6:.1f} MB"
