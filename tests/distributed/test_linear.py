@@ -41,7 +41,7 @@ def step(head: nn.Module, x: torch.Tensor, dense: torch.Tensor, classes: torch.T
     x.requires_grad_()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.5, momentum=0.9)
     if loss == "cross_entropy":
-        value = head.loss(x, classes, loss=loss, label_smoothing=0.1)
+        value = head.loss(x, classes, loss=loss, label_smoothing=0.1, class_weight=torch.linspace(0.5, 2, L))
     else:
         value = head.loss(x, dense.to_sparse_csr(), loss=loss)
     value.backward()
@@ -157,33 +157,35 @@ def test_topology_after_rewiring_is_bit_identical(pools, group_size, options):
         assert torch.equal(torch.cat([part for _, _, part in results]), momentum)
 
 
-def mesh_step() -> dict:
+def mesh_step(loss: str) -> dict:
     """2 x 2: two data replicas of a head on two label ranks, under an encoder in DDP."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "labels"))
     x, dense, classes = (part(t, ROWS[4], dist.get_rank()) for t in data(torch.float32))
     head = LabelShardedLinear(D, L, K, seed=3, mesh=mesh)
     torch.manual_seed(0)
     encoder = nn.parallel.DistributedDataParallel(nn.Linear(D, D))
-    return train(encoder, head, x, dense)
+    return train(encoder, head, x, classes if loss == "cross_entropy" else dense.to_sparse_csr(), loss)
 
 
-def train(encoder: nn.Module, head: nn.Module, x: torch.Tensor, dense: torch.Tensor) -> dict:
+def train(encoder: nn.Module, head: nn.Module, x: torch.Tensor, targets: torch.Tensor, loss: str = "bce") -> dict:
     optimizer = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = head.loss(encoder(x), dense.to_sparse_csr())
-        loss.backward()
+        value = head.loss(encoder(x), targets, loss=loss)
+        value.backward()
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(value.detach())
     return {"losses": torch.stack(losses), "encoder": next(encoder.parameters()).detach(), **state(head)}
 
 
-def test_two_dimensional_mesh_with_ddp(pools):
+@pytest.mark.parametrize("loss", ["bce", "cross_entropy"])
+def test_two_dimensional_mesh_with_ddp(pools, loss):
     torch.manual_seed(0)
-    x, dense, _ = data(torch.float32)
-    expected = train(nn.Linear(D, D), FixedFanInLinear(D, L, K, seed=3), x, dense)
-    for got in pools(4).run(mesh_step):
+    x, dense, classes = data(torch.float32)
+    targets = classes if loss == "cross_entropy" else dense.to_sparse_csr()
+    expected = train(nn.Linear(D, D), FixedFanInLinear(D, L, K, seed=3), x, targets, loss)
+    for got in pools(4).run(mesh_step, loss):
         for name in ("losses", "encoder", "weight", "bias"):
             close(got[name], expected[name], name)
 
@@ -196,14 +198,14 @@ def fsdp_step() -> dict:
     encoder = nn.Linear(D, D)
     fully_shard(encoder, mesh=init_device_mesh("cpu", (2,)))
     head = LabelShardedLinear(D, L, K, seed=3)
-    result = train(encoder, head, x, dense)
+    result = train(encoder, head, x, dense.to_sparse_csr())
     return {**result, "encoder": next(encoder.parameters()).full_tensor().detach()}
 
 
 def test_encoder_under_fsdp(pools):
     torch.manual_seed(0)
     x, dense, _ = data(torch.float32)
-    expected = train(nn.Linear(D, D), FixedFanInLinear(D, L, K, seed=3), x, dense)
+    expected = train(nn.Linear(D, D), FixedFanInLinear(D, L, K, seed=3), x, dense.to_sparse_csr())
     for got in pools(2).run(fsdp_step):
         close(got["encoder"], expected["encoder"], "encoder")
         close(got["weight"], expected["weight"], "weight")
