@@ -6,6 +6,7 @@ from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, Tr
 from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.memory_report import HeadMemory, MemoryReport, memory_report
+from sparse_xmc.models.quantized import QuantizedFixedFanInLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparsify import sparsify_
 
@@ -18,6 +19,7 @@ __all__ = [
     "HeadTailLinear",
     "MemoryReport",
     "PrecomputedEncoder",
+    "QuantizedFixedFanInLinear",
     "SparseInputLinear",
     "TransformerEncoder",
     "XMCClassifier",

@@ -12,11 +12,23 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.rewire import ConnectionState, connection_state
-from sparse_xmc.ops._arguments import check_positive_int, index_dtype, num_index_rows, validate_indices
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_positive_int, index_dtype, num_index_rows, validate_indices
 
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
 _CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
+
+
+def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Tensor, in_features: int) -> None:
+    """Raises if the state dict would replace ``indices`` by some that are no integers, out of range or repeated."""
+    loaded = state_dict.get(prefix + "indices")
+    if loaded is not None and loaded.shape == indices.shape and not loaded.is_meta:
+        if loaded.is_floating_point() or loaded.is_complex() or loaded.dtype == torch.bool:
+            raise TypeError(f"{prefix}indices must hold integers, got {loaded.dtype}")
+        try:
+            validate_indices(loaded, in_features)
+        except ValueError as error:
+            raise ValueError(f"cannot load {prefix}indices: {error}") from None
 
 
 class FixedFanInLinear(nn.Module):
@@ -315,12 +327,10 @@ class FixedFanInLinear(nn.Module):
         return layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        loaded = state_dict.get(prefix + "indices")
-        if loaded is not None and loaded.shape == self.indices.shape and not loaded.is_meta:
-            if loaded.is_floating_point() or loaded.is_complex() or loaded.dtype == torch.bool:
-                raise TypeError(f"{prefix}indices must hold integers, got {loaded.dtype}")
-            try:
-                validate_indices(loaded, self.in_features)
-            except ValueError as error:
-                raise ValueError(f"cannot load {prefix}indices: {error}") from None
+        validate_loaded_indices(state_dict, prefix, self.indices, self.in_features)
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and weight.dtype == QUANTIZED_DTYPE:
+            raise TypeError(
+                f"{prefix}weight is {weight.dtype}: load it into a QuantizedFixedFanInLinear and dequantize that"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)

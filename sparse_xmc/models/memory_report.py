@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparse_xmc.ops._arguments import check_positive_int, compute_dtype, index_dtype, num_index_rows
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_positive_int, compute_dtype, index_dtype, num_index_rows
 
 # numbers of optimizer state: fused, per weight and per label (one for the weights, one for the bias); unfused, per weight
 _STATE = {"sgd": (0, 0, 0), "momentum": (1, 0, 1), "adagrad": (0, 2, 1)}
@@ -27,15 +27,16 @@ class HeadMemory:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Predictions for the same labels: fused, through autograd, and dense. ``str`` gives the table."""
+    """Predictions for the same labels: training fused, through autograd, and dense; serving. ``str`` gives the table."""
 
     title: str
     fused: HeadMemory
     unfused: HeadMemory
     dense: HeadMemory
+    serving: HeadMemory
 
     def __str__(self) -> str:
-        heads = (self.fused, self.unfused, self.dense)
+        heads = (self.fused, self.unfused, self.dense, self.serving)
         names = list(dict.fromkeys(name for head in heads for name in head.components))
         rows = [["", *(head.name for head in heads)]]
         rows += [[name, *(_gib(head.components.get(name, 0)) for head in heads)] for name in names]
@@ -64,7 +65,8 @@ def memory_report(
     """Predicts the peak memory of a head while it trains, input gradient included and the encoder left out.
 
     Three ways are compared. *fused*: ``FixedFanInLinear`` with a fused optimizer, ``head.step``. *unfused*: the same layer
-    through autograd, a loss on its logits and an optimizer of torch. *dense*: ``nn.Linear`` in the unfused way.
+    through autograd, a loss on its logits and an optimizer of torch. *dense*: ``nn.Linear`` in the unfused way. Beside
+    them *8-bit serving*: the trained layer as a ``QuantizedFixedFanInLinear``.
 
     Args:
         out_features, in_features, fan_in, group_size, bias, dtype: of the layer, as in ``FixedFanInLinear``.
@@ -86,8 +88,8 @@ def memory_report(
         raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
     if optimizer not in _STATE:
         raise ValueError(f"optimizer must be one of {tuple(_STATE)}, got {optimizer!r}")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"dtype must be a floating-point torch.dtype that layers train in, got {dtype!r}")
 
     L, D, K, B = out_features, in_features, fan_in, batch_size
     acc = compute_dtype(dtype).itemsize
@@ -109,9 +111,11 @@ def memory_report(
     state = per_weight * (L * K * dtype.itemsize + biases) + per_label * L * acc
     fused = {"weights": L * K * dtype.itemsize, "indices": index_bytes, "bias": biases, "optimizer state": state}
     title = f"Your head at L={L:,} labels, D={D}, K={K}, G={group_size}, B={B}, {dtype}, {optimizer} needs"
+    serving = {"weights": L * K + 4 * L, "indices": index_bytes, "bias": biases, "input copy and gradient": B * D * acc}
     return MemoryReport(
         title,
         HeadMemory("fused", fused | batch),
         unfused("unfused", K, index_bytes),
         unfused("dense", D, 0),
+        HeadMemory("8-bit serving", serving),
     )

@@ -6,6 +6,7 @@ from sparse_xmc.ops.init_indices import init_indices
 from sparse_xmc.ops.linear import fixed_fan_in_linear
 from sparse_xmc.ops.loss import Loss, Reduction, fixed_fan_in_loss
 from sparse_xmc.ops.prune_regrow import prune_regrow_
+from sparse_xmc.ops.quantized import dequantize_weight, quantize_weight
 from sparse_xmc.ops.step import UpdateRule, fixed_fan_in_step_, updating_loss
 from sparse_xmc.ops.topk import fixed_fan_in_topk
 from sparse_xmc.ops.transpose import transpose_indices
@@ -15,6 +16,7 @@ __all__ = [
     "Reduction",
     "RegrowBatch",
     "UpdateRule",
+    "dequantize_weight",
     "fixed_fan_in_linear",
     "fixed_fan_in_loss",
     "fixed_fan_in_step_",
@@ -22,6 +24,7 @@ __all__ = [
     "informed_indices",
     "init_indices",
     "prune_regrow_",
+    "quantize_weight",
     "transpose_indices",
     "updating_loss",
 ]

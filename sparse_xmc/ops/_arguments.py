@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+QUANTIZED_DTYPE = torch.float8_e4m3fn  # of 8-bit weights, which come with a scale per label
 INDEX_DTYPES = (torch.uint16, torch.int32)
 MAX_UINT16_FEATURES = 65_536
 
@@ -65,9 +66,35 @@ def check_seed(seed: object) -> int:
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def check_topology(weight: Tensor, indices: Tensor, in_features: int, group_size: int) -> LayerShape:
-    """Checks shapes and dtypes of ``weight [L, K]`` and ``indices [ceil(L / G), K]`` against each other."""
-    check_float("weight", weight)
+def check_weight_scale(weight: Tensor, weight_scale: Tensor) -> None:
+    """Checks 8-bit weights ``[L, K]`` and their scales ``[L]`` against each other, but not their values."""
+    check_tensor("weight", weight)
+    check_tensor("weight_scale", weight_scale)
+    if weight.dtype != QUANTIZED_DTYPE or weight_scale.dtype != torch.float32:
+        raise TypeError(
+            f"weight must be {QUANTIZED_DTYPE} and weight_scale torch.float32, "
+            f"got {weight.dtype} and {weight_scale.dtype}"
+        )
+    if weight.ndim != 2 or tuple(weight_scale.shape) != (weight.shape[0],):
+        raise ValueError(
+            f"weight must be [out_features, fan_in] and weight_scale [out_features], "
+            f"got {list(weight.shape)} and {list(weight_scale.shape)}"
+        )
+    if weight_scale.device != weight.device:
+        raise ValueError(f"weight_scale must be on the weight's device {weight.device}, got {weight_scale.device}")
+
+
+def check_topology(
+    weight: Tensor, indices: Tensor, in_features: int, group_size: int, weight_scale: Tensor | None = None
+) -> LayerShape:
+    """Checks shapes and dtypes of ``weight [L, K]`` and ``indices [ceil(L / G), K]`` against each other.
+
+    Weights are 8-bit if and only if they come with a scale.
+    """
+    if weight_scale is None:
+        check_float("weight", weight)
+    else:
+        check_weight_scale(weight, weight_scale)
     check_tensor("indices", indices)
     check_positive_int("group_size", group_size)
     if weight.ndim != 2:
@@ -94,12 +121,19 @@ def check_topology(weight: Tensor, indices: Tensor, in_features: int, group_size
     return LayerShape(L, K, in_features, R)
 
 
-def check_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> LayerShape:
+def check_layer(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> LayerShape:
     """Checks the arguments that every op of the layer shares."""
     check_float("x", x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be [..., in_features] with at least one feature, got shape {list(x.shape)}")
-    shape = check_topology(weight, indices, x.shape[-1], group_size)
+    shape = check_topology(weight, indices, x.shape[-1], group_size, weight_scale)
     if x.device != weight.device:
         raise ValueError(f"x must be on the weight's device {weight.device}, got {x.device}")
     if (x.dtype == torch.float64) != (weight.dtype == torch.float64):

@@ -16,13 +16,27 @@ from sparse_xmc.ops._backend import debugging, kernels
 
 
 @torch.library.custom_op("sparse_xmc::linear_forward", mutates_args=())
-def linear_forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
-    return kernels("linear", x).forward(x, weight, indices, bias, group_size)
+    return kernels("linear", x).forward(x, weight, indices, bias, group_size, weight_scale)
 
 
 @linear_forward.register_fake
-def _(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -90,6 +104,7 @@ def fixed_fan_in_linear(
     *,
     group_size: int = 1,
     deterministic: bool | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Applies a linear layer in which every label has exactly ``K`` incoming connections.
 
@@ -104,22 +119,31 @@ def fixed_fan_in_linear(
         group_size: number ``G`` of neighbouring labels that share one row of ``indices``. The last group may be short.
         deterministic: whether the input gradient is bitwise reproducible on a GPU (an inverted index instead of
             atomics). None follows ``torch.are_deterministic_algorithms_enabled()``. On a CPU it always is.
+        weight_scale: ``[L]`` float32, together with a float8_e4m3fn ``weight`` that it multiplies (``ops.quantize_weight``).
+            Such weights serve inference: the result can't be differentiated.
 
     Returns:
         ``[..., L]`` in x's dtype.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device.
+        RuntimeError: 8-bit weights, while ``x`` or ``bias`` requires a gradient and autograd is on.
 
     Source:
         Fixed fan-in layer: Schultheis and Babbar, ECML-PKDD 2023, section 3. Shared rows: HASTE, ICML 2026.
     """
-    shape = check_layer(x, weight, indices, bias, group_size)
+    shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
     if debugging():
         validate_indices(indices, shape.D)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    y = _FixedFanInLinear.apply(x.reshape(-1, shape.D), weight, indices, bias, group_size, deterministic)
+    rows = x.reshape(-1, shape.D)
+    if weight_scale is None:
+        y = _FixedFanInLinear.apply(rows, weight, indices, bias, group_size, deterministic)
+    else:
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
+        y = linear_forward(rows, weight, indices, bias, group_size, weight_scale)
     return y.reshape(*x.shape[:-1], shape.L)

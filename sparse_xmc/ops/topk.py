@@ -17,9 +17,12 @@ def _topk(
     group_size: int,
     exclude_offsets: Tensor | None,
     exclude_labels: Tensor | None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x [B, D] -> (scores [B, k], labels [B, k] int64)."""
-    return kernels("topk", x).topk(x, weight, indices, bias, k, group_size, exclude_offsets, exclude_labels)
+    return kernels("topk", x).topk(
+        x, weight, indices, bias, k, group_size, exclude_offsets, exclude_labels, weight_scale
+    )
 
 
 @_topk.register_fake
@@ -32,6 +35,7 @@ def _(
     group_size: int,
     exclude_offsets: Tensor | None,
     exclude_labels: Tensor | None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
@@ -69,6 +73,7 @@ def fixed_fan_in_topk(
     k: int,
     group_size: int = 1,
     exclude: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` labels of highest score for every row, exact, with ``O(B * k)`` memory beside the layer.
 
@@ -77,7 +82,7 @@ def fixed_fan_in_topk(
     differentiable.
 
     Args:
-        x, weight, indices, bias, group_size: as in ``fixed_fan_in_linear``; ``x [..., D]`` has ``B`` rows in all.
+        x, weight, indices, bias, group_size, weight_scale: as in ``fixed_fan_in_linear``; ``x [..., D]`` has ``B`` rows in all.
         k: at most the number of labels that may be returned.
         exclude: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are labels not to return (filtered evaluation).
             Its values are ignored; an entry may be repeated. Checking it waits for the device.
@@ -89,7 +94,7 @@ def fixed_fan_in_topk(
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device; ``k`` exceeds the labels available.
     """
-    shape = check_layer(x, weight, indices, bias, group_size)
+    shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
     check_positive_int("k", k)
     if k > shape.L:
         raise ValueError(f"k must not exceed the number of labels: k={k}, weight {list(weight.shape)}")
@@ -103,5 +108,5 @@ def fixed_fan_in_topk(
             raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         rows = rows.to(torch.get_autocast_dtype(x.device.type))
-    scores, labels = _topk(rows, weight, indices, bias, k, group_size, *excluded)
+    scores, labels = _topk(rows, weight, indices, bias, k, group_size, *excluded, weight_scale)
     return scores.reshape(*x.shape[:-1], k), labels.reshape(*x.shape[:-1], k)

@@ -61,6 +61,21 @@ def test_dtypes(dtype, G, device):
     assert torch.equal(scores.double(), truth[0].to(dtype).double())
 
 
+@pytest.mark.parametrize("G", [1, 16])
+def test_float64_scores_are_compared_in_float64(G, device):
+    """The scores differ by less than float32 can tell; one of the best is excluded."""
+    x, weight, indices, _, _ = exact_problem(torch.float64, B=2, L=50, D=20, K=6, G=G, device=device)
+    bias = 1 + torch.randperm(50, generator=torch.Generator().manual_seed(0)).double() * 2.0**-40
+    problem = oracle.Problem(x, torch.zeros_like(weight), indices, bias.to(device), G)
+    best = expected_topk(problem, 7)[1]
+    excluded = torch.zeros(2, 50, dtype=torch.bool)
+    excluded[1, best[1, 2]] = True
+    exclude = excluded.double().to_sparse_csr().to(device)
+    scores, labels = run(problem, 6, exclude=exclude)
+    truth = expected_topk(problem, 6, excluded)
+    assert torch.equal(labels, truth[1]) and torch.equal(scores, truth[0])
+
+
 @pytest.mark.skipif(INTERPRETING, reason="thousands of interpreted programs")
 @pytest.mark.parametrize(("G", "k"), [(1, 5), (1, 100), (32, 5)])
 def test_larger_layers_and_threads(G, k, device):

@@ -6,6 +6,7 @@ from numba.extending import overload
 
 from sparse_xmc.ops.cpu_kernels import _simd
 from sparse_xmc.ops.cpu_kernels._numeric import decode
+from sparse_xmc.ops.cpu_kernels._scaled import load_scaled_weights
 from sparse_xmc.ops.cpu_kernels._simd_blocks import item
 from sparse_xmc.ops.cpu_kernels._tiles import gather_rows, load_offsets, load_weights
 
@@ -13,6 +14,7 @@ from sparse_xmc.ops.cpu_kernels._tiles import gather_rows, load_offsets, load_we
 def logits_tile(slab, block, weight, indices, bias, group_size, l0, labels, buffers, group_row, tile, W):
     """Fills ``tile[i * W + b]`` with the logit of label ``l0 + i`` for row ``b`` of the block.
 
+    ``weight`` may be a pair of 8-bit weights and their scales (``_scaled.py``).
     ``buffers``: ``(weights [tile * K], offsets [tile * K] int64, group [K * W])``; with groups the offsets must hold
     ``k * W``. ``group_row`` is the row of indices that ``group`` holds (-1: none); returns the one it holds now.
     """
@@ -23,12 +25,13 @@ def _logits_tile(slab, block, weight, indices, bias, group_size, l0, labels, buf
     if not isinstance(W, types.IntegerLiteral):
         return None
     lanes = W.literal_value
+    load = load_scaled_weights if isinstance(weight, types.BaseTuple) else load_weights
 
     def impl(slab, block, weight, indices, bias, group_size, l0, labels, buffers, group_row, tile, W):
         weights, offsets, group = buffers
-        K, zero = weight.shape[1], slab.dtype.type(0)
+        K, zero = indices.shape[1], slab.dtype.type(0)
         table = slab[block].reshape(-1)
-        load_weights(weight, l0, labels, weights)
+        load(weight, l0, labels, weights)
         if group_size > 1:
             table = group
         else:

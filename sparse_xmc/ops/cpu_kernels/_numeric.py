@@ -1,7 +1,8 @@
-"""Float formats in Numba: bfloat16 travels as ``uint16``, float16 as ``int16``, converted at every load and store.
+"""Float formats in Numba: bfloat16 travels as ``uint16``, float16 as ``int16``, float8 e4m3 as ``uint8``; converted at
+every load and store.
 
-Numba has no 16-bit floats on a CPU. The bit patterns come in under two different integer types, so the right
-conversion is chosen when a kernel is compiled.
+Numba has none of them on a CPU. The bit patterns come in under different integer types, so the right conversion is
+chosen when a kernel is compiled.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 
 FASTMATH = {"contract", "reassoc", "nsz"}  # NaN and infinity keep their meaning
-_VIEW = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+_VIEW = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -60,6 +61,16 @@ def float32_to_float16(value):
     return np.int16(np.uint16(sign | half))
 
 
+@register_jitable
+def float8_to_float32(bits):
+    magnitude = np.uint32(np.uint32(bits) & np.uint32(0x7F))
+    sign = np.uint32((np.uint32(bits) & np.uint32(0x80)) << np.uint32(24))
+    # As for float16: multiplying by 2**120 rebiases the exponent. The only special value is NaN.
+    scaled = np.float32(np.uint32(magnitude << np.uint32(20)).view(np.float32) * np.float32(2.0**120))
+    finite = np.float32(scaled).view(np.uint32)
+    return np.uint32(sign | (np.uint32(0x7FC00000) if magnitude == np.uint32(0x7F) else finite)).view(np.float32)
+
+
 def decode(value):
     """A stored element as a number."""
 
@@ -70,6 +81,8 @@ def _decode(value):
         return lambda value: bfloat16_to_float32(value)
     if value == types.int16:
         return lambda value: float16_to_float32(value)
+    if value == types.uint8:
+        return lambda value: float8_to_float32(value)
     return lambda value: value
 
 

@@ -21,6 +21,7 @@ from sparse_xmc.ops.cpu_kernels import _simd, _threads
 from sparse_xmc.ops.cpu_kernels._logits import logits_tile
 from sparse_xmc.ops.cpu_kernels._memory import empty
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel, store
+from sparse_xmc.ops.cpu_kernels._scaled import weight_argument
 from sparse_xmc.ops.cpu_kernels._simd_blocks import fold, item, totals
 from sparse_xmc.ops.cpu_kernels._slab import block_width, make_slab
 from sparse_xmc.ops.cpu_kernels._tiles import gather_rows, load_batch, load_offsets, load_weights, save_batch
@@ -41,7 +42,7 @@ def _kernels(W: int) -> _Kernels:
 
     @kernel
     def forward(slab, weight, indices, bias, y, group_size, block, start, stop):
-        K, group_row = weight.shape[1], -1
+        K, group_row = indices.shape[1], -1
         tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)
         buffers = (np.empty(_TILE * K, slab.dtype), np.arange(_TILE * K) * W, np.empty(K * W, slab.dtype))
         for l0 in range(start, stop, _TILE):
@@ -133,7 +134,14 @@ def _label_ranges(L: int, work_per_label: int) -> list[tuple[int, int]]:
     return _threads.split(L, pieces, _TILE)
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     B, (L, K) = x.shape[0], weight.shape
     y = empty(B, L, dtype=x.dtype)
@@ -141,10 +149,12 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, gro
         return y
     slab = make_slab(x)
     blocks, _, W = slab.shape
-    bias = torch.empty(0, dtype=weight.dtype) if bias is None else bias.contiguous()
+    bias = torch.empty(0, dtype=slab.dtype) if bias is None else bias.contiguous()
+    weights = weight_argument(weight.contiguous(), weight_scale)
     tasks = [(block, *labels) for block in range(blocks) for labels in _label_ranges(L, K * W)]
-    arrays = (slab, weight.contiguous(), indices.contiguous(), bias, y)
-    _threads.run(_kernels(W).forward, tasks, *map(as_numpy, arrays), group_size)
+    _threads.run(
+        _kernels(W).forward, tasks, as_numpy(slab), weights, *map(as_numpy, (indices.contiguous(), bias, y)), group_size
+    )
     return y
 
 

@@ -15,6 +15,7 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.cpu_kernels import _threads
 from sparse_xmc.ops.cpu_kernels._logits import logits_tile
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel
+from sparse_xmc.ops.cpu_kernels._scaled import weight_argument
 from sparse_xmc.ops.cpu_kernels._slab import make_slab
 
 _TILE = 64  # labels, a multiple of 8
@@ -60,8 +61,10 @@ def _kernel(W: int) -> Any:
     """The kernel for batch blocks of W rows."""
 
     @kernel
-    def topk(slab, weight, indices, bias, group_size, offsets, columns, scores, labels, block, part, start, stop):
-        K, b0 = weight.shape[1], block * W
+    def topk(
+        slab, weight, indices, bias, group_size, offsets, columns, scores, labels, no_label, block, part, start, stop
+    ):
+        K, b0 = indices.shape[1], block * W
         rows = min(W, scores.shape[1] - b0)
         tile = np.empty(_TILE * W, slab.dtype)
         buffers = (np.empty(_TILE * K, slab.dtype), np.arange(_TILE * K) * W, np.empty(K * W, slab.dtype))
@@ -85,10 +88,10 @@ def _kernel(W: int) -> Any:
                         continue
                     if columns.shape[0] > 0 and _excluded(offsets, columns, b0 + b, l0 + i):
                         continue
-                    was_empty = mine_labels[0] == weight.shape[0]
+                    was_empty = mine_labels[0] == no_label
                     _sift_down(mine, mine_labels, score, l0 + i)
                     worst[b] = mine[0]
-                    empty -= was_empty and mine_labels[0] != weight.shape[0]
+                    empty -= was_empty and mine_labels[0] != no_label
 
     return topk
 
@@ -102,6 +105,7 @@ def topk(
     group_size: int,
     exclude_offsets: Tensor | None,
     exclude_labels: Tensor | None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x [B, D] -> (scores [B, k] in x's dtype, labels [B, k] int64), by descending score, then ascending label.
 
@@ -120,10 +124,11 @@ def topk(
     labels = torch.full((len(ranges), B, k), L, dtype=torch.int64)
     if exclude_offsets is None or exclude_labels is None:
         exclude_offsets = exclude_labels = torch.empty(0, dtype=torch.int64)
-    bias = torch.empty(0, dtype=weight.dtype) if bias is None else bias.contiguous()
-    arrays = [as_numpy(t) for t in (slab, weight.contiguous(), indices.contiguous(), bias)]
+    bias = torch.empty(0, dtype=slab.dtype) if bias is None else bias.contiguous()
+    weights = weight_argument(weight.contiguous(), weight_scale)
+    layer = [as_numpy(t) for t in (indices.contiguous(), bias)]
     results = [as_numpy(t) for t in (exclude_offsets, exclude_labels, scores, labels)]
-    _threads.run(_kernel(W), tasks, *arrays, group_size, *results)
+    _threads.run(_kernel(W), tasks, as_numpy(slab), weights, *layer, group_size, *results, L)
     labels, order = labels.transpose(0, 1).reshape(B, -1).sort(dim=1)
     scores, best = scores.transpose(0, 1).reshape(B, -1).gather(1, order).sort(dim=1, descending=True, stable=True)
     return scores[:, :k].to(x.dtype), labels.gather(1, best[:, :k])

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops.triton_kernels._rounding import INTERPRETED, round_nearest
 
 TRITON_DTYPES = {
@@ -58,11 +59,12 @@ def dot_options(activation: torch.dtype, weight: torch.dtype) -> dict[str, objec
     """Constants of a product of activations (or their gradient) with weights.
 
     Equal 16-bit dtypes are multiplied as they are. bfloat16 activations take a wider weight as the sum of two bfloat16
-    numbers (16 bits, twice what the rounded result holds), so that float32 master weights run on tensor cores. Other
-    mixtures, float16 with its narrow range among them, are multiplied in float32.
+    numbers (16 bits, twice what the rounded result holds), so that float32 master weights run on tensor cores. 8-bit
+    weights are exact in any activation's dtype. Other mixtures, float16 with its narrow range among them, are
+    multiplied in float32.
     """
     split = activation == torch.bfloat16 and weight in (torch.float32, torch.float16)
-    if activation == weight or split:
+    if activation == weight or split or weight == QUANTIZED_DTYPE:
         dtype = activation
     else:
         dtype = torch.promote_types(torch.promote_types(activation, weight), torch.float32)

@@ -15,19 +15,27 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import linear_gather, linear_group, linear_inverted
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     weight, indices = weight.contiguous(), indices.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    bias, weight_scale = (None if t is None else t.contiguous() for t in (bias, weight_scale))
     if group_size == 1:
-        return linear_gather.forward(x, weight, indices, bias)
-    return linear_group.forward(x, weight, indices, bias, group_size)
+        return linear_gather.forward(x, weight, indices, bias, weight_scale)
+    return linear_group.forward(x, weight, indices, bias, group_size, weight_scale)
 
 
 def backward_input(
@@ -52,13 +60,25 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Both families in every direction and dtype; mixed dtypes and masked groups once."""
+    """Both families in every direction and dtype; mixed dtypes, masked groups and 8-bit weights once."""
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         yield from _cases(dtype, dtype, K=32, G=1)
         yield from _cases(dtype, dtype, K=64, G=32)
     yield from _cases(torch.float16, torch.float32, K=32, G=1)
     yield from _cases(torch.bfloat16, torch.float32, K=64, G=32)
     yield from _cases(torch.float16, torch.float16, K=24, G=5)
+    yield _quantized_case(K=32, G=1)
+    yield _quantized_case(K=64, G=32)
+
+
+def _quantized_case(K: int, G: int) -> CompileCase:
+    L = 20_011
+    x, bias = (torch.empty(*size, dtype=torch.bfloat16, device="meta") for size in ((128, 768), (L,)))
+    weight = torch.empty(L, K, dtype=QUANTIZED_DTYPE, device="meta")
+    indices = torch.empty(-(-L // G), K, dtype=torch.uint16, device="meta")
+    scale = torch.empty(L, device="meta")
+    name = f"forward[bfloat16,8-bit weights,K={K},G={G}]"
+    return CompileCase(name, lambda: forward(x, weight, indices, bias, G, scale))
 
 
 def _cases(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> Iterator[CompileCase]:

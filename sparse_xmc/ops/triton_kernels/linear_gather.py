@@ -13,6 +13,7 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator
 from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 
@@ -80,6 +81,7 @@ def forward_kernel(
     weight_ptr,  # [L, K]
     indices_ptr,  # [L, K]
     bias_ptr,  # [L] or None
+    scale_ptr,  # [L] with 8-bit weights, else None
     y_ptr,  # [B, L]
     B,
     L,
@@ -101,9 +103,11 @@ def forward_kernel(
     acc = tl.zeros((BLOCK_L, BLOCK_B), ACC)
     for k in tl.range(0, K, loop_unroll_factor=UNROLL):
         rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)
-        weight = tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0.0).to(ACC)
+        weight = decode(tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0)).to(ACC)
         x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
         acc += weight[:, None] * x
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + offs_l, mask=mask_l, other=0.0)[:, None]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + offs_l, mask=mask_l, other=0.0).to(ACC)[:, None]
 
@@ -193,7 +197,9 @@ def backward_weight_kernel(
     )
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, weight_scale: Tensor | None = None
+) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     (B, D), (L, K) = x.shape, weight.shape
     y = torch.empty(B, L, dtype=x.dtype, device=x.device)
@@ -204,9 +210,10 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None) -> 
         forward_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(B, meta["BLOCK_B"]),)](
             xt,
             xt.stride(0),
-            weight,
+            as_stored(weight),
             indices,
             bias,
+            weight_scale,
             y,
             B,
             L,

@@ -15,6 +15,7 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight
 from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 # tl.dot takes no dimension below 16 on every target
@@ -69,6 +70,7 @@ def forward_kernel(
     weight_ptr,  # [L, K]
     indices_ptr,  # [R, K]
     bias_ptr,  # [L] or None
+    scale_ptr,  # [L] with 8-bit weights, else None
     y_ptr,  # [B, L]
     B,
     L,
@@ -100,8 +102,10 @@ def forward_kernel(
         rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
         x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_k[:, None] & mask_x, other=0.0)
         w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
-        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)
+        weight = decode(tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0))
         acc = dot_weight(tl.trans(x), tl.trans(weight), acc, DOT, SPLIT, PRECISION)
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + labels, mask=mask_g, other=0.0)[None, :]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]
 
@@ -210,7 +214,14 @@ def backward_weight_kernel(
     tl.store(dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=mask_k[:, None] & mask_g[None, :])
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     (B, D), (L, K), R = x.shape, weight.shape, indices.shape[0]
     y = torch.empty(B, L, dtype=x.dtype, device=x.device)
@@ -223,9 +234,10 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, gro
         forward_kernel[lambda meta: (chunks * R * triton.cdiv(B, meta["BLOCK_B"]),)](
             xt,
             xt.stride(0),
-            weight,
+            as_stored(weight),
             indices,
             bias,
+            weight_scale,
             y,
             B,
             L,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, compute_dtype
 from sparse_xmc.ops._backend import interpreting
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
@@ -143,10 +143,11 @@ def tiling(B: int, L: int, K: int, G: int, dtype: torch.dtype, deterministic: bo
 def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, int, str]:
     """How ``tl.dot`` multiplies: dtype of its operands, how many of them make up a float32 number, float32 precision.
 
-    Equal 16-bit dtypes are multiplied as they are. bfloat16 activations take a wider weight as three bfloat16 numbers,
-    exactly. All else is multiplied as float32: with TensorFloat-32 where torch allows it, else as bfloat16 triples.
+    Equal 16-bit dtypes, and 16-bit with 8-bit, are multiplied as they are. bfloat16 activations take a wider weight as
+    three bfloat16 numbers, exactly. All else is multiplied as float32: with TensorFloat-32 where torch allows it, else
+    as bfloat16 triples.
     """
-    if activation == weight and activation != torch.float32:
+    if activation != torch.float32 and weight in (activation, QUANTIZED_DTYPE):
         return TRITON_DTYPES[activation], 1, "ieee"
     if activation == torch.bfloat16:
         return tl.bfloat16, 3, "ieee"

@@ -4,6 +4,7 @@ A program walks over the label tiles of its split with the best keys of its batc
 the float32 score as an integer of the same order above the complement of the label, so that greater keys are better
 scores or, at equal scores, smaller labels, and no two are equal. A tile is merged only if it beats a row's worst key.
 The splits' keys are merged by ``torch.topk``. For k beyond ``MAX_KEEP`` the sweep is repeated below the last key found.
+float64 layers go another way (``topk_float64.py``).
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels import topk_float64
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._dot import accumulator
 from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
+from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.loss import operands
 from sparse_xmc.ops.triton_kernels.loss_group import dot_terms
 
@@ -30,7 +33,7 @@ LOWEST = tl.constexpr(-(1 << 63))
 @triton.jit
 def _pack(score, label):
     """Keys of scores ``[N, M]`` of labels ``[M]``; nan counts as the greatest score, -0 as 0."""
-    score = tl.where(score != score, float("nan"), score.to(tl.float32) + 0.0)
+    score = tl.where(score != score, float("nan"), score + 0.0)
     bits = score.to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - label.to(tl.int64))[None, :]
@@ -64,17 +67,15 @@ def _merge(best, keys, KEEP: tl.constexpr):
 
 
 @triton.jit
-def _scores_one_by_one(
-    xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, ACC: tl.constexpr, K: tl.constexpr, G: tl.constexpr
-):
+def _scores_one_by_one(xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, K: tl.constexpr, G: tl.constexpr):
     """Scores ``[BLOCK_B, BLOCK_L]`` of any labels, each with its own gather."""
-    scores = tl.zeros((label.shape[0], offs_b.shape[0]), ACC)
+    scores = tl.zeros((label.shape[0], offs_b.shape[0]), tl.float32)
     mask = known[:, None] & (offs_b < stride)[None, :]
     for k in range(K):
         column = tl.load(indices_ptr + label // G * K + k, mask=known, other=0).to(tl.int64)
-        weight = tl.load(weight_ptr + label * K + k, mask=known, other=0.0).to(ACC)
+        weight = decode(tl.load(weight_ptr + label * K + k, mask=known, other=0)).to(tl.float32)
         x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
-        scores += weight[:, None] * x.to(ACC)
+        scores += weight[:, None] * x.to(tl.float32)
     return tl.trans(scores)
 
 
@@ -103,8 +104,8 @@ def _scores_of_group(
         mask = slot[:, None] & (offs_b < stride)[None, :]
         x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
         connected = known[:, None] & slot[None, :]
-        weight = tl.load(weight_ptr + label[:, None] * K + offs_k[None, :], mask=connected, other=0.0).to(tl.float32)
-        scores = dot_terms(tl.trans(x), tl.trans(weight), scores, DOT, TERMS, PRECISION)
+        weight = decode(tl.load(weight_ptr + label[:, None] * K + offs_k[None, :], mask=connected, other=0))
+        scores = dot_terms(tl.trans(x), tl.trans(weight.to(tl.float32)), scores, DOT, TERMS, PRECISION)
     return scores
 
 
@@ -114,6 +115,7 @@ def _topk(
     weight_ptr,  # [L, K]
     indices_ptr,  # [ceil(L / G), K]
     bias_ptr,  # [L] | None
+    scale_ptr,  # [L] with 8-bit weights | None
     crow_ptr,  # [B + 1] | None: excluded labels of each row
     col_ptr,
     ceiling_ptr,  # [B] | None: only keys below it count
@@ -126,7 +128,6 @@ def _topk(
     splits,
     K: tl.constexpr,
     G: tl.constexpr,
-    ACC: tl.constexpr,
     DOT: tl.constexpr,
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -149,7 +150,7 @@ def _topk(
         if DOT is None:
             label = tile * BLOCK_L + tl.arange(0, BLOCK_L)
             known = label < L
-            score = _scores_one_by_one(xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, ACC, K, G)
+            score = _scores_one_by_one(xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, stride, K, G)
         else:
             group = tile // PARTS
             member = tile % PARTS * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -158,8 +159,10 @@ def _topk(
             score = _scores_of_group(
                 xt_ptr, weight_ptr, indices_ptr, group, label, known, offs_b, stride, K, DOT, TERMS, PRECISION, BLOCK_K
             )
+        if scale_ptr is not None:
+            score *= tl.load(scale_ptr + label, mask=known, other=0.0)[None, :]
         if bias_ptr is not None:
-            score += tl.load(bias_ptr + label, mask=known, other=0.0).to(ACC)[None, :]
+            score += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)[None, :]
         keys = tl.where(known[None, :] & row[:, None], _pack(score, label), LOWEST)
         worst = tl.min(best, 1)
         keys = tl.where(keys < ceiling[:, None], keys, LOWEST)
@@ -190,19 +193,21 @@ def topk(
     group_size: int,
     exclude_crow: Tensor | None,
     exclude_col: Tensor | None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best labels of each row: (scores [B, k] in x's dtype, labels [B, k] int64), best first.
 
-    Scores are compared in float32 (also those of float64 layers); ties go to the smaller label; nan is the greatest.
+    Scores are compared in float32 (float64 for float64 layers); ties go to the smaller label; nan is the greatest.
     Excluded labels (CSR, columns in any order) are passed over; at least k must remain.
     """
+    if x.dtype == torch.float64:
+        return topk_float64.topk(x, weight, indices, bias, k, group_size, exclude_crow, exclude_col)
+    layer = [None if t is None else t.contiguous() for t in (weight, indices, bias, weight_scale)]
     xt = feature_major(x)
     found: list[Tensor] = []
     ceiling = None
     while k > 0:
-        keys = _best_keys(
-            x, xt, weight, indices, bias, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling
-        )
+        keys = _best_keys(x, xt, *layer, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling)
         found.append(keys)
         ceiling = keys[:, -1].contiguous()
         k -= keys.shape[1]
@@ -218,6 +223,7 @@ def _best_keys(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
+    weight_scale: Tensor | None,
     k: int,
     group_size: int,
     exclude_crow: Tensor | None,
@@ -228,7 +234,7 @@ def _best_keys(
     B = x.shape[0]
     L, K = weight.shape
     keep = max(8, triton.next_power_of_2(k))
-    dot = group_size > 1 and x.dtype != torch.float64
+    dot = group_size > 1
     operand, terms, precision = operands(x.dtype, weight.dtype) if dot else (None, 1, None)
     block_b = 16 if dot else max(8, min(triton.next_power_of_2(max(B, 1)), 1024 // keep, 32))
     block_k = max(16, min(triton.next_power_of_2(K), 64))
@@ -244,25 +250,30 @@ def _best_keys(
     if B:
         with on_device(x):
             _topk[(batch_tiles * splits,)](
-                xt, weight, indices, bias, exclude_crow, exclude_col, ceiling, keys,
+                xt, as_stored(weight), indices, bias, weight_scale, exclude_crow, exclude_col, ceiling, keys,
                 B, xt.shape[1], L, num_tiles, triton.cdiv(num_tiles, splits), splits,
-                K=K, G=group_size, ACC=accumulator(x.dtype), DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep,
+                K=K, G=group_size, DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep,
                 BY_RANK=BY_RANK, BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
             )  # fmt: skip
     return keys.topk(k, dim=1).values
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Both families, with and without excluded labels, few and many kept keys."""
-    for dtype, K, G, k, exclude in (
-        (torch.bfloat16, 32, 1, 5, False),
-        (torch.float32, 32, 1, 100, True),
-        (torch.bfloat16, 64, 32, 100, False),
-        (torch.float32, 64, 32, 10, False),
+    """Both families, with and without excluded labels, few and many kept keys; 8-bit weights."""
+    for dtype, weight_dtype, K, G, k, exclude in (
+        (torch.bfloat16, torch.bfloat16, 32, 1, 5, False),
+        (torch.float32, torch.float32, 32, 1, 100, True),
+        (torch.bfloat16, torch.bfloat16, 64, 32, 100, False),
+        (torch.float32, torch.float32, 64, 32, 10, False),
+        (torch.bfloat16, QUANTIZED_DTYPE, 32, 1, 5, False),
+        (torch.bfloat16, QUANTIZED_DTYPE, 64, 32, 10, False),
     ):
         sizes = ((128, 768), (20_011, K), (-(-20_011 // G), K), (20_011,))
-        dtypes = (dtype, dtype, torch.uint16, dtype)
+        dtypes = (dtype, weight_dtype, torch.uint16, dtype)
         layer = [torch.empty(*size, dtype=d, device="meta") for size, d in zip(sizes, dtypes, strict=True)]
         csr = [torch.empty(n, dtype=torch.int64, device="meta") if exclude else None for n in (129, 640)]
-        name = f"[{str(dtype).removeprefix('torch.')},K={K},G={G},k={k}{',exclude' * exclude}]"
-        yield CompileCase(name, lambda layer=layer, k=k, G=G, csr=csr: topk(*layer, k, G, *csr), wgmma=False)
+        scale = torch.empty(20_011, device="meta") if weight_dtype == QUANTIZED_DTYPE else None
+        kind = str(dtype).removeprefix("torch.") + ",8-bit weights" * (scale is not None)
+        name = f"[{kind},K={K},G={G},k={k}{',exclude' * exclude}]"
+        arguments = (*layer, k, G, *csr, scale)
+        yield CompileCase(name, lambda arguments=arguments: topk(*arguments), wgmma=False)

@@ -1,0 +1,150 @@
+"""A trained fixed fan-in layer with 8-bit weights, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_xmc import ops
+from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_positive_int, index_dtype, num_index_rows
+
+
+class QuantizedFixedFanInLinear(nn.Module):
+    """``FixedFanInLinear`` with float8 e4m3 weights and one scale per label: a quarter of float32's weights.
+
+    ``from_layer`` makes one of a trained layer; the constructor makes one of zeros to load a state dict into. It serves
+    ``forward`` and ``topk``; there is no gradient. Casts (``half()``, ``to(dtype)``) leave its numbers as they are. How the
+    weights are rounded: ``ops.quantize_weight``.
+
+    Args:
+        in_features, out_features, fan_in, group_size, bias: as in ``FixedFanInLinear``.
+        device: of the buffers.
+
+    Raises:
+        ValueError: a size below 1, or ``fan_in > in_features``.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    indices: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        fan_in: int,
+        *,
+        group_size: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
+        for name, value in sizes.items():
+            check_positive_int(name, value)
+        if fan_in > in_features:
+            raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+        self.in_features, self.out_features = in_features, out_features
+        self.fan_in, self.group_size = fan_in, group_size
+        rows = num_index_rows(out_features, group_size)
+        connections = torch.arange(fan_in, device=device).to(index_dtype(in_features))
+        self.register_buffer("weight", torch.zeros(out_features, fan_in, device=device).to(QUANTIZED_DTYPE))
+        self.register_buffer("weight_scale", torch.ones(out_features, device=device))
+        self.register_buffer("indices", connections.repeat(rows, 1))
+        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+
+    @classmethod
+    @torch.no_grad()
+    def from_layer(cls, layer: FixedFanInLinear) -> QuantizedFixedFanInLinear:
+        """Rounds the weights of a layer; connections and bias are copied.
+
+        Raises:
+            TypeError: ``layer`` is not a ``FixedFanInLinear``.
+            ValueError: a weight is not finite.
+        """
+        if not isinstance(layer, FixedFanInLinear):
+            raise TypeError(f"layer must be a FixedFanInLinear, got {type(layer).__name__}")
+        quantized = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.fan_in,
+            group_size=layer.group_size,
+            bias=layer.bias is not None,
+            device="meta",
+        )
+        quantized.weight, quantized.weight_scale = ops.quantize_weight(layer.weight)
+        quantized.indices = layer.indices.clone()
+        if layer.bias is not None:
+            bias = layer.bias.detach().clone()
+            quantized.bias = bias.float() if bias.dtype == torch.float64 else bias
+        return quantized.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in_features]`` to logits ``[..., out_features]``; under autograd ``x`` must not require a gradient."""
+        return ops.fixed_fan_in_linear(
+            x, self.weight, self.indices, self.bias, group_size=self.group_size, weight_scale=self.weight_scale
+        )
+
+    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
+        return ops.fixed_fan_in_topk(
+            *(x, self.weight, self.indices, self.bias),
+            k=k,
+            group_size=self.group_size,
+            exclude=exclude,
+            weight_scale=self.weight_scale,
+        )
+
+    @torch.no_grad()
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> FixedFanInLinear:
+        """The layer that this one computes, exactly in float32 and bfloat16; its exports and training are available then."""
+        layer = FixedFanInLinear(
+            *(self.in_features, self.out_features, self.fan_in),
+            group_size=self.group_size,
+            bias=self.bias is not None,
+            device="meta",
+        )
+        layer.weight = nn.Parameter(ops.dequantize_weight(self.weight, self.weight_scale, dtype))
+        layer.indices = self.indices.clone()
+        layer.bias = None if self.bias is None else nn.Parameter(self.bias.to(dtype, copy=True))
+        return layer.train(self.training)
+
+    def to_dense(self) -> nn.Linear:
+        """The same function as a float32 ``nn.Linear``."""
+        return self.dequantize().to_dense()
+
+    def num_bytes(self) -> int:
+        """Bytes of weights, scales, indices and bias."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, fan_in={self.fan_in}, "
+            f"group_size={self.group_size}, bias={self.bias is not None}, bytes={self.num_bytes():,}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedFixedFanInLinear:
+        def move(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        validate_loaded_indices(state_dict, prefix, self.indices, self.in_features)
+        for name, dtype in (("weight", QUANTIZED_DTYPE), ("weight_scale", torch.float32)):
+            loaded = state_dict.get(prefix + name)
+            if loaded is None or loaded.is_meta:
+                continue
+            if loaded.dtype != dtype:
+                raise TypeError(
+                    f"{prefix}{name} must be {dtype}, got {loaded.dtype}: make an 8-bit layer of another one with from_layer"
+                )
+            if not bool(loaded.float().isfinite().all()):
+                raise ValueError(f"cannot load {prefix}{name}: it holds inf or NaN")
+        super()._load_from_state_dict(state_dict, prefix, *args)
