@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from sparse_xmc.distributed import LabelShardedLinear
+from sparse_xmc.distributed import LabelShardedLinear, init_process_group
 from sparse_xmc.distributed.cost_model import Head, sent_bytes
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    init_process_group("gloo")
     size = dist.get_world_size()
     rows = options.batch // size
     head = LabelShardedLinear(options.features, options.labels, options.fan_in, seed=0)

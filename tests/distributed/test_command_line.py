@@ -46,7 +46,8 @@ def check_same(got: dict[str, float], expected: dict[str, float]) -> None:
 def test_two_ranks_give_the_metrics_of_one(tmp_path):
     write_documents(tmp_path / "train.jsonl", 0, 320)
     write_documents(tmp_path / "test.jsonl", 1000, 80)
-    files = ["--train", str(tmp_path / "train.jsonl"), "--test", str(tmp_path / "test.jsonl")]
+    test = str(tmp_path / "test.jsonl")
+    files = ["--train", str(tmp_path / "train.jsonl"), "--test", test, "--valid", test]
     alone = run([], *files, "--out", str(tmp_path / "one"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = run(launcher, *files, "--out", str(tmp_path / "two"))
