@@ -12,7 +12,20 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-OPTIONS = ["--text-field", "text", "--label-field", "labels", "--epochs", "3", "--fan-in", "8", "--batch-size", "16"]
+OPTIONS = [
+    "--text-field",
+    "text",
+    "--label-field",
+    "labels",
+    "--epochs",
+    "3",
+    "--fan-in",
+    "8",
+    "--batch-size",
+    "16",
+    "--checkpoint-seconds",
+    "1000",
+]
 
 
 def write_documents(path: Path, first: int, count: int) -> None:
