@@ -12,20 +12,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-OPTIONS = [
-    "--text-field",
-    "text",
-    "--label-field",
-    "labels",
-    "--epochs",
-    "3",
-    "--fan-in",
-    "8",
-    "--batch-size",
-    "16",
-    "--checkpoint-seconds",
-    "1000",
-]
+OPTIONS = ["--text-field", "text", "--label-field", "labels", "--epochs", "3", "--fan-in", "8", "--batch-size", "16"]
+OPTIONS += ["--checkpoint-seconds", "1000"]  # after each epoch only
 
 
 def write_documents(path: Path, first: int, count: int) -> None:
