@@ -124,7 +124,7 @@ class FixedFanInLinear(nn.Module):
     def loss(
         self,
         x: Tensor,
-        targets: Tensor,
+        targets: ops.Targets,
         *,
         loss: ops.Loss = "bce",
         reduction: ops.Reduction = "mean",
@@ -159,7 +159,7 @@ class FixedFanInLinear(nn.Module):
     def step(
         self,
         x: Tensor,
-        targets: Tensor,
+        targets: ops.Targets,
         *,
         loss: ops.Loss = "bce",
         reduction: ops.Reduction = "mean",

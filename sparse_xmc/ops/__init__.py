@@ -1,5 +1,6 @@
 """The kernels, as ``torch.autograd.Function`` ops behind plain functions."""
 
+from sparse_xmc.ops._arguments import Targets
 from sparse_xmc.ops._regrow import RegrowBatch
 from sparse_xmc.ops.informed_indices import informed_indices
 from sparse_xmc.ops.init_indices import init_indices
@@ -15,6 +16,7 @@ __all__ = [
     "Loss",
     "Reduction",
     "RegrowBatch",
+    "Targets",
     "UpdateRule",
     "dequantize_weight",
     "fixed_fan_in_linear",

@@ -11,6 +11,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 QUANTIZED_DTYPE = torch.float8_e4m3fn  # of 8-bit weights, which come with a scale per label
 INDEX_DTYPES = (torch.uint16, torch.int32)
 MAX_UINT16_FEATURES = 65_536
+Targets = Tensor | tuple[Tensor, Tensor]  # sparse CSR matrix, or its crow_indices and col_indices
 
 
 class LayerShape(NamedTuple):
@@ -147,6 +148,24 @@ def check_layer(
         if (bias.dtype == torch.float64) != (weight.dtype == torch.float64):
             raise TypeError(f"bias and weight must both be float64 or neither: got {bias.dtype}, {weight.dtype}")
     return shape
+
+
+def csr_parts(targets: Targets, num_rows: int, out_features: int) -> tuple[Tensor, Tensor]:
+    """Row offsets ``[B + 1]`` and labels ``[nnz]`` of a target matrix ``[B, L]``, checked without reading its entries."""
+    if isinstance(targets, tuple):
+        if len(targets) != 2:
+            raise ValueError(f"targets must be a pair (crow_indices, col_indices), got a tuple of {len(targets)}")
+        for name, part in zip(("targets[0]", "targets[1]"), targets, strict=True):
+            check_tensor(name, part)
+            if part.dtype not in (torch.int32, torch.int64) or part.ndim != 1:
+                raise TypeError(f"{name} must be a 1-D int32 or int64 tensor, got {part.dtype} {list(part.shape)}")
+        if len(targets[0]) != num_rows + 1:
+            raise ValueError(
+                f"targets[0] must hold {num_rows + 1} row offsets for {num_rows} rows, got {len(targets[0])}"
+            )
+        return targets
+    check_targets(targets, num_rows, out_features)
+    return targets.crow_indices(), targets.col_indices()
 
 
 def check_targets(targets: Tensor, num_rows: int, out_features: int) -> None:

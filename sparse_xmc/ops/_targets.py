@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_targets
+from sparse_xmc.ops._arguments import Targets, csr_parts
 from sparse_xmc.ops._backend import debugging
 
 
@@ -22,22 +22,23 @@ class Positives(NamedTuple):
     rows: Tensor
 
 
-def sorted_positives(targets: Tensor, num_rows: int, out_features: int) -> Positives:
+def sorted_positives(targets: Targets, num_rows: int, out_features: int) -> Positives:
     """Sorts the entries of a CSR target matrix by label, on its device and without waiting for it.
 
     Labels outside ``[0, out_features)`` end up at either end of the sorted list, where kernels never look; with
     ``SPARSE_XMC_DEBUG=1`` they are a ``ValueError``.
 
     Args:
-        targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``; its values are ignored.
+        targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``, whose values are ignored, or the pair of its
+            ``crow_indices`` and ``col_indices``.
     """
-    check_targets(targets, num_rows, out_features)
-    labels = targets.col_indices().long()
+    offsets, labels = csr_parts(targets, num_rows, out_features)
+    labels = labels.long()
     if debugging():
         validate_labels(labels, out_features)
     # the number of row ends at or before an entry is its row; never more than num_rows, whatever the matrix holds
     entries = torch.arange(labels.shape[0], device=labels.device)
-    rows = torch.searchsorted(targets.crow_indices()[1:].long(), entries, right=True, out_int32=True)
+    rows = torch.searchsorted(offsets[1:].long(), entries, right=True, out_int32=True)
     labels, order = labels.sort(stable=True)
     rows = rows[order]
     repeated = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, check_layer, compute_dtype, validate_indices
+from sparse_xmc.ops._arguments import LayerShape, Targets, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._targets import Positives, sorted_positives
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, fixed_fan_in_cross_entropy
@@ -91,7 +91,7 @@ def prepare(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Targets,
     loss: str,
     reduction: str,
     group_size: int,
@@ -105,8 +105,8 @@ def prepare(
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     rows = x.numel() // shape.D
     positives = sorted_positives(targets, rows, shape.L)
-    if targets.device != weight.device:
-        raise ValueError(f"targets must be on the weight's device {weight.device}, got {targets.device}")
+    if positives.labels.device != weight.device:
+        raise ValueError(f"targets must be on the weight's device {weight.device}, got {positives.labels.device}")
     if debugging():
         validate_indices(indices, shape.D)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -119,7 +119,7 @@ def fixed_fan_in_loss(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Targets,
     *,
     loss: Loss = "bce",
     reduction: Reduction = "mean",
@@ -138,6 +138,8 @@ def fixed_fan_in_loss(
         weight, indices, bias, group_size: as in ``fixed_fan_in_linear``.
         targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Values are ignored; a label
             that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored; ``SPARSE_XMC_DEBUG=1`` raises.
+            Or the pair ``(crow_indices, col_indices)`` of such a matrix: ``torch.compile`` takes no sparse tensor, so
+            only with the pair does the call fit into one graph.
         loss: "bce": binary cross-entropy with logits. "squared_hinge": ``max(0, 1 - t z)^2`` with ``t`` = 1 for positives,
             -1 otherwise; labels whose rows are all at zero are skipped in backward. "cross_entropy": softmax over the
             labels; ``targets`` are class ids, int64 ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.
@@ -156,7 +158,7 @@ def fixed_fan_in_loss(
             weight,
             indices,
             bias,
-            targets,
+            targets,  # type: ignore[arg-type]
             reduction=reduction,
             group_size=group_size,
             label_smoothing=label_smoothing,

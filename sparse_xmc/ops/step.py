@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops.loss import Loss, Reduction, loss_forward, prepare
 
@@ -102,7 +102,7 @@ def fixed_fan_in_step_(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Targets,
     optimizer: UpdateRule,
     *,
     loss: Loss = "bce",
@@ -190,7 +190,7 @@ def updating_loss(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Targets,
     optimizer: UpdateRule,
     *,
     loss: Loss = "bce",

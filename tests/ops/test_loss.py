@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sparse_xmc import ops
+from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops import reference
 from sparse_xmc.ops._targets import sorted_positives, validate_labels
 from sparse_xmc.ops.loss import loss_forward, loss_gradients
@@ -220,21 +221,48 @@ def test_opcheck():
 
 
 @pytest.mark.skipif(INTERPRETING, reason="about torch.compile, which does not depend on the kernels")
-def test_compiles_without_a_graph_break():
-    problem, _, targets = problem_and_targets((3, 6, 9, 3, 1), F32)
-    x, weight, indices, bias, G = problem
-    positives = sorted_positives(targets, 3, 6)
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+@pytest.mark.parametrize("loss", ["bce", "squared_hinge"])
+def test_compiles_without_a_graph_break(loss):
+    """The op and the layer, with targets as a pair: torch.compile takes no sparse tensor into a graph."""
+    (x, weight, indices, bias, G), _, targets = problem_and_targets((3, 6, 9, 3, 1), F32)
+    layer = FixedFanInLinear(9, 6, 3, seed=0)
+    x = x.requires_grad_()
+    leaves = [x, weight.requires_grad_(), bias.requires_grad_(), *layer.parameters()]
 
-    def call(x, weight, bias):
-        from sparse_xmc.ops.loss import _FixedFanInLoss
+    def call(x, targets):
+        op = ops.fixed_fan_in_loss(x.tanh(), weight, indices, bias, targets, loss=loss, group_size=G)
+        return op + layer.loss(x, targets, loss=loss)
 
-        return _FixedFanInLoss.apply(x.tanh(), weight, indices, bias, *positives, "bce", G)
-
-    eager = torch.autograd.grad(call(*leaves), leaves)
-    compiled = torch.autograd.grad(torch.compile(call, fullgraph=True, backend="aot_eager")(*leaves), leaves)
-    for a, b in zip(eager, compiled, strict=True):
+    pair = (targets.crow_indices(), targets.col_indices())
+    eager = torch.autograd.grad(call(x, targets), leaves)
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for a, b in zip(eager, torch.autograd.grad(compiled(x, pair), leaves), strict=True):
         torch.testing.assert_close(a, b)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="does not support sparse"):
+        compiled(x, targets)
+    torch.testing.assert_close(
+        torch.compile(call, backend="aot_eager")(x, targets), call(x, targets)
+    )  # breaks the graph
+
+
+@pytest.mark.parametrize(
+    ("pair", "error", "message"),
+    [
+        ((torch.zeros(4).long(),), ValueError, "targets must be a pair"),
+        ((torch.zeros(4), torch.zeros(2).long()), TypeError, r"targets\[0\] must be a 1-D int32 or int64 tensor"),
+        (
+            (torch.zeros(4).long(), torch.zeros(2, 1).long()),
+            TypeError,
+            r"targets\[1\] must be .* got torch.int64 \[2, 1\]",
+        ),
+        ((torch.zeros(3).long(), torch.zeros(2).long()), ValueError, "must hold 4 row offsets for 3 rows, got 3"),
+    ],
+)
+def test_bad_pairs_of_targets(pair, error, message):
+    (x, weight, indices, bias, G), _, _ = problem_and_targets((3, 6, 9, 3, 1), F32)
+    with pytest.raises(error, match=message):
+        ops.fixed_fan_in_loss(x, weight, indices, bias, pair, group_size=G)
 
 
 def test_autocast_casts_the_input(device):
