@@ -95,12 +95,17 @@ def runs() -> Iterator[Run]:
         yield Run("row-adam", lr)
         yield Run("adagrad", lr, fused=False)
     yield Run("row-adam", 0.01)
-    yield Run("row-adam", 0.02, weights="e4m3", scale=2**-7)
     yield Run("adam", 2e-2, fused=False)
-    yield Run("adagrad", 0.2, fused=False)
-    for optimizer, lr in (("row-adam", 0.02), ("row-adagrad", 0.2), ("sgd", 3.0)):
+    for optimizer, lr in (("row-adam", 0.05), ("row-adagrad", 0.2)):
         yield Run(optimizer, lr, seed=1)
-    yield Run("adam", 1e-2, fused=False, seed=1)
+    yield Run("adam", 2e-2, fused=False, seed=1)
+    yield Run("row-adam", 0.05, weights="e4m3", scale=2**-5)
+    for fused in (True, False):
+        yield Run("sgd", 3.0, fused, epochs=3)
+    yield Run("sgd", 3.0, epochs=3, seed=1)
+    yield Run("adam", 4e-2, fused=False)
+    yield Run("adagrad", 0.2, fused=False)
+    yield Run("row-adam", 0.1)
 
 
 def round_e4m3(weight: Tensor, scale: float, generator: torch.Generator) -> None:
