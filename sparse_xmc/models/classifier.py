@@ -26,7 +26,8 @@ class XMCClassifier(nn.Module):
         penultimate: module between encoder and head (``models.intermediate_layer``).
         auxiliary: objective over label clusters on the encoder's features.
         lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each head
-            has a loss of its own; predictions add their logits, ``lexical_share`` of them the second head's.
+            has a loss of its own; scores are the mean of both heads', ``lexical_share`` of it the second head's.
+        lexical_loss: loss of the second head; None: that of the first.
     """
 
     encoder: Any
@@ -42,11 +43,12 @@ class XMCClassifier(nn.Module):
         auxiliary: AuxiliaryObjective | None = None,
         lexical: SparseInputLinear | None = None,
         lexical_share: float = 0.5,
+        lexical_loss: ops.Loss | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= lexical_share <= 1:
             raise ValueError(f"lexical_share must lie in [0, 1], got {lexical_share}")
-        self.lexical, self.lexical_share = lexical, lexical_share
+        self.lexical, self.lexical_share, self.lexical_loss = lexical, lexical_share, lexical_loss
         self.encoder, self.penultimate, self.head, self.auxiliary = encoder, penultimate, head, auxiliary
 
     def features(self, inputs: Any) -> Tensor:
@@ -78,7 +80,9 @@ class XMCClassifier(nn.Module):
         main = self.head.loss(x if self.penultimate is None else self.penultimate(x), targets, loss=loss)
         if auxiliary is not None:
             main = (1 - share) * main + share * auxiliary
-        return main if self.lexical is None else main + self.lexical.loss(inputs, targets, loss=loss)
+        if self.lexical is None:
+            return main
+        return main + self.lexical.loss(inputs, targets, loss=self.lexical_loss or loss)
 
     @torch.no_grad()
     def topk(self, inputs: Any, k: int) -> tuple[Tensor, Tensor]:

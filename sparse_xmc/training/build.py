@@ -36,6 +36,7 @@ from sparse_xmc.training.schedule import RewireSchedule
 from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
 
 _TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
+_CONNECTIONS = 64  # up to which head_lr is taken as it is
 _CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
 
 
@@ -116,7 +117,15 @@ def build_model(
         if config.reads_terms:
             raise ValueError("the auxiliary objective needs an encoder that learns: set embedding_dim (512, say)")
         auxiliary = AuxiliaryObjective(width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff)
-    return XMCClassifier(encoder, head, penultimate=penultimate, auxiliary=auxiliary, lexical=lexical)
+    return XMCClassifier(
+        encoder,
+        head,
+        penultimate=penultimate,
+        auxiliary=auxiliary,
+        lexical=lexical,
+        lexical_share=config.lexical_share,
+        lexical_loss=config.lexical_loss,  # type: ignore[arg-type]
+    )
 
 
 @torch.no_grad()
@@ -135,7 +144,10 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
     """Biases at the log prior (or the hinge's margin), weights at zero where informed, informed connections."""
     num_rows = targets.shape[0]
     counts = torch.from_numpy(np.asarray(targets.sum(axis=0)).ravel())
-    prior = torch.log((counts + 1) / (num_rows - counts + 1)) if config.loss == "bce" else torch.full_like(counts, -1)
+    priors = {
+        "bce": torch.log((counts + 1) / (num_rows - counts + 1)),
+        "squared_hinge": torch.full_like(counts, -1),
+    }
     head = model.head
     parts = [(head, 0)]
     if isinstance(head, HeadTailLinear):
@@ -145,7 +157,8 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
     for part, start in parts:
         assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
         first = start + (part.labels.start if isinstance(part, SharedRows) else 0)
-        part.bias.copy_(prior[first : first + part.out_features])
+        loss = config.lexical_loss if part is model.lexical else config.loss
+        part.bias.copy_(priors[loss][first : first + part.out_features])
         if not isinstance(part, FixedFanInLinear):
             part.weight.mul_(0.1)
             continue
@@ -209,6 +222,23 @@ def label_clusters(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matri
     return clusters
 
 
+def _adagrad(config: TrainingConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """Adagrad keeps the memory of a rare label's few positives, where Adam's small late steps wash them out."""
+    initial = (_TERM_VALUE / config.batch_size) ** 2
+    return torch.optim.Adagrad(groups, initial_accumulator_value=initial, fused=True)
+
+
+def _head_groups(config: TrainingConfig, head: nn.Module) -> list[dict[str, Any]]:
+    """Parameters by learning rate: a step of all connections of a label moves its logit by about the same amount."""
+    groups = []
+    for part in (head.head, head.tail) if isinstance(head, HeadTailLinear) else (head,):
+        assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
+        connections = part.weight.shape[1]
+        groups.append({"params": [part.weight], "lr": config.head_lr * min(1, _CONNECTIONS / connections)})
+        groups.append({"params": [part.bias], "lr": config.head_lr})
+    return groups
+
+
 def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[ScheduledOptimizer]:
     """Separate optimizers for embedding table, encoder with intermediate layer, and head."""
     result = []
@@ -230,9 +260,9 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
     if sparse is not None:
         assert sparse.bias is not None
         rate = config.lexical_lr
-        groups: list[dict[str, Any]] = [{"params": [sparse.weight]}, {"params": [sparse.bias], "lr": rate / 30}]
-        initial = (_TERM_VALUE / config.batch_size) ** 2
-        heads.append(torch.optim.Adagrad(groups, lr=rate, initial_accumulator_value=initial, fused=True))
+        heads.append(
+            _adagrad(config, [{"params": [sparse.weight], "lr": rate}, {"params": [sparse.bias], "lr": rate / 30}])
+        )
     if sparse is not model.head and config.fused:
         if not isinstance(model.head, FixedFanInLinear):
             raise ValueError(f"fused=true needs head='fixed_fan_in', got {config.head!r}")
@@ -240,7 +270,7 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
         model.head.fuse_optimizer(fused)
         heads.append(fused)
     elif sparse is not model.head:
-        heads.append(torch.optim.Adam(model.head.parameters(), lr=config.head_lr, fused=True))
+        heads.append(_adagrad(config, _head_groups(config, model.head)))
     result += [ScheduledOptimizer(optimizer, config.head_schedule, config.warmup) for optimizer in heads]
     return result
 

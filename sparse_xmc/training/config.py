@@ -6,7 +6,13 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+_INTERMEDIATE = 2048  # width of the intermediate layer where none is given
+_ROWS_FOR_INTERMEDIATE = 20  # training rows per label, on average, that an intermediate layer needs
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
@@ -40,7 +46,9 @@ class TrainingConfig:
     pooling: str = option("mean", "transformer: pooling", ("mean", "cls"))
     max_length: int = option(128, "transformer: tokens kept of a text")
     gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
-    lexical_fan_in: int = option(64, "bow: connections per label of a second head on the terms themselves; 0: none")
+    lexical_fan_in: int = option(128, "bow: connections per label of a second head on the terms themselves; 0: none")
+    lexical_loss: str = option("squared_hinge", "loss of the head on terms", ("bce", "squared_hinge"))
+    lexical_share: float = option(0.85, "share of the head on terms in the scores, the other head has the rest")
     input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
     dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
 
@@ -50,7 +58,9 @@ class TrainingConfig:
     grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
     topology: str = option("informed", "initial connections", ("informed", "random"))
     head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
-    intermediate: int = option(2048, "width of a dense layer in front of the head; 0: none")
+    intermediate: int | None = option(
+        None, "width of a dense layer in front of the head; 0: none; None: 2048, or none where labels are rare"
+    )
     auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
     auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
     auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
@@ -59,8 +69,8 @@ class TrainingConfig:
     epochs: int = option(10, "passes over the training split")
     batch_size: int = option(128, "rows per optimizer step")
     accumulate: int = option(1, "pieces that a batch is cut into to save memory")
-    head_lr: float = option(1e-2, "learning rate of the head (Adam)")
-    lexical_lr: float = option(3.0, "learning rate of a head on terms (Adagrad)")
+    head_lr: float = option(0.3, "learning rate of the head (Adagrad)")
+    lexical_lr: float = option(1.0, "learning rate of the head on terms (Adagrad)")
     encoder_lr: float | None = option(None, "learning rate of encoder and intermediate layer (None: by kind)")
     embedding_lr: float = option(0.1, "bow: learning rate of the embedding table (row-wise Adagrad)")
     encoder_weight_decay: float = option(0.01, "transformer: decoupled weight decay")
@@ -91,7 +101,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulate", "fan_in", "group_size", "max_features", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight"):
+        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight", "lexical_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.fused and (self.accumulate > 1 or self.amp == "fp16"):
@@ -99,10 +109,27 @@ class TrainingConfig:
         if self.encoder == "transformer" and not self.transformer:
             raise ValueError("encoder='transformer' needs transformer: a local folder or hub id")
 
+    def completed(self, targets: sp.csr_matrix) -> TrainingConfig:
+        """With the width of the intermediate layer decided by the training targets ``[N, L]``, where it was left open.
+
+        The features behind such a layer move while it learns; a label with a handful of rows cannot follow them
+        (reports/accuracy.md).
+        """
+        if self.intermediate is not None:
+            return self
+        rare = targets.nnz < _ROWS_FOR_INTERMEDIATE * targets.shape[1]
+        return dataclasses.replace(self, intermediate=0 if rare else _INTERMEDIATE)
+
     @property
     def reads_terms(self) -> bool:
         """Whether the head sits straight on sparse terms."""
         return self.encoder == "bow" and self.embedding_dim == 0
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the sigmoid of a score estimates a probability: every head is trained with BCE."""
+        with_lexical = self.encoder == "bow" and self.lexical_fan_in > 0 and not self.reads_terms
+        return self.loss == "bce" and (self.lexical_loss == "bce" or not with_lexical)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result: what must be equal for a run to be resumed."""

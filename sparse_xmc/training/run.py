@@ -77,11 +77,11 @@ def _check_resumable(config: TrainingConfig) -> None:
             )
 
 
-def _claim_folder(config: TrainingConfig) -> None:
+def _claim_folder(config: TrainingConfig, effective: TrainingConfig) -> None:
     """Makes the folder this run's, once its data are known to be readable; writes the effective configuration."""
     os.makedirs(config.out, exist_ok=True)
     _write_text(os.path.join(config.out, "identity.json"), json.dumps(config.identity()))
-    _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
+    _write_text(os.path.join(config.out, "config.toml"), to_toml(effective))
 
 
 def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
@@ -156,9 +156,11 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
         inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
-    if ranks.first:
-        _claim_folder(config)
     vocabulary = LabelVocabulary.from_rows(rows)
+    effective = config.completed(vocabulary.encode(rows))
+    if ranks.first:
+        _claim_folder(config, effective)
+    config = effective
     order = label_order(config, inputs, vocabulary.encode(rows))
     vocabulary = vocabulary.reordered(order)
     targets = vocabulary.encode(rows)
@@ -283,7 +285,7 @@ def predict(
     """Writes the ``k`` best labels of each row with their scores, one JSON object a line; returns the number of rows.
 
     ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as probabilities for models
-    trained with "bce", as margins for "squared_hinge". The file appears when it is complete.
+    trained with "bce" alone, as margins otherwise. The file appears when it is complete.
     """
     bundle = _load(run, options)
     inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, need_labels=False))
@@ -292,7 +294,7 @@ def predict(
     try:
         with open(partial, "w", encoding="utf-8") as file:
             for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
-                values = torch.sigmoid(scores) if bundle.config.loss == "bce" else scores
+                values = torch.sigmoid(scores) if bundle.config.gives_probabilities else scores
                 for row, value in zip(labels.tolist(), values.tolist(), strict=True):
                     entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
