@@ -74,8 +74,9 @@ def label_shards(model: nn.Module, optimizers: Sequence[Optimizer], ranks: Ranks
         if isinstance(layer, SharedRows):
             labels, total, size = layer.labels, layer.blocks[-1].stop, layer.group_size
             rows = range(labels.start // size, num_index_rows(labels.stop, size))
-            blocks[f"{name}.weight"] = blocks[f"{name}.bias"] = Block(labels, total)
-            blocks[f"{name}.indices"] = Block(rows, num_index_rows(total, size))
+            for key in layer.state_dict():
+                whole = Block(rows, num_index_rows(total, size)) if key == "indices" else Block(labels, total)
+                blocks[f"{name}.{key}"] = whole
             of_parameters |= {id(parameter): Block(labels, total) for parameter in layer.parameters()}
     for i, optimizer in enumerate(optimizers):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

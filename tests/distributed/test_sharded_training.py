@@ -1,5 +1,7 @@
 """A run's model and checkpoints on several ranks: every rank makes its own labels only, any number of ranks goes on."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -12,6 +14,7 @@ pytest.importorskip("sklearn")
 from sparse_xmc.data import SparseInputs
 from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.shared_rows import SharedRows
+from sparse_xmc.training import tensor_file
 from sparse_xmc.training.build import build, build_encoder, build_optimizers
 from sparse_xmc.training.checkpoint import CheckpointStore, read_folder
 from sparse_xmc.training.config import TrainingConfig
@@ -100,7 +103,8 @@ def go_on(kind: str, source: str | None, target: str) -> int:
         trainer.fit()
     else:
         store.folder = target
-        trainer.save()
+        with mock.patch.object(tensor_file, "_PIECE_BYTES", 30_000):  # several pieces of a block, of both ranks
+            trainer.save()
     TrainingRanks(ranks).meet()
     return trainer.progress.step
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from sparse_xmc.training import checkpoint
+from sparse_xmc.training import checkpoint, tensor_file
 from sparse_xmc.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -26,6 +26,21 @@ def test_round_trip(tmp_path):
     assert tensors["model"]["i"].dtype == torch.uint16
     assert tensors["model"]["i"].tolist() == [[3, 65535]]
     assert documents == {"spec": {"a": [1, None]}}
+
+
+def test_files_are_plain_safetensors_written_in_pieces(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(tensor_file, "_PIECE_BYTES", 24)
+    numbers = torch.arange(1, 31).view(5, 6)
+    tensors = {str(dtype): numbers.to(dtype) for dtype in tensor_file._NAMES}
+    tensors |= {"turned": numbers.t(), "empty": torch.empty(0, 3), "one": torch.tensor(2.5), "part": numbers[2:4]}
+    tensor_file.save_tensors(str(tmp_path / "t.safetensors"), tensors)
+    for loaded in (load_file(tmp_path / "t.safetensors"), tensor_file.load_tensors(tmp_path / "t.safetensors")):
+        assert loaded.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape
+            assert torch.equal(loaded[name].double(), tensor.double()), name
 
 
 def test_nested_state_round_trip():
