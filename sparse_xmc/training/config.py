@@ -66,7 +66,7 @@ class TrainingConfig:
     auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
 
     loss: str = option("bce", "loss, summed over labels", ("bce", "squared_hinge"))
-    epochs: int = option(10, "passes over the training split")
+    epochs: int = option(6, "passes over the training split")
     batch_size: int = option(128, "rows per optimizer step")
     accumulate: int = option(1, "pieces that a batch is cut into to save memory")
     head_lr: float = option(0.3, "learning rate of the head (Adagrad)")
