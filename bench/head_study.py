@@ -27,23 +27,16 @@ from sparse_xmc import ops
 from sparse_xmc.data import to_torch_csr
 from sparse_xmc.models import FixedFanInLinear, QuantizedFixedFanInLinear
 from sparse_xmc.training.metrics import hits
-from sparse_xmc.training.optim import FusedAdagrad, FusedOptimizer, FusedSGD
+from sparse_xmc.training.optim import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD
 
 ROWS = environment.REPOSITORY / "reports" / "head_study.jsonl"
 BATCH, FAN_IN = 128, 64
 
 
-class FusedRowAdam(FusedAdagrad):
-    """Adam with one second moment per label; its first moment, if any, is heavy-ball momentum."""
-
-    def _scalars(self, group: dict[str, Any], count: int) -> dict[str, float]:
-        return {"decay": 0.999, "gain": 0.001, "correction": 1 / (1 - 0.999**count), "eps": group["eps"]}
-
-
 FUSED: dict[str, Callable[..., FusedOptimizer]] = {
     "sgd": FusedSGD,
     "row-adagrad": FusedAdagrad,
-    "row-adam": FusedRowAdam,
+    "row-adam": FusedAdam,
 }
 UNFUSED: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

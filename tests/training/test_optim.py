@@ -7,7 +7,7 @@ import torch
 
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.ops.step import Update, loss_step_
-from sparse_xmc.training.optim import FusedAdagrad, FusedSGD
+from sparse_xmc.training.optim import FusedAdagrad, FusedAdam, FusedSGD
 from tests import oracle
 from tests.conftest import INTERPRETING
 
@@ -62,20 +62,22 @@ def test_fused_sgd_is_torch_sgd(momentum, decay, group_size, kind, device):
     assert len(fused.state_tensors(head.weight)) == (momentum > 0)
 
 
-def test_row_wise_adagrad(device):
-    """Against its formula in float64; state is one number per label."""
+@pytest.mark.parametrize("adam", [False, True])
+def test_row_wise_adaptive_methods(adam, device):
+    """Against their formulas in float64; state is one number per label."""
     head = make_head(device=device)
     w, b = head.weight.detach().cpu().double(), head.bias.detach().cpu().double()
     v, bv = torch.zeros(L, dtype=torch.float64), torch.zeros(L, dtype=torch.float64)
-    optimizer = FusedAdagrad(0.1, weight_decay=0.02)
+    optimizer = FusedAdam(0.1, weight_decay=0.02, beta2=0.9) if adam else FusedAdagrad(0.1, weight_decay=0.02)
     head.fuse_optimizer(optimizer)
-    for x, targets in batches(3, device=device):
+    for step, (x, targets) in enumerate(batches(3, device=device), 1):
         problem = oracle.Problem(x.cpu(), w, head.indices.cpu(), b, 1)
         gradients = oracle.loss(problem, targets.cpu().to_dense(), "bce")
         g, gb = gradients.dw / B, gradients.db / B
-        v, bv = v + g.pow(2).mean(1), bv + gb.pow(2)
-        w = w - 0.1 * (g / (v.sqrt() + 1e-8)[:, None] + 0.02 * w)
-        b = b - 0.1 * gb / (bv.sqrt() + 1e-8)
+        decay, gain, correction = (0.9, 0.1, 1 / (1 - 0.9**step)) if adam else (1, 1, 1)
+        v, bv = decay * v + gain * g.pow(2).mean(1), decay * bv + gain * gb.pow(2)
+        w = w - 0.1 * (g / ((correction * v).sqrt() + 1e-8)[:, None] + 0.02 * w)
+        b = b - 0.1 * gb / ((correction * bv).sqrt() + 1e-8)
         head.loss(x, targets).backward()
         optimizer.step()
     torch.testing.assert_close(head.weight.detach().cpu().double(), w, rtol=1e-5, atol=1e-6)
@@ -163,6 +165,8 @@ def test_misuse_is_named():
         FusedSGD(-1)
     with pytest.raises(ValueError, match="rounding must be"):
         FusedAdagrad(0.1, rounding="up")
+    with pytest.raises(ValueError, match=r"beta2 must lie in \[0, 1\), got 1"):
+        FusedAdam(0.1, beta2=1.0)
     with torch.no_grad():
         assert not head.loss(x, targets).requires_grad
     head.fuse_optimizer(None)
