@@ -5,6 +5,10 @@ Numba has none of them on a CPU. The bit patterns come in under different intege
 chosen when a kernel is compiled.
 """
 
+import functools
+import hashlib
+import pathlib
+
 import numpy as np
 import torch
 from numba import njit, types
@@ -108,6 +112,23 @@ def _store(out, i, j, value):
     return impl
 
 
+@functools.cache
+def _sources() -> str:
+    """Digest of the sources of all CPU kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def kernel(function):
-    """Compiles a kernel for any thread: no GIL, cached on disk, one signature per combination of dtypes in use."""
-    return njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
+    """Compiles a kernel for any thread: no GIL, cached on disk, one signature per combination of dtypes in use.
+
+    Numba takes a cached kernel for current if the kernel's own file did not change. These kernels inline functions of
+    other files, so all of them go into the stamp that it compares.
+    """
+    compiled = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)  # neither exists with NUMBA_DISABLE_JIT
+    if file is not None:
+        file._source_stamp = (file._source_stamp, _sources())
+    return compiled

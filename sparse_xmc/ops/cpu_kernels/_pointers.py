@@ -31,6 +31,16 @@ def at_address(typingctx, address, dtype):
 
 
 @intrinsic
+def same_kind(typingctx, address, like):
+    """To memory at an integer address, read as what the pointer ``like`` points to."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], args[1].type)
+
+    return like(types.uint64, like), codegen
+
+
+@intrinsic
 def advance(typingctx, start, count):
     """``start + count``."""
 

@@ -13,6 +13,17 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.VectorType(_I32, len(lanes))(list(lanes)))
 
 
+def _place(context, builder, array_type, array, offset, start):
+    at = builder.add(offset, ir.Constant(offset.type, start))
+    return _address(context, builder, array_type, array, at, Vector(array_type.dtype, 8))
+
+
+def _load8(context, builder, array_type, array, offset, start):
+    value = builder.load(_place(context, builder, array_type, array, offset, start))
+    value.align = array_type.dtype.bitwidth // 8
+    return value
+
+
 def _halve(builder, value):
     half = value.type.count // 2
     return builder.fadd(
@@ -43,6 +54,41 @@ def fold(typingctx, a, b):
         return result
 
     return folded(a, b), codegen
+
+
+@intrinsic
+def dot_row(typingctx, a, array, offset):
+    """``fold(a, load(array, offset))``, the row taken from memory as it is needed."""
+    folded = Vector(a.dtype, 8)
+
+    def codegen(context, builder, signature, args):
+        result = None
+        for start in range(0, a.lanes, 8):
+            x = _shuffle(builder, args[0], args[0], range(start, start + 8))
+            y = _load8(context, builder, signature.args[1], args[1], args[2], start)
+            result = builder.fmul(x, y) if result is None else _call(builder, "fma", folded, [x, y, result])
+        return result
+
+    return folded(a, array, types.uint64), codegen
+
+
+@intrinsic
+def add_scaled(typingctx, array, offset, a, factor):
+    """``array[offset ..] += factor * a``, eight at a time: more would not fit the registers beside ``a``."""
+
+    def codegen(context, builder, signature, args):
+        part = Vector(a.dtype, 8)
+        like = ir.Constant(context.get_value_type(part), ir.Undefined)
+        one = builder.insert_element(like, args[3], ir.Constant(_I32, 0))
+        factors = builder.shuffle_vector(one, like, ir.Constant(ir.VectorType(_I32, 8), None))
+        for start in range(0, a.lanes, 8):
+            x = _shuffle(builder, args[2], args[2], range(start, start + 8))
+            y = _load8(context, builder, signature.args[0], args[0], args[1], start)
+            at = _place(context, builder, signature.args[0], args[0], args[1], start)
+            builder.store(_call(builder, "fma", part, [x, factors, y]), at).align = a.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, a, a.dtype), codegen
 
 
 @intrinsic

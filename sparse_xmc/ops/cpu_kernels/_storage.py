@@ -55,16 +55,16 @@ def read(address, code, first, count, out):
 
 
 @register_jitable
-def read_offsets(address, code, first, count, stride, base, out):
-    """``out[:count] = base + stride * index`` for elements ``first ..`` of an index tensor."""
+def read_offsets(address, code, first, count, stride, out):
+    """``out[:count] = stride * index`` for elements ``first ..`` of an index tensor."""
     if code == UINT16:
         short = advance(at_address(address, np.uint16), first)
         for i in range(count):
-            out[i] = base + stride * np.int64(short[i])
+            out[i] = np.int64(np.uint32(short[i]) * np.uint32(stride))
     else:
         long = advance(at_address(address, np.int32), first)
         for i in range(count):
-            out[i] = base + stride * np.int64(long[i])
+            out[i] = stride * np.int64(long[i])
 
 
 @register_jitable

@@ -28,6 +28,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
 from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, UPDATE, chunk_width, workspace
+from sparse_xmc.ops.cpu_kernels._simd import exp_constants
 from sparse_xmc.ops.cpu_kernels._storage import location
 
 _PARTS = 16  # label ranges, each with its own sum for dx: a fixed number, so that no result depends on the threads
@@ -93,7 +94,8 @@ class _Sweep:
         number = _NUMPY[self.dtype]
         losses = np.zeros(len(ranges))
         floats, integers = (
-            np.empty((len(ranges), n), kind) for n, kind in zip(workspace(self.K), (number, np.int64), strict=True)
+            torch.empty(len(ranges), n, dtype=kind).numpy()
+            for n, kind in zip(workspace(self.K), (self.dtype, torch.int64), strict=True)
         )
         scalars = tuple(number(s) for s in rule.scalars)
         bias_scalars = (*scalars[:2], number(0), *scalars[3:])
@@ -110,8 +112,10 @@ class _Sweep:
                 slab.numpy(),
                 self.partial.numpy(),
                 losses,
+                np.zeros((len(ranges), 2 * CHUNK)),
                 floats,
                 integers,
+                exp_constants(number),
                 self.B,
                 self.D,
                 self.K,
@@ -119,7 +123,9 @@ class _Sweep:
                 self.hinge,
             ),
             *(mode, need_x, need_weight, number(scale)),
-            *(item for tensor in self.tensors for item in location(tensor)),
+            *location(self.tensors[0]),
+            self.tensors[0].dtype == self.dtype,
+            *(item for tensor in self.tensors[1:] for item in location(tensor)),
             *self.positives,
             *(*location(dw), *location(db), *state),
             *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),

@@ -1,0 +1,110 @@
+"""Arithmetic of the fused head for one label and at most 64 rows of the batch: logits, loss, derivative, gradients."""
+
+from numba import types
+from numba.extending import overload
+
+from sparse_xmc.ops.cpu_kernels._simd import exp_minus_abs, fma, load, splat, store, total, where_positive
+from sparse_xmc.ops.cpu_kernels._simd_blocks import add_scaled, dot_row, totals
+
+
+def derivative(z, product, linear, constants, b, hinge):
+    """Replaces logits ``z[b : b + 8]`` by the derivative of the loss against "no positives", and adds up the loss.
+
+    BCE: softplus(z) = max(z, 0) + log(1 + e), e = exp(-|z|). ``linear`` collects the first part; ``product`` collects
+    P = prod(1 + e) - 1 over labels by P + e + P e, exact for tiny e, so one log1p serves a whole tile of labels.
+    Squared hinge: ``linear`` collects max(0, 1 + z)^2. Returns a vector that is zero if all derivatives are (hinge).
+    """
+
+
+@overload(derivative)
+def _(z, product, linear, constants, b, hinge):
+    number = z.dtype
+
+    def impl(z, product, linear, constants, b, hinge):
+        zero, one = splat(number(0), 8), splat(number(1), 8)
+        a = load(z, b, 8)
+        if hinge:
+            margin = a + one
+            margin = where_positive(margin, margin, zero)
+            store(z, b, margin + margin)
+            store(linear, b, fma(margin, margin, load(linear, b, 8)))
+            return margin
+        e = exp_minus_abs(a, constants)
+        part = one / (one + e)
+        store(z, b, where_positive(a, part, e * part))
+        p = load(product, b, 8)
+        store(product, b, fma(p, e, p + e))
+        store(linear, b, load(linear, b, 8) + where_positive(a, a, zero))
+        return zero
+
+    return impl
+
+
+def logits_and_derivative(
+    table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes
+):
+    """``z[:lanes] = bias + sum_k weight[k] * table[offsets[k] + (0 .. lanes)]``, and ``derivative`` of ``previous``.
+
+    The two are independent: one waits for the cache while the other computes. Returns whether ``previous`` has a
+    derivative other than zero.
+    """
+
+
+@overload(logits_and_derivative, prefer_literal=True)
+def _(table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes):
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    width, parts = lanes.literal_value, lanes.literal_value // 8
+    number = z.dtype
+
+    def impl(table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes):
+        acc, active = splat(bias, width), splat(number(0), 8)
+        first = 0
+        for part in range(parts):
+            last = (part + 1) * K // parts
+            for k in range(first, last):
+                acc = fma(splat(weight[k], width), load(table, offsets[k], width), acc)
+            first = last
+            if has_previous:
+                active = active + derivative(previous, product, linear, constants, 8 * part, hinge)
+        store(z, 0, acc)
+        return not hinge or total(active) != number(0)
+
+    return impl
+
+
+def gradients(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
+    """Adds ``sum_b dz[b] x[b]`` to dw and ``weight * dz`` to the rows of sums; returns the sum of dz."""
+
+
+@overload(gradients, prefer_literal=True)
+def _(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    width = lanes.literal_value
+
+    def impl(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
+        d = load(dz, 0, width)
+        quads = K // 4 * 4 if need_weight else 0
+        for k in range(0, quads, 4):
+            p0 = dot_row(d, table, offsets[k])
+            if need_x:
+                add_scaled(sums, offsets[k], d, weight[k])
+            p1 = dot_row(d, table, offsets[k + 1])
+            if need_x:
+                add_scaled(sums, offsets[k + 1], d, weight[k + 1])
+            p2 = dot_row(d, table, offsets[k + 2])
+            if need_x:
+                add_scaled(sums, offsets[k + 2], d, weight[k + 2])
+            p3 = dot_row(d, table, offsets[k + 3])
+            if need_x:
+                add_scaled(sums, offsets[k + 3], d, weight[k + 3])
+            store(dw, k, load(dw, k, 4) + totals(p0, p1, p2, p3))
+        for k in range(quads, K):
+            if need_weight:
+                dw[k] += total(dot_row(d, table, offsets[k]))
+            if need_x:
+                add_scaled(sums, offsets[k], d, weight[k])
+        return total(d)
+
+    return impl
