@@ -51,13 +51,15 @@ class DenseSoftmax(nn.Linear):
 class Recommender(nn.Module):
     """Embedding, causal transformer, a wide layer, and a head over all items."""
 
-    def __init__(self, num_items: int, *, head: str, fan_in: int, width: int, features: int, length: int) -> None:
+    def __init__(
+        self, num_items: int, *, head: str, fan_in: int, width: int, features: int, length: int, dropout: float
+    ) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items + 1, width, padding_idx=PADDING)
         self.positions = nn.Parameter(torch.zeros(length, width))
         block = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.3, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
-        self.wide = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.GELU(), nn.Dropout(0.3))
+        self.wide = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.GELU(), nn.Dropout(dropout))
         nn.init.normal_(self.items.weight, std=width**-0.5)
         sizes = (features, num_items + 1)
         self.head = DenseSoftmax(*sizes) if head == "dense" else FixedFanInLinear(*sizes, fan_in, seed=0)
@@ -71,8 +73,9 @@ class Recommender(nn.Module):
 
 
 @torch.no_grad()
-def hit_rates(model: Recommender, histories: list[list[int]], answers: list[int], length: int) -> dict[str, float]:
-    """Share of users whose next item is among the first 5 and 10 of all items they have not had."""
+def ranking(model: Recommender, histories: list[list[int]], answers: list[int], length: int) -> dict[str, float]:
+    """Where the next item stands among all items that a user has not had: HR@k is the share of users for whom it is one
+    of the first k, NDCG@k counts those by ``1 / log2(1 + rank)``."""
     model.eval()
     ranks = []
     for start in range(0, len(histories), 256):
@@ -88,7 +91,12 @@ def hit_rates(model: Recommender, histories: list[list[int]], answers: list[int]
         ranks.append((scores > own).sum(1))
     rank = torch.cat(ranks)
     model.train()
-    return {f"HR@{k}": float((rank < k).float().mean()) for k in (5, 10)}
+    gain = 1 / torch.log2(rank + 2.0)
+    metrics = {}
+    for k in (5, 10):
+        metrics[f"HR@{k}"] = float((rank < k).float().mean())
+        metrics[f"NDCG@{k}"] = float(torch.where(rank < k, gain, 0).mean())
+    return metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
@@ -102,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--head-lr", type=float, help="learning rate of the head (default: --lr)")
+    parser.add_argument("--dropout", type=float, default=0.3, help="in front of the head (default: 0.3)")
     parser.add_argument("--users", type=int, help="only the first so many users")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -119,8 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         width=options.width,
         features=options.features,
         length=options.length,
+        dropout=options.dropout,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.01)
+    body = [p for name, p in model.named_parameters() if not name.startswith("head.")]
+    groups = [{"params": body}, {"params": model.head.parameters(), "lr": options.head_lr or options.lr}]
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.01)
     began, result = time.monotonic(), {}
     for epoch in range(options.epochs):
         total = 0.0
@@ -132,10 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
-        valid = hit_rates(model, [user[:-2] for user in users], [user[-2] for user in users], options.length)
-        print(f"epoch {epoch + 1}: loss {total / len(inputs):.3f}, validation {valid}", flush=True)
+        valid = ranking(model, [user[:-2] for user in users], [user[-2] for user in users], options.length)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in valid.items())
+        print(f"epoch {epoch + 1}: loss {total / len(inputs):.3f}, validation {shown}", flush=True)
         if not result or valid["HR@10"] > result["validation HR@10"]:
-            test = hit_rates(model, [user[:-1] for user in users], [user[-1] for user in users], options.length)
+            test = ranking(model, [user[:-1] for user in users], [user[-1] for user in users], options.length)
             result = {**test, "validation HR@10": valid["HR@10"], "epoch": epoch + 1}
     result["seconds"] = time.monotonic() - began
     result["head parameters"] = sum(p.numel() for p in model.head.parameters())
