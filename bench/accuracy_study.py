@@ -43,11 +43,14 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
 HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "terms only K=64": {"embedding_dim": 0},
-    "dense": {**HIDDEN, "head": "dense", "head_lr": 1e-3},
-    "dense, no intermediate": {**HIDDEN, "head": "dense", "head_lr": 1e-3, "intermediate": 0},
-    **{f"K={k}": {**HIDDEN, "fan_in": k} for k in (16, 32, 64, 128)},
-    **{f"K={k}, no intermediate": {**HIDDEN, "fan_in": k, "intermediate": 0} for k in (16, 32, 64, 128)},
+    "default, 256 terms": {"lexical_fan_in": 256},
+    **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (64, 128, 256)},
+    "dense": {**HIDDEN, "head": "dense"},
+    "K=64": HIDDEN,
+    "dense, no intermediate": {**HIDDEN, "head": "dense", "intermediate": 0},
+    "K=64, no intermediate": {**HIDDEN, "intermediate": 0},
+    **{f"K={k}": {**HIDDEN, "fan_in": k} for k in (16, 32, 128)},
+    **{f"K={k}, no intermediate": {**HIDDEN, "fan_in": k, "intermediate": 0} for k in (16, 32, 128)},
     **{f"K=64, intermediate {h}": {**HIDDEN, "intermediate": h} for h in (512, 1024, 4096)},
     "K=32, random": {**HIDDEN, "fan_in": 32, "topology": "random"},
     "K=64, random": {**HIDDEN, "topology": "random"},
@@ -61,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         for kind in ("random", "frequency", "clustered")
     },
     "K=64, head/tail 10 %": {**HIDDEN, "head": "head_tail"},
-    "K=64, fused Adagrad": {**HIDDEN, "fused": True, "head_lr": 0.2},
+    "K=64, fused Adagrad": {**HIDDEN, "fused": True},
 }
 
 
@@ -93,6 +96,7 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
     vocabulary = LabelVocabulary.from_rows(rows)
     vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
     targets = vocabulary.encode(rows)
+    config = config.completed(targets)
     encoder = build_encoder(config, input_width(inputs))
     tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
     store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)
@@ -106,7 +110,6 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
         optimizers,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        loss=config.loss,  # type: ignore[arg-type]
         seed=seed,
         rewire=build_rewiring(config, model, optimizers, total),
         store=store if len(inputs) > 10_000 else None,

@@ -16,6 +16,15 @@ from sparse_xmc.models.sparse_rows import csr_rows
 _TOPK_ROWS = 64  # rows whose logits exist at a time where two heads are added
 
 
+def probability(scores: Tensor, loss: ops.Loss) -> Tensor:
+    """What scores say about P(label | x): the minimiser of BCE is its logit, that of the squared hinge ``2 P - 1``.
+
+    Source: Zhang, "Statistical behavior and consistency of classification methods based on convex risk minimization",
+    Annals of Statistics 2004. Hinge scores beyond the margin give values beyond [0, 1], which keep their order.
+    """
+    return torch.sigmoid(scores) if loss == "bce" else (scores + 1) / 2
+
+
 class XMCClassifier(nn.Module):
     """A multi-label classifier with a very wide head.
 
@@ -26,8 +35,9 @@ class XMCClassifier(nn.Module):
         penultimate: module between encoder and head (``models.intermediate_layer``).
         auxiliary: objective over label clusters on the encoder's features.
         lexical: second head that reads the sparse input rows themselves, beside an encoder of the same rows. Each head
-            has a loss of its own; scores are the mean of both heads', ``lexical_share`` of it the second head's.
-        lexical_loss: loss of the second head; None: that of the first.
+            has a loss of its own; scores are then the mean of both heads' estimates of a label's probability.
+        loss: ``"bce"`` or ``"squared_hinge"``, summed over labels and averaged over rows.
+        lexical_loss: the same of the second head.
     """
 
     encoder: Any
@@ -42,13 +52,14 @@ class XMCClassifier(nn.Module):
         penultimate: nn.Module | None = None,
         auxiliary: AuxiliaryObjective | None = None,
         lexical: SparseInputLinear | None = None,
-        lexical_share: float = 0.5,
-        lexical_loss: ops.Loss | None = None,
+        loss: ops.Loss = "bce",
+        lexical_loss: ops.Loss = "squared_hinge",
     ) -> None:
         super().__init__()
-        if not 0 <= lexical_share <= 1:
-            raise ValueError(f"lexical_share must lie in [0, 1], got {lexical_share}")
-        self.lexical, self.lexical_share, self.lexical_loss = lexical, lexical_share, lexical_loss
+        for name, value in (("loss", loss), ("lexical_loss", lexical_loss)):
+            if value not in ("bce", "squared_hinge"):
+                raise ValueError(f"{name} must be 'bce' or 'squared_hinge', got {value!r}")
+        self.lexical, self.head_loss, self.lexical_loss = lexical, loss, lexical_loss
         self.encoder, self.penultimate, self.head, self.auxiliary = encoder, penultimate, head, auxiliary
 
     def features(self, inputs: Any) -> Tensor:
@@ -57,32 +68,32 @@ class XMCClassifier(nn.Module):
         return x if self.penultimate is None else self.penultimate(x)
 
     def forward(self, inputs: Any) -> Tensor:
-        """Logits ``[B, L]``; for wide heads prefer ``loss`` and ``topk``, which need no such matrix."""
-        return self._mixed(self.features(inputs), inputs)
+        """Scores ``[B, L]``: logits, with two heads estimates of probabilities. Wide heads have ``loss`` and ``topk``,
+        which need no such matrix."""
+        return self._scores(self.features(inputs), inputs)
 
-    def _mixed(self, x: Tensor, inputs: Any) -> Tensor:
+    def _scores(self, x: Tensor, inputs: Any) -> Tensor:
         logits = self.head(x)
         if self.lexical is None:
             return logits
-        return torch.lerp(logits, self.lexical(inputs), self.lexical_share)
+        return (probability(logits, self.head_loss) + probability(self.lexical(inputs), self.lexical_loss)) / 2
 
-    def loss(self, inputs: Any, targets: Tensor, *, loss: ops.Loss = "bce", progress: float = 1.0) -> Tensor:
+    def loss(self, inputs: Any, targets: Tensor, *, progress: float = 1.0) -> Tensor:
         """Training loss: the head's, mixed with the auxiliary objective while that is on.
 
         Args:
             targets: ``torch.sparse_csr [B, L]``.
-            loss: ``"bce"`` or ``"squared_hinge"``, summed over labels and averaged over rows.
             progress: share of the training that is over, for the auxiliary weight.
         """
         x = self.encoder(inputs)
         share = 0.0 if self.auxiliary is None else self.auxiliary.weight_at(progress)
         auxiliary = self.auxiliary.loss(x, targets) if self.auxiliary is not None and share else None
-        main = self.head.loss(x if self.penultimate is None else self.penultimate(x), targets, loss=loss)
+        main = self.head.loss(x if self.penultimate is None else self.penultimate(x), targets, loss=self.head_loss)
         if auxiliary is not None:
             main = (1 - share) * main + share * auxiliary
         if self.lexical is None:
             return main
-        return main + self.lexical.loss(inputs, targets, loss=self.lexical_loss or loss)
+        return main + self.lexical.loss(inputs, targets, loss=self.lexical_loss)
 
     @torch.no_grad()
     def topk(self, inputs: Any, k: int) -> tuple[Tensor, Tensor]:
@@ -91,10 +102,14 @@ class XMCClassifier(nn.Module):
         if self.lexical is None:
             return head_topk(self.head, x, k)
         parts = [
-            topk_of_logits(self._mixed(x[i : i + _TOPK_ROWS], csr_rows(inputs, i, i + _TOPK_ROWS)), k)
+            topk_of_logits(self._scores(x[i : i + _TOPK_ROWS], csr_rows(inputs, i, i + _TOPK_ROWS)), k)
             for i in range(0, len(x), _TOPK_ROWS)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def as_probabilities(self, scores: Tensor) -> Tensor:
+        """Scores of ``forward`` or ``topk`` as estimates of probabilities."""
+        return scores if self.lexical is not None else probability(scores, self.head_loss)
 
     def head_bytes(self) -> int:
         """Bytes of everything that grows with the number of labels."""

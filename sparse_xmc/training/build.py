@@ -123,7 +123,7 @@ def build_model(
         penultimate=penultimate,
         auxiliary=auxiliary,
         lexical=lexical,
-        lexical_share=config.lexical_share,
+        loss=config.loss,  # type: ignore[arg-type]
         lexical_loss=config.lexical_loss,  # type: ignore[arg-type]
     )
 

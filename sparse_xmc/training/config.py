@@ -48,7 +48,6 @@ class TrainingConfig:
     gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
     lexical_fan_in: int = option(128, "bow: connections per label of a second head on the terms themselves; 0: none")
     lexical_loss: str = option("squared_hinge", "loss of the head on terms", ("bce", "squared_hinge"))
-    lexical_share: float = option(0.85, "share of the head on terms in the scores, the other head has the rest")
     input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
     dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
 
@@ -101,7 +100,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulate", "fan_in", "group_size", "max_features", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight", "lexical_share"):
+        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.fused and (self.accumulate > 1 or self.amp == "fp16"):
@@ -124,12 +123,6 @@ class TrainingConfig:
     def reads_terms(self) -> bool:
         """Whether the head sits straight on sparse terms."""
         return self.encoder == "bow" and self.embedding_dim == 0
-
-    @property
-    def gives_probabilities(self) -> bool:
-        """Whether the sigmoid of a score estimates a probability: every head is trained with BCE."""
-        with_lexical = self.encoder == "bow" and self.lexical_fan_in > 0 and not self.reads_terms
-        return self.loss == "bce" and (self.lexical_loss == "bce" or not with_lexical)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result: what must be equal for a run to be resumed."""

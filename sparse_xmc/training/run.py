@@ -192,7 +192,6 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
         epochs=config.epochs,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
-        loss=config.loss,  # type: ignore[arg-type]
         amp=config.amp,
         seed=config.seed,
         validate=None if valid is None else lambda: _plain(score(bundle, *valid)),
@@ -284,8 +283,8 @@ def predict(
 ) -> int:
     """Writes the ``k`` best labels of each row with their scores, one JSON object a line; returns the number of rows.
 
-    ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as probabilities for models
-    trained with "bce" alone, as margins otherwise. The file appears when it is complete.
+    ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as
+    estimates of the labels' probabilities. The file appears when it is complete.
     """
     bundle = _load(run, options)
     inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, need_labels=False))
@@ -294,7 +293,7 @@ def predict(
     try:
         with open(partial, "w", encoding="utf-8") as file:
             for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
-                values = torch.sigmoid(scores) if bundle.config.gives_probabilities else scores
+                values = bundle.model.as_probabilities(scores)
                 for row, value in zip(labels.tolist(), values.tolist(), strict=True):
                     entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")

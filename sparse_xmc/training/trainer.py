@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sparse_xmc import ops
 from sparse_xmc.data import Inputs, to_torch_csr
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.training.checkpoint import (
@@ -72,15 +71,14 @@ class Trainer:
     """Trains an ``XMCClassifier``.
 
     The order of the rows is a function of seed and epoch, learning rates of the step, everything else random comes
-    from torch's
-    generators, which are part of a checkpoint: on a CPU a run that was killed and resumed ends with the same bits as
-    one that was not.
+    from torch's generators, which are part of a checkpoint: on a CPU a run that was killed and resumed ends with the
+    same bits as one that was not.
 
     Args:
         model: on its device, in training mode or not.
         inputs, targets: rows to train on and their binary CSR targets ``[N, L]``.
         optimizers: each steps once per batch, after gradients are complete.
-        epochs, batch_size, accumulate, loss, amp, seed: as in ``TrainingConfig``.
+        epochs, batch_size, accumulate, amp, seed: as in ``TrainingConfig``.
         rewire: called after each step as ``rewire(step, total)``; may change the head's topology.
         validate: called after each epoch; returns metrics, of which ``score`` ("P@1") decides about stopping.
         patience: epochs without a better score before training stops; 0: never.
@@ -99,7 +97,6 @@ class Trainer:
         epochs: int,
         batch_size: int = 128,
         accumulate: int = 1,
-        loss: ops.Loss = "bce",
         amp: str = "off",
         seed: int = 0,
         rewire: Callable[[int, int], None] | None = None,
@@ -120,7 +117,7 @@ class Trainer:
         if len(inputs) == 0:
             raise ValueError("there is nothing to train on: the training split has no rows")
         self.model, self.inputs, self.targets, self.optimizers = model, inputs, targets, list(optimizers)
-        self.epochs, self.batch_size, self.accumulate, self.loss_name = epochs, batch_size, accumulate, loss
+        self.epochs, self.batch_size, self.accumulate = epochs, batch_size, accumulate
         self.amp, self.seed, self.rewire, self.validate, self.score = amp, seed, rewire, validate, score
         self.patience, self.on_best, self.store, self.log = patience, on_best, store, log
         self.checkpoint_seconds, self.log_every, self.show_progress = checkpoint_seconds, log_every, progress
@@ -151,7 +148,7 @@ class Trainer:
             inputs = to_device(self.inputs.batch(piece), self.device)
             targets = to_torch_csr(self.targets[piece]).to(self.device)
             with torch.autocast(self.device.type, dtype=_AMP.get(self.amp), enabled=self.amp != "off"):
-                loss = self.model.loss(inputs, targets, loss=self.loss_name, progress=step / self.total)
+                loss = self.model.loss(inputs, targets, progress=step / self.total)
             loss = loss * (len(piece) / len(rows))
             self.scaler.scale(loss).backward()
             total += loss.detach()

@@ -94,7 +94,7 @@ def test_target_split_and_topk_merge():
 
 
 @pytest.mark.skipif(INTERPRETING, reason="sparse input has CPU kernels only")
-def test_two_heads_add_their_logits():
+def test_two_heads_average_their_probabilities():
     torch.manual_seed(0)
     x = (torch.rand(70, 20) * (torch.rand(70, 20) < 0.3)).to_sparse_csr()
     model = XMCClassifier(
@@ -102,17 +102,27 @@ def test_two_heads_add_their_logits():
         DenseLinear(6, 8),
         penultimate=intermediate_layer(4, 6),
         lexical=SparseInputLinear(20, 8, 3, seed=0),
-        lexical_share=0.25,
     ).eval()
     with torch.no_grad():
-        logits = 0.75 * model.head(model.features(x)) + 0.25 * model.lexical(x)
-        torch.testing.assert_close(model(x), logits)
+        expected = (model.head(model.features(x)).sigmoid() + (model.lexical(x) + 1) / 2) / 2
+        torch.testing.assert_close(model(x), expected)
     scores, labels = model.topk(x, 3)
-    torch.testing.assert_close(scores, logits.topk(3).values)
-    assert labels.equal(logits.topk(3).indices)
+    torch.testing.assert_close(scores, expected.topk(3).values)
+    assert labels.equal(expected.topk(3).indices)
+    assert model.as_probabilities(scores) is scores
     targets = some_targets(70, 8).to_sparse_csr()
-    expected = model.head.loss(model.features(x), targets) + model.lexical.loss(x, targets)
+    expected = model.head.loss(model.features(x), targets) + model.lexical.loss(x, targets, loss="squared_hinge")
     torch.testing.assert_close(model.loss(x, targets), expected)
+
+
+def test_scores_of_one_head_as_probabilities():
+    scores = torch.tensor([-1.0, 0.0, 1.0])
+    model = XMCClassifier(PrecomputedEncoder(3), DenseLinear(3, 4))
+    assert model.as_probabilities(scores).equal(scores.sigmoid())
+    model = XMCClassifier(PrecomputedEncoder(3), DenseLinear(3, 4), loss="squared_hinge")
+    assert model.as_probabilities(scores).tolist() == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="lexical_loss must be 'bce' or 'squared_hinge', got 'mse'"):
+        XMCClassifier(PrecomputedEncoder(3), DenseLinear(3, 4), lexical_loss="mse")
 
 
 @pytest.mark.parametrize(("L", "G"), [(64, 8), (61, 8), (5, 8), (33, 1)])
