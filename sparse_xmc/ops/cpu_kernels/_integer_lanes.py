@@ -1,4 +1,4 @@
-"""Bisection on vectors of unsigned integers (see ``_simd.py``): one search per lane, without branches."""
+"""Bisection on vectors of unsigned integers (see ``_simd.py``): one search per lane, without branches. Bit sets."""
 
 from llvmlite import ir
 from numba import types
@@ -85,3 +85,29 @@ def differs(typingctx, a, b):
         return builder.call(reduce, [lanes])
 
     return types.boolean(a, a), codegen
+
+
+@intrinsic
+def with_bit(typingctx, sets, keys, bounds, number):
+    """``sets | (keys <= bounds) << number``."""
+
+    def codegen(context, builder, signature, args):
+        sets, keys, bounds, number = args
+        bit = builder.shl(ir.Constant(number.type, 1), number)
+        bit = builder.trunc(bit, sets.type.element)
+        one = builder.insert_element(ir.Constant(sets.type, ir.Undefined), bit, ir.Constant(ir.IntType(32), 0))
+        every = ir.Constant(ir.VectorType(ir.IntType(32), sets.type.count), None)
+        bits, none = builder.shuffle_vector(one, one, every), ir.Constant(sets.type, [0] * sets.type.count)
+        return builder.or_(sets, builder.select(builder.icmp_unsigned("<=", keys, bounds), bits, none))
+
+    return sets(sets, sets, sets, types.int64), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, word):
+    """Number of the lowest bit that is set in a nonzero word."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], _I1(1))
+
+    return word(word), codegen

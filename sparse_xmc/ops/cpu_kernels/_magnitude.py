@@ -14,12 +14,12 @@ _LOW_BITS = np.uint32(16)
 
 
 @register_jitable
-def score_row(weight, row, group_size, use_max, acc, keys):
-    """Fills ``keys [K]`` (uint32) with the scores of a row of indices; ``acc [K]`` is float32 scratch."""
-    first, K = row * group_size, keys.shape[0]
+def score_row(weight, row, group_size, use_max, acc, keys, first_key=0, step=1):
+    """Writes the scores of a row of indices to ``keys[first_key + k * step]`` (uint32); ``acc [K]`` is float32 scratch."""
+    first, K = row * group_size, acc.shape[0]
     if group_size == 1:
         for k in range(K):
-            keys[k] = np.float32(decode(weight[first, k])).view(np.uint32) & _MAGNITUDE
+            keys[first_key + k * step] = np.float32(decode(weight[first, k])).view(np.uint32) & _MAGNITUDE
         return
     stop = min(first + group_size, weight.shape[0])
     acc[:] = 0
@@ -32,7 +32,7 @@ def score_row(weight, row, group_size, use_max, acc, keys):
                 acc[k] = magnitude
     inverse = np.float32(1.0) if use_max else np.float32(1.0) / np.float32(stop - first)
     for k in range(K):
-        keys[k] = np.float32(acc[k] * inverse).view(np.uint32) & _MAGNITUDE
+        keys[first_key + k * step] = np.float32(acc[k] * inverse).view(np.uint32) & _MAGNITUDE
 
 
 @kernel

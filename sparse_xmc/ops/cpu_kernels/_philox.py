@@ -7,23 +7,21 @@ import numpy as np
 from numba import uint32, uint64
 from numba.extending import register_jitable
 
-_MASK = np.uint64(0xFFFFFFFF)
 _ROUND_A, _ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_KEY_A, _KEY_B = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _SHIFT = np.uint64(32)
 
 
-@register_jitable
+@register_jitable(inline="always")  # loops over counters become vector instructions only so
 def philox(seed, c0, c1, c2, c3, rounds=10):
     """Four uint32 words for a 64-bit ``seed`` and a counter of four 32-bit integers."""
-    key = uint64(seed)
-    k0, k1 = key & _MASK, key >> _SHIFT
-    d0, d1, d2, d3 = uint64(c0) & _MASK, uint64(c1) & _MASK, uint64(c2) & _MASK, uint64(c3) & _MASK
+    k0, k1 = uint32(seed), uint32(uint64(seed) >> _SHIFT)
+    d0, d1, d2, d3 = uint32(c0), uint32(c1), uint32(c2), uint32(c3)
     for _ in range(rounds):
-        a, b = _ROUND_A * d0, _ROUND_B * d2
-        d0, d1, d2, d3 = (b >> _SHIFT) ^ d1 ^ k0, b & _MASK, (a >> _SHIFT) ^ d3 ^ k1, a & _MASK
-        k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
-    return uint32(d0), uint32(d1), uint32(d2), uint32(d3)
+        a, b = _ROUND_A * uint64(d0), _ROUND_B * uint64(d2)
+        d0, d1, d2, d3 = uint32(b >> _SHIFT ^ d1 ^ k0), uint32(b), uint32(a >> _SHIFT ^ d3 ^ k1), uint32(a)
+        k0, k1 = uint32(k0 + _KEY_A), uint32(k1 + _KEY_B)
+    return d0, d1, d2, d3
 
 
 @register_jitable
