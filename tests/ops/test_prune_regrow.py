@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparse_xmc import ops
+from sparse_xmc.ops import reference
 from sparse_xmc.ops._arguments import num_index_rows, validate_indices
 from tests.conftest import INTERPRETING
 
@@ -96,6 +97,15 @@ def test_rewiring(device, layer, kind, amount, init, how):
         group_score=how, **choice,
     )  # fmt: skip
     validate_indices(indices, D)
+    defined = [t.clone() for t in before]
+    number = reference.prune_regrow_(
+        defined[0], defined[1], D, seed=layer["seed"], state=[defined[2]], mean_state=[defined[3]], init=init,
+        group_size=G, group_score=how, **choice,
+    )  # fmt: skip
+    assert int(number) == int(count)
+    for got, expected in zip((weight, indices, momentum), defined, strict=False):
+        assert torch.equal(got, expected)
+    torch.testing.assert_close(square, defined[3], rtol=1e-5, atol=0)
     assert count.shape == () and count.dtype == torch.int64 and count.device == weight.device
     changed = expected_slots(scores(before[0], G, how), kind, amount, D)
     old, new = before[1].cpu().long(), indices.cpu().long()
