@@ -163,6 +163,15 @@ def memory(device: str) -> Plan:
     return [sweep(base, (*FUSED, *CORE, "dense_chunked"), ("memory",), L=labels)], Budget()
 
 
+def rewire(device: str) -> Plan:
+    """Rewiring over labels and fan-in: time, bytes floor, peak memory, against eager torch. Two minutes on two cores."""
+    base = Point("rewire", 131_073, device=device)
+    labels = (131_073, 670_091, 2_812_281)
+    return [sweep(base, ("sparse_xmc", "eager_rewire"), ("time", "memory"), L=labels, K=(16, 32, 64))], Budget(
+        0.2, 0.0, 3, 15
+    )
+
+
 def gpu(device: str) -> Plan:
     """What a GPU shows in minutes: labels to 8.6M for the step, its memory and top-k; products, groups and rewiring."""
     base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
@@ -183,6 +192,7 @@ def gpu(device: str) -> Plan:
 
 SUITES: dict[str, Callable[[str], Plan]] = {
     "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "memory": memory,
+    "rewire": rewire,
 }  # fmt: skip
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from bench.problem import Problem
 from bench.providers._linear import Linear, LinearProvider, Objective, matrices_bytes
-from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, Case, Point, Provider, Unsupported, register
+from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, Case, Point, register
 from bench.weights import EllWeights, Weights
 from sparse_xmc import ops
 
@@ -148,38 +147,6 @@ class SparseXmcFusedLoss(SparseXmc):
         return lambda x, rows, labels: linear(x)
 
 
-class EagerRewire(Provider):
-    """Magnitude prune and random regrow in eager torch, rows in chunks: what one writes without a kernel."""
-
-    name = "eager_rewire"
-    label = "eager torch rewire"
-    modes: Sequence[str] = ("rewire",)
-
-    def unsupported(self, point: Point) -> str | None:
-        return "written for one row of indices per label" if point.G != 1 else None
-
-    def predicted_bytes(self, point: Point) -> int:
-        return 2 * parameter_bytes(point) + (512 << 20)
-
-    def build(self, point: Point, problem: Problem) -> Case:
-        number = min(int(REWIRE_FRACTION * point.K), point.D - point.K)
-        if number < 1:
-            raise Unsupported(f"nothing to rewire at K={point.K}, D={point.D}")
-        weights = EllWeights(problem.weight.clone(), problem.label_indices.long(), point.D)
-        chunk = max(1, (1 << 24) // point.D)
-
-        def run() -> dict[str, Tensor | list[Tensor]]:
-            for start in range(0, point.L, chunk):
-                w, columns = weights.weight[start : start + chunk], weights.indices[start : start + chunk]
-                pruned = w.abs().topk(number, dim=1, largest=False, sorted=False).indices
-                keys = torch.rand(len(w), point.D, device=w.device).scatter_(1, columns, -1.0)
-                columns.scatter_(1, pruned, keys.topk(number, dim=1, sorted=False).indices)
-                w.scatter_(1, pruned, 0.0)
-            return {"weight": weights.weight, "indices": weights.indices}
-
-        return Case(run, weights)
-
-
 for provider in (
     SparseXmc("sparse_xmc", "sparse_xmc"),
     SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused"),
@@ -187,6 +154,5 @@ for provider in (
     SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", group_size=32),
     SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only"),
     SparseXmc("sparse_xmc_deterministic", "sparse_xmc, deterministic", deterministic=True),
-    EagerRewire(),
 ):
     register(provider)
