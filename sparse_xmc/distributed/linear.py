@@ -18,7 +18,7 @@ from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops import Loss, Reduction
-from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_float, check_tensor
+from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_tensor
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
 
@@ -146,7 +146,7 @@ class LabelShardedLinear(nn.Module):
         layer.indices.copy_(indices.to(layer.indices.dtype))
         return layer
 
-    def exchange_targets(self, targets: Tensor) -> ExchangedTargets:
+    def exchange_targets(self, targets: Targets) -> ExchangedTargets:
         """Starts sending this rank's targets ``[own rows, out_features]`` (CSR), to be passed to ``loss`` later.
 
         Called before the encoder runs, it hides their way behind the encoder's work.
@@ -161,7 +161,7 @@ class LabelShardedLinear(nn.Module):
     def loss(
         self,
         x: Tensor,
-        targets: Tensor | ExchangedTargets,
+        targets: Targets | ExchangedTargets,
         *,
         loss: Loss = "bce",
         reduction: Reduction = "mean",
@@ -171,8 +171,8 @@ class LabelShardedLinear(nn.Module):
 
         Args:
             x: embeddings of this rank's rows ``[own rows, in_features]``; ranks may hold different numbers of rows.
-            targets: their sparse CSR targets ``[own rows, out_features]``, or what ``exchange_targets`` made of them;
-                for "cross_entropy" their classes, int64 ``[own rows]``.
+            targets: their sparse CSR targets ``[own rows, out_features]``, the pair of its index tensors, or what
+                ``exchange_targets`` made of them; for "cross_entropy" their classes, int64 ``[own rows]``.
             loss, reduction, options: as in ``ops.fixed_fan_in_loss``; "mean" counts the rows of all ranks.
 
         Raises:
@@ -185,8 +185,8 @@ class LabelShardedLinear(nn.Module):
         self._check_local(x)
         self._check_fused_optimizer(loss)
         if loss == "cross_entropy":
-            if isinstance(targets, ExchangedTargets):
-                raise TypeError("targets must be int64 classes for loss='cross_entropy', got exchanged CSR targets")
+            if not isinstance(targets, Tensor):
+                raise TypeError("targets must be int64 classes for loss='cross_entropy', got CSR targets")
             return self._cross_entropy(x, targets, reduction, **options)
         exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
         rows = exchanged.rows

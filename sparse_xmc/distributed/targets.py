@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import PendingGather, Ranks
-from sparse_xmc.ops._arguments import check_targets
+from sparse_xmc.ops._arguments import Targets, csr_parts
 
 _INVALID = -1  # sent in place of a count by a rank whose targets are not usable, so that every rank raises
 
@@ -42,31 +42,32 @@ class ExchangedTargets:
         )
 
 
-def exchange_csr(targets: Tensor, ranks: Ranks, labels: range, out_features: int) -> ExchangedTargets:
+def exchange_csr(targets: Targets, ranks: Ranks, labels: range, out_features: int) -> ExchangedTargets:
     """Starts sending this rank's targets ``[own rows, out_features]`` to every rank.
 
     Two integers per rank travel first (rows, positives), then 8 bytes for each positive, in the background.
 
     Raises:
-        TypeError: this rank's ``targets`` are no CSR matrix.
+        TypeError: this rank's ``targets`` are neither a CSR matrix nor its two index tensors.
         ValueError: the targets of any rank have the wrong number of labels or hold one outside ``[0, out_features)``.
     """
-    check_targets(targets, targets.shape[0] if targets.ndim else 0, targets.shape[-1] if targets.ndim else 0)
-    columns = targets.col_indices().to(ranks.device, torch.int64)
-    usable = targets.shape[1] == out_features
+    if isinstance(targets, tuple):
+        num_rows, num_labels = len(targets[0]) - 1, out_features
+    else:
+        num_rows, num_labels = targets.shape if targets.ndim == 2 else (0, 0)
+    parts = csr_parts(targets, num_rows, num_labels)
+    offsets, columns = (part.to(ranks.device, torch.int64) for part in parts)
+    usable = num_labels == out_features
     if usable and columns.numel():
         low, high = columns.aminmax()
         usable = bool((low >= 0) & (high < out_features))
-    counts = ranks.gather_integers(
-        [targets.shape[0], len(columns) if usable else _INVALID], "exchange of the batch's sizes"
-    )
+    counts = ranks.gather_integers([num_rows, len(columns) if usable else _INVALID], "exchange of the batch's sizes")
     bad = [rank for rank, (_, entries) in enumerate(counts) if entries == _INVALID]
     if bad:
         raise ValueError(
             f"targets must be [rows, {out_features}] with labels in [0, {out_features}): not so on ranks {bad}"
         )
-    per_row = targets.crow_indices().to(ranks.device, torch.int64).diff()
-    keys = torch.repeat_interleave(per_row) * out_features + columns
+    keys = torch.repeat_interleave(offsets.diff()) * out_features + columns
     entries = [count for _, count in counts]
     pending = ranks.start_gather(keys, entries, "exchange of the targets")
     return ExchangedTargets(pending, [rows for rows, _ in counts], entries, labels, out_features)

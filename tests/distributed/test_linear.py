@@ -43,7 +43,8 @@ def step(head: nn.Module, x: torch.Tensor, dense: torch.Tensor, classes: torch.T
     if loss == "cross_entropy":
         value = head.loss(x, classes, loss=loss, label_smoothing=0.1, class_weight=torch.linspace(0.5, 2, L))
     else:
-        value = head.loss(x, dense.to_sparse_csr(), loss=loss)
+        targets = dense.to_sparse_csr()
+        value = head.loss(x, (targets.crow_indices(), targets.col_indices()), loss=loss)
     value.backward()
     optimizer.step()
     return {"loss": value.detach(), "dx": x.grad, **state(head)}
