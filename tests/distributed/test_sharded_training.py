@@ -95,9 +95,7 @@ def go_on(kind: str, source: str | None, target: str) -> int:
     optimizers = build_optimizers(config, model)
     store = CheckpointStore(source or target)
     store.shards = label_shards(model, [scheduled.optimizer for scheduled in optimizers], ranks)
-    trainer = Trainer(
-        model, inputs, targets, optimizers, epochs=1, batch_size=config.batch_size, store=store, loss="bce"
-    )
+    trainer = Trainer(model, inputs, targets, optimizers, epochs=1, batch_size=config.batch_size, store=store)
     assert trainer.resume() == (source is not None)
     if source is None:
         trainer.fit()
