@@ -4,7 +4,7 @@ A causal transformer reads a user's items; the last item of every user is the te
 All items are ranked, those the user has had are left out. The data: one user a line, ``user item item ...`` in order of
 time, gzip or not (S3Rec's ``Beauty.txt``).
 
-    python examples/next_item.py Beauty.txt.gz --head fixed_fan_in --fan-in 32
+    python examples/next_item.py Beauty.txt.gz --head fixed_fan_in --fan-in 32 --head-lr 1e-2 --dropout 0
     python examples/next_item.py Beauty.txt.gz --head dense
 """
 
