@@ -37,8 +37,10 @@ def sorted_positives(targets: Targets, num_rows: int, out_features: int) -> Posi
     if debugging():
         validate_labels(labels, out_features)
     # the number of row ends at or before an entry is its row; never more than num_rows, whatever the matrix holds
-    entries = torch.arange(labels.shape[0], device=labels.device)
-    rows = torch.searchsorted(offsets[1:].long(), entries, right=True, out_int32=True)
+    # (counted rather than searched for: searchsorted wakes torch's threads on a CPU, which takes longer than all of this)
+    ends = torch.zeros(labels.shape[0] + 1, dtype=torch.int32, device=labels.device)
+    ends.scatter_add_(0, offsets[1:].long().clamp(0, labels.shape[0]), ends.new_ones(()).expand(num_rows))
+    rows = ends[:-1].cumsum(0, dtype=torch.int32)
     labels, order = labels.sort(stable=True)
     rows = rows[order]
     repeated = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])

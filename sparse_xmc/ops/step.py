@@ -15,6 +15,8 @@ from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops.loss import Loss, Reduction, loss_forward, prepare
 
+_SERIAL = 32_768  # elements up to which torch's CPU kernels stay in their thread
+
 
 class Update(NamedTuple):
     """One update of a layer's parameters; the rule stands in ``cpu_kernels/loss.py``.
@@ -94,7 +96,10 @@ def _finite_only(scale: Tensor, x: Tensor) -> Tensor:
     """``scale``, or NaN (at which kernels skip the update) if ``x`` holds inf or NaN. Does not wait for the device."""
     if x.numel() == 0:
         return scale
-    return scale + 0 * torch.linalg.vector_norm(x, ord=float("inf"), dtype=scale.dtype)
+    # on a CPU in parts so small that torch does not wake its threads, which would take longer
+    rows = max(1, _SERIAL // x.shape[1]) if x.device.type == "cpu" else x.shape[0]
+    norms = [torch.linalg.vector_norm(part, ord=float("inf"), dtype=scale.dtype) for part in x.split(rows)]
+    return scale + 0 * torch.stack(norms).sum()
 
 
 def fixed_fan_in_step_(

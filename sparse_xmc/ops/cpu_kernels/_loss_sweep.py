@@ -135,16 +135,19 @@ def _(
     ):  # fmt: skip
         begin = positive
         for i in range(n + 1):
-            at, previous_at = advance(offsets, i % 2 * K), advance(offsets, (i + 1) % 2 * K)
-            new, dz = advance(z, i % 2 * width), advance(z, (i + 1) % 2 * width)
+            even = i & 1 == 0
+            at, previous_at = (offsets, advance(offsets, K)) if even else (advance(offsets, K), offsets)
+            new, dz = (z, advance(z, width)) if even else (advance(z, width), z)
             if i < n:
-                read_offsets(indices, index_code, (l0 + i) // group_size * K, K, width, at)
+                row = l0 + i if group_size == 1 else (l0 + i) // group_size
+                read_offsets(indices, index_code, row * K, K, width, at)
             active = logits_and_derivative(
                 table, at, advance(w, i * K), K if i < n else 0, b[i], new, dz, i > 0, product, linear, constants,
                 hinge, width,
             )  # fmt: skip
             if i > 0 and backward and active:
-                fill(advance(dz, count), width - count, 0)
+                if count < width:
+                    fill(advance(dz, count), width - count, 0)
                 _flip(dz, rows, begin, positive, c0, count)
                 j = i - 1
                 db[j] += gradients(
@@ -302,3 +305,15 @@ def sweep(
     for i in range(CHUNK):
         loss += linears[i]
     losses[part] = loss
+
+
+@kernel
+def add_parts(partial, scale, start, stop):
+    """``partial[0] = scale * sum(partial)`` for columns ``start .. stop``, the parts added in ascending order."""
+    for first in range(start, stop, 1024):
+        last = min(first + 1024, stop)
+        for part in range(1, partial.shape[0]):
+            for i in range(first, last):
+                partial[0, i] += partial[part, i]
+        for i in range(first, last):
+            partial[0, i] *= scale

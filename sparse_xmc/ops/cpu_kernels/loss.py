@@ -88,7 +88,8 @@ class _Sweep:
         memory = torch.empty(1 + len(ranges), self.D * padded if need_x else 0, dtype=self.dtype)
         slab = memory[0] if need_x else torch.empty(self.D * padded, dtype=self.dtype)
         self.partial = memory[1:]
-        slab.zero_()
+        if padded > self.B:
+            slab.zero_()
         for block, rows in self._chunks(slab, self.x):
             block[:, : rows.shape[0]].copy_(rows.t())
         number = _NUMPY[self.dtype]
@@ -141,10 +142,9 @@ class _Sweep:
 
     def dx(self, scale: Tensor) -> Tensor:
         """``scale`` times the gradient of the input, its partial sums added in ascending order."""
-        total = self.partial[0]
-        for other in self.partial[1:]:
-            total += other
-        total *= scale
+        total, number = self.partial[0], _NUMPY[self.dtype]
+        spans = _threads.split(total.shape[0], _threads.num_threads()) if self.B else []
+        _threads.run(_loss_sweep.add_parts, spans, self.partial.numpy(), number(float(scale)))
         dx = torch.empty(self.B, self.D, dtype=self.x.dtype)
         for block, rows in self._chunks(total, dx):
             rows.copy_(block[:, : rows.shape[0]].t())
