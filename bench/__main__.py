@@ -172,7 +172,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _suite_names() -> tuple[str, ...]:
-    return ("smoke", "demo", "quick", "target", "full", "gpu", "memory")
+    return ("smoke", "demo", "quick", "target", "full", "gpu", "memory", "rewire")
 
 
 def main(argv: list[str] | None = None) -> int:
