@@ -1,6 +1,8 @@
 """prune_regrow_: exact counts, distinct features, untouched survivors, state that follows, the same bits everywhere."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -272,6 +274,41 @@ def test_thread_count_does_not_matter(kind):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+_MEMORY = """
+import resource, torch
+from sparse_xmc import ops
+torch.set_num_threads(2)
+D, K = 64, 32
+choice = dict({choice})
+
+def layer(L):
+    return *(torch.rand(L, K) for _ in range(3)), torch.arange(K, dtype=torch.int16).repeat(L, 1).view(torch.uint16)
+
+def rewire(weight, momentum, square, indices):
+    return ops.prune_regrow_(weight, indices, D, seed=0, state=[momentum], mean_state=[square], **choice)
+
+rewire(*layer(1000))  # everything is compiled before the large tensors set the peak
+tensors = layer(800_000)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+assert int(rewire(*tensors)) > 800_000
+print(peak() - before, tensors[0].nbytes)
+"""
+
+
+@pytest.mark.skipif(
+    INTERPRETING or sys.platform != "linux", reason="measures resident memory of the CPU kernels on Linux"
+)
+@pytest.mark.parametrize("choice", ["fraction=0.25", "fraction=0.25, scope='global'"])
+def test_rewiring_allocates_nothing_of_the_weights_size(choice):
+    """800k labels with two state tensors: the process grows by less than 5 % of the 102 MB of weights; one byte per
+    connection would be 25 %."""
+    script = _MEMORY.format(choice=choice)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    growth, size = map(int, done.stdout.split())
+    assert growth < 0.05 * size, f"grew by {growth / 1e6:.2f} MB; the weights take {size / 1e6:.1f} MB"
 
 
 BAD = [
