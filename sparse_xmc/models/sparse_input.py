@@ -60,7 +60,7 @@ class SparseInputLinear(FixedFanInLinear):
     def loss(
         self,
         x: Tensor,
-        targets: Tensor,
+        targets: ops.Targets,
         *,
         loss: ops.Loss = "bce",
         reduction: ops.Reduction = "mean",

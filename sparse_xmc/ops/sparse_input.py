@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, check_topology
+from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._targets import sorted_positives
 
@@ -77,11 +77,11 @@ def _(
     group_size: int,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = weight.shape[0] if gradients else 0
+    L = weight.shape[0] if gradients else 0
     return (
         weight.new_empty(()),
-        weight.new_empty(rows, weight.shape[1]),
-        weight.new_empty(rows if bias is not None else 0),
+        weight.new_empty(L, weight.shape[1]),
+        weight.new_empty(L if bias is not None else 0),
     )
 
 
@@ -123,7 +123,7 @@ def fixed_fan_in_sparse_loss(
     weight: Tensor,
     indices: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    targets: Targets,
     *,
     loss: str = "bce",
     reduction: str = "mean",
@@ -133,7 +133,7 @@ def fixed_fan_in_sparse_loss(
     bias in one sweep.
 
     Args:
-        targets: ``torch.sparse_csr [B, L]``; its values are ignored.
+        targets: ``torch.sparse_csr [B, L]``, values ignored, or the pair of its ``crow_indices`` and ``col_indices``.
 
     No ``[B, L]`` tensor is made. The other arguments are those of ``fixed_fan_in_loss``.
     """
