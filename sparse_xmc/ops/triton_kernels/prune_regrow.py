@@ -37,8 +37,20 @@ def _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K
     return (need > 0)[:, None] & (below | ((equal > 0) & (tl.cumsum(equal, 1) - equal < ties[:, None]))), need
 
 
+@triton.jit
+def _reset(state_ptr, offsets, known, pruned, K, TO_MEAN: tl.constexpr):
+    """Zeros, or the label's mean, at the pruned slots of a tile of labels."""
+    value = tl.zeros([offsets.shape[0], offsets.shape[1]], tl.float32)
+    if TO_MEAN:
+        held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)
+        value += (tl.sum(held, 1) / K)[:, None]
+    tl.store(state_ptr + offsets, round_nearest(value, state_ptr.dtype.element_ty), mask=pruned & known)
+
+
 @triton.jit(do_not_specialize=["seed", "first_row", "fixed", "threshold_key"])
 def rewire_kernel(
+    states,  # tuple of [L, K] that become zero where a connection changes
+    mean_states,  # tuple of [L, K] that become the label's mean there
     weight_ptr,  # [L, K]
     indices_ptr,  # [R, K]
     counts_ptr,  # [R] int16 or None
@@ -89,6 +101,12 @@ def rewire_kernel(
     for g in range(0, group_size):
         label = rows * group_size + g
         mask = pruned & (label < L)[:, None]
+        offsets = label[:, None] * K + k[None, :]
+        known = (label < L)[:, None] & (k < K)[None, :]
+        for i in tl.static_range(len(states)):
+            _reset(states[i], offsets, known, mask, K, False)
+        for i in tl.static_range(len(mean_states)):
+            _reset(mean_states[i], offsets, known, mask, K, True)
         value = tl.zeros([ROWS, BLOCK_K], tl.float32)
         if UNIFORM:
             # names of their own: the compiler carries a name through the loop with the type it had before
@@ -99,39 +117,7 @@ def rewire_kernel(
             word = tl.where(lane < 2, tl.where(lane == 0, bits[0], bits[1]), tl.where(lane == 2, bits[2], bits[3]))
             value = ((word >> 8).to(tl.float32) * 1.1920928955078125e-07 - 1.0) * bound
         stored = round_nearest(value, weight_ptr.dtype.element_ty)
-        tl.store(weight_ptr + label[:, None] * K + k[None, :], stored, mask=mask)
-
-
-@triton.jit(do_not_specialize=["fixed", "threshold_key"])
-def reset_kernel(
-    state_ptr,  # [L, K]
-    weight_ptr,  # [L, K], before it is rewired
-    counts_ptr,
-    threshold_key,
-    fixed,
-    R,
-    L,
-    K,
-    D,
-    group_size,
-    USE_MAX: tl.constexpr,
-    TO_MEAN: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Zeros, or the label's mean, where rewiring is about to prune."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    k = tl.arange(0, BLOCK_K)
-    pruned, _ = _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K, D, group_size, USE_MAX)
-    for g in range(0, group_size):
-        label = rows * group_size + g
-        offsets = label[:, None] * K + k[None, :]
-        known = (label < L)[:, None] & (k < K)[None, :]
-        value = tl.zeros([ROWS, BLOCK_K], tl.float32)
-        if TO_MEAN:
-            held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)
-            value += (tl.sum(held, 1) / K)[:, None]
-        tl.store(state_ptr + offsets, round_nearest(value, state_ptr.dtype.element_ty), mask=pruned & known)
+        tl.store(weight_ptr + offsets, stored, mask=mask)
 
 
 def rewire_(
@@ -159,15 +145,10 @@ def rewire_(
     key = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
     shape = {"USE_MAX": use_max, "ROWS": rows, "BLOCK_K": block_k}
     with on_device(weight):
-        for tensors, to_mean in ((state, False), (mean_state, True)):
-            for tensor in tensors:
-                reset_kernel[grid](
-                    tensor, weight, counts, key, fixed, R, L, K, in_features, group_size, TO_MEAN=to_mean, **shape
-                )
         listed = 0 if candidates is None else candidates.shape[1]
         rewire_kernel[grid](
-            weight, indices, counts, candidates, total, key, fixed, seed, first_row, bound,
-            R, L, K, in_features, listed, group_size, UNIFORM=bound > 0, **shape,
+            tuple(state), tuple(mean_state), weight, indices, counts, candidates, total, key, fixed, seed, first_row,
+            bound, R, L, K, in_features, listed, group_size, UNIFORM=bound > 0, **shape,
         )  # fmt: skip
     return total
 
