@@ -43,7 +43,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
 HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "default, 256 terms": {"lexical_fan_in": 256},
+    **{f"default, {k} terms": {"lexical_fan_in": k} for k in (64, 128, 256, 512)},
     **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (64, 128, 256)},
     "dense": {**HIDDEN, "head": "dense"},
     "K=64": HIDDEN,
@@ -96,7 +96,7 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
     vocabulary = LabelVocabulary.from_rows(rows)
     vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
     targets = vocabulary.encode(rows)
-    config = config.completed(targets)
+    config = config.completed(targets, input_width(inputs))
     encoder = build_encoder(config, input_width(inputs))
     tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
     store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-_INTERMEDIATE = 2048  # width of the intermediate layer where none is given
-_ROWS_FOR_INTERMEDIATE = 20  # training rows per label, on average, that an intermediate layer needs
+_FREQUENT = 20  # training rows per label, on average, from which on labels count as frequent
 
 
 def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
@@ -46,7 +45,9 @@ class TrainingConfig:
     pooling: str = option("mean", "transformer: pooling", ("mean", "cls"))
     max_length: int = option(128, "transformer: tokens kept of a text")
     gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
-    lexical_fan_in: int = option(128, "bow: connections per label of a second head on the terms themselves; 0: none")
+    lexical_fan_in: int | None = option(
+        None, "bow: connections per label of a second head on the terms themselves; 0: none; None: 64 to 256"
+    )
     lexical_loss: str = option("squared_hinge", "loss of the head on terms", ("bce", "squared_hinge"))
     input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
     dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
@@ -108,16 +109,19 @@ class TrainingConfig:
         if self.encoder == "transformer" and not self.transformer:
             raise ValueError("encoder='transformer' needs transformer: a local folder or hub id")
 
-    def completed(self, targets: sp.csr_matrix) -> TrainingConfig:
-        """With the width of the intermediate layer decided by the training targets ``[N, L]``, where it was left open.
+    def completed(self, targets: sp.csr_matrix, num_features: int) -> TrainingConfig:
+        """With what was left open decided by the training split: its targets ``[N, L]`` and its number of features.
 
-        The features behind such a layer move while it learns; a label with a handful of rows cannot follow them
-        (reports/accuracy.md).
+        Features behind an intermediate layer move while it learns, and a label with a handful of rows cannot follow
+        them; nor can it fill many connections to terms (reports/accuracy.md).
         """
-        if self.intermediate is not None:
-            return self
-        rare = targets.nnz < _ROWS_FOR_INTERMEDIATE * targets.shape[1]
-        return dataclasses.replace(self, intermediate=0 if rare else _INTERMEDIATE)
+        rare = targets.nnz < _FREQUENT * targets.shape[1]
+        intermediate, lexical = self.intermediate, self.lexical_fan_in
+        if intermediate is None:
+            intermediate = 0 if rare else 2048
+        if lexical is None:
+            lexical = 64 if rare else max(64, min(256, num_features // 16))
+        return dataclasses.replace(self, intermediate=intermediate, lexical_fan_in=lexical)
 
     @property
     def reads_terms(self) -> bool:

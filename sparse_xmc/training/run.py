@@ -157,7 +157,7 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
     vocabulary = LabelVocabulary.from_rows(rows)
-    effective = config.completed(vocabulary.encode(rows))
+    effective = config.completed(vocabulary.encode(rows), input_width(inputs))
     if ranks.first:
         _claim_folder(config, effective)
     config = effective
