@@ -10,6 +10,7 @@ import torch
 
 from bench.environment import usable_cores
 
+_QUICK_SECONDS = 0.02  # a CPU without 16-bit arithmetic needs seconds for a product that others do in this time
 QUANTILES = (0.2, 0.5, 0.8)
 _FLUSH_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}  # beyond any last-level cache that is not shared by a whole server
 
@@ -124,8 +125,14 @@ def copy_bandwidth(device: str) -> float:
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP per second of a large matrix product in ``dtype``: the roof of compute-bound work."""
-    n = 8192 if device == "cuda" else 1024 * min(2, usable_cores())
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    """FLOP per second of a matrix product in ``dtype``, as large as is quick: the roof of compute-bound work."""
+    largest = 8192 if device == "cuda" else 1024 * min(2, usable_cores())
+    n = 256
+    while True:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        seconds = warm_up(lambda: a @ b, 0.0, device)  # noqa: B023
+        if n >= largest or seconds > _QUICK_SECONDS:
+            break
+        n *= 2
     timing = _alone(lambda: a @ b, device)
     return 2 * n**3 / (timing.p20_ms * 1e-3)
