@@ -129,10 +129,12 @@ class TrainingConfig:
         return self.encoder == "bow" and self.embedding_dim == 0
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result: what must be equal for a run to be resumed."""
+        """Everything that decides the result: what must be equal for a run to be resumed. What was left open to
+        ``completed`` is missing, as the data decide it."""
         irrelevant = {"out", "progress", "threads", "checkpoint_seconds", "keep_checkpoints", "test", "test_labels"}
         irrelevant |= {"test_filter", "log_every", "propensity_a", "propensity_b"}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant}
+        left_open = {name for name in ("intermediate", "lexical_fan_in") if getattr(self, name) is None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant | left_open}
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -77,11 +77,11 @@ def _check_resumable(config: TrainingConfig) -> None:
             )
 
 
-def _claim_folder(config: TrainingConfig, effective: TrainingConfig) -> None:
+def _claim_folder(config: TrainingConfig) -> None:
     """Makes the folder this run's, once its data are known to be readable; writes the effective configuration."""
     os.makedirs(config.out, exist_ok=True)
     _write_text(os.path.join(config.out, "identity.json"), json.dumps(config.identity()))
-    _write_text(os.path.join(config.out, "config.toml"), to_toml(effective))
+    _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
 
 
 def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
@@ -157,10 +157,9 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
     vocabulary = LabelVocabulary.from_rows(rows)
-    effective = config.completed(vocabulary.encode(rows), input_width(inputs))
+    config = config.completed(vocabulary.encode(rows), input_width(inputs))
     if ranks.first:
-        _claim_folder(config, effective)
-    config = effective
+        _claim_folder(config)
     order = label_order(config, inputs, vocabulary.encode(rows))
     vocabulary = vocabulary.reordered(order)
     targets = vocabulary.encode(rows)

@@ -27,3 +27,10 @@ def test_frequent_labels_get_both():
 def test_what_is_given_stays():
     assert decided(TrainingConfig(intermediate=0, lexical_fan_in=0), 20, 50_000) == (0, 0)
     assert decided(TrainingConfig(intermediate=512, lexical_fan_in=7), 1, 50_000) == (512, 7)
+
+
+def test_open_options_are_no_part_of_the_identity():
+    identity = TrainingConfig(intermediate=512).identity()
+    assert "lexical_fan_in" not in identity and identity["intermediate"] == 512
+    done = TrainingConfig().completed(targets(1), 50).identity()
+    assert (done["intermediate"], done["lexical_fan_in"]) == (0, 64)
