@@ -102,8 +102,8 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, in the form to repeat it."""
-    arguments = " ".join(sys.argv[1:])
+    """The command line, in the form to repeat it from the repository's root."""
+    arguments = " ".join(sys.argv[1:]).replace(f"{REPOSITORY}/", "")
     return f"python -m bench {arguments}".strip()
 
 
