@@ -1,4 +1,4 @@
-"""Table of what every Triton kernel compiles to, without a GPU: ``python -m bench static``.
+"""Table of what every Triton kernel compiles to, without a GPU: ``python -m bench static --out reports``.
 
 Writes ``static_analysis.json`` (the rows, baseline of the regression test) and ``static_analysis.md``. Takes about a
 minute on two cores. Nothing here is a time: caches, latencies and clocks are not part of it.
@@ -113,8 +113,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     parts = [
         "# What the Triton kernels compile to",
         "",
-        f"Triton {triton.__version__}, default configurations, compiled without a GPU by `python -m bench static`. "
-        "No figure here is a time.",
+        f"Triton {triton.__version__}, default configurations, compiled without a GPU by "
+        "`python -m bench static --out reports`. No figure here is a time.",
         "",
         "`reg`: registers per thread (AMD: vector registers). `spill`: bytes of stack per thread. `shared`: bytes per "
         "block. `occ`: share of a multiprocessor's warps that registers and shared memory admit. `load`: bytes of the "

@@ -33,7 +33,7 @@ def test_compiles(name: str, target: str) -> None:
 @pytest.mark.skipif(triton.__version__ != BASELINE["triton"], reason="the baseline is of another Triton version")
 @pytest.mark.parametrize("name", COMPARED)
 def test_no_worse_than_the_baseline(name: str) -> None:
-    """If this is deliberate, write the baseline anew: ``python -m bench static``."""
+    """If this is deliberate, write the baseline anew: ``python -m bench static --out reports``."""
     rows = [row for row in BASELINE["rows"] if (row["case"], row["target"]) == (name, "sm_90")]
     before = {row["kernel"]: row for row in rows if "error" not in row}
     for row in static_analysis.rows_of(name, "sm_90"):
