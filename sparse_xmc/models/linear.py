@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.rewire import ConnectionState, connection_state
-from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_positive_int, index_dtype, num_index_rows, validate_indices
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_layer_sizes, index_dtype, num_index_rows, validate_indices
 
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
@@ -70,11 +70,7 @@ class FixedFanInLinear(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
-        for name, value in sizes.items():
-            check_positive_int(name, value)
-        if fan_in > in_features:
-            raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+        check_layer_sizes(in_features, out_features, fan_in, group_size)
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         self._optimizer: ops.UpdateRule | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
-from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_positive_int, index_dtype, num_index_rows
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_layer_sizes, index_dtype, num_index_rows
 
 
 class QuantizedFixedFanInLinear(nn.Module):
@@ -44,11 +44,7 @@ class QuantizedFixedFanInLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
-        for name, value in sizes.items():
-            check_positive_int(name, value)
-        if fan_in > in_features:
-            raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+        check_layer_sizes(in_features, out_features, fan_in, group_size)
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         rows = num_index_rows(out_features, group_size)

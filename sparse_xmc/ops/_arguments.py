@@ -60,6 +60,15 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_layer_sizes(in_features: int, out_features: int, fan_in: int, group_size: int) -> None:
+    """Raises ``TypeError`` or ``ValueError`` unless the sizes make a fixed fan-in layer."""
+    sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
+    for name, value in sizes.items():
+        check_positive_int(name, value)
+    if fan_in > in_features:
+        raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+
+
 def check_seed(seed: object) -> int:
     """The seed as the signed 64-bit integer that kernels take; integers beyond 64 bits lose their high bits."""
     if isinstance(seed, bool) or not isinstance(seed, int):
