@@ -10,7 +10,7 @@ from typing import Any
 
 FOLDER = "reports/accuracy"
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
-MARK = "<!-- rows: everything below is written by `python bench/accuracy_study.py report` -->"
+MARK = "<!-- rows: everything below is written by `python -m bench.accuracy_study report` -->"
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -1,7 +1,7 @@
 """Accuracy of fixed fan-in heads against dense ones on real text: runs, rows, figures and the report.
 
-    python bench/accuracy_study.py run --data ../shared/data --only bibtex        # appends to reports/accuracy/rows.jsonl
-    python bench/accuracy_study.py report                                         # reports/accuracy/*.png and accuracy.md
+    python -m bench.accuracy_study run --data ../shared/data --only Bibtex        # appends to reports/accuracy/rows.jsonl
+    python -m bench.accuracy_study report                                         # reports/accuracy/*.png and accuracy.md
 
 A row that is there already is not run again; a run that was interrupted goes on from its checkpoint (``--work``).
 """

@@ -223,7 +223,7 @@ def label_clusters(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matri
 
 
 def _adagrad(config: TrainingConfig, groups: list[dict[str, Any]]) -> Optimizer:
-    """Adagrad keeps the memory of a rare label's few positives, where Adam's small late steps wash them out."""
+    """Adagrad whose first steps are those of a gradient of a typical term: smaller gradients count as small."""
     initial = (_TERM_VALUE / config.batch_size) ** 2
     return torch.optim.Adagrad(groups, initial_accumulator_value=initial, fused=True)
 
