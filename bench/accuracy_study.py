@@ -9,6 +9,7 @@ A row that is there already is not run again; a run that was interrupted goes on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pickle
@@ -21,7 +22,15 @@ import numpy as np
 import torch
 
 from sparse_xmc.data import LabelVocabulary, open_split
-from sparse_xmc.training.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
+from sparse_xmc.training.build import (
+    build,
+    build_encoder,
+    build_optimizers,
+    build_rewiring,
+    initialise_embeddings,
+    input_width,
+    label_order,
+)
 from sparse_xmc.training.bundle import Bundle
 from sparse_xmc.training.checkpoint import CheckpointStore
 from sparse_xmc.training.config import TrainingConfig
@@ -55,7 +64,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "K=32, random": {**HIDDEN, "fan_in": 32, "topology": "random"},
     "K=64, random": {**HIDDEN, "topology": "random"},
     "K=64, random, rewired": {**HIDDEN, "topology": "random", "rewire_fraction": 0.2, "rewire_interval": 50},
-    "K=64, rewired": {**HIDDEN, "rewire_fraction": 0.2, "rewire_interval": 50},
+    **{
+        f"K={k}, rewired": {**HIDDEN, "fan_in": k, "rewire_fraction": 0.2, "rewire_interval": 50} for k in (64, 128, 256)
+    },
     "K=64, auxiliary": {**HIDDEN, "auxiliary_weight": 0.4},
     "K=64, random, auxiliary": {**HIDDEN, "topology": "random", "auxiliary_weight": 0.4},
     **{
@@ -85,6 +96,18 @@ def prepared(name: str, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms
         return pickle.load(file)
 
 
+def initialised_encoder(config: TrainingConfig, inputs: Any, name: str, work: str) -> Any:
+    """The encoder with its truncated SVD, which is the same for all variants and seeds of a set."""
+    encoder = build_encoder(config, input_width(inputs))
+    if config.embedding_dim and config.svd_init:
+        path = os.path.join(work, f"{name}-{config.embedding_dim}.npy")
+        if not os.path.exists(path):
+            initialise_embeddings(dataclasses.replace(config, seed=0), encoder, inputs)
+            np.save(path, encoder.weight.detach().numpy())
+        encoder.weight.data.copy_(torch.from_numpy(np.load(path)))
+    return encoder
+
+
 def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return done.stdout.strip()
@@ -97,10 +120,11 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
     vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
     targets = vocabulary.encode(rows)
     config = config.completed(targets, input_width(inputs))
-    encoder = build_encoder(config, input_width(inputs))
+    encoder = initialised_encoder(config, inputs, name, work)
     tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
     store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)
-    model = build(config, encoder, inputs, targets, torch.device("cpu"), initialise=not store.steps())
+    without_svd = dataclasses.replace(config, svd_init=False)
+    model = build(without_svd, encoder, inputs, targets, torch.device("cpu"), initialise=not store.steps())
     optimizers = build_optimizers(config, model)
     total = -(-len(inputs) // config.batch_size) * config.epochs
     trainer = Trainer(
