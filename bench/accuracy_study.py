@@ -65,7 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "K=64, random": {**HIDDEN, "topology": "random"},
     "K=64, random, rewired": {**HIDDEN, "topology": "random", "rewire_fraction": 0.2, "rewire_interval": 50},
     **{
-        f"K={k}, rewired": {**HIDDEN, "fan_in": k, "rewire_fraction": 0.2, "rewire_interval": 50} for k in (64, 128, 256)
+        f"K={k}, rewired": {**HIDDEN, "fan_in": k, "rewire_fraction": 0.2, "rewire_interval": 50}
+        for k in (64, 128, 256)
     },
     "K=64, auxiliary": {**HIDDEN, "auxiliary_weight": 0.4},
     "K=64, random, auxiliary": {**HIDDEN, "topology": "random", "auxiliary_weight": 0.4},
