@@ -68,8 +68,8 @@ class DenseChunked(Provider):
 
 
 def _chunked_step(weights: DenseWeights, problem: Problem, chunk: int) -> Callable[[], Produced]:
-    x, weight, bias = problem.x, weights.weight, weights.bias
-    assert bias is not None
+    assert weights.bias is not None
+    x, weight, bias = problem.x, weights.weight.detach(), weights.bias.detach()
     order = problem.targets.col_indices().sort()
     labels, rows = order.values, problem.positive_rows[order.indices]
     starts = list(range(0, len(weight), chunk))
