@@ -47,7 +47,8 @@ def _limit_share(row: Row, roofs: dict[str, Row]) -> str:
     roof = roofs.get(row["dtype"])
     if roof is None or row.get("status") != "ok":
         return ""
-    seconds = max(row["floor_bytes"] / roof["bandwidth"], row["flops"] / roof["rate"])
+    rate = max(roof["rate"], roofs.get("float32", roof)["rate"])  # 16-bit numbers can be computed with as float32
+    seconds = max(row["floor_bytes"] / roof["bandwidth"], row["flops"] / rate)
     return f"{100 * seconds / (row['p50_ms'] * 1e-3):.0f} %"
 
 
