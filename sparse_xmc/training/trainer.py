@@ -125,7 +125,7 @@ class Trainer:
         self.extra_state = extra_state or {}
         self.progress = Progress()
         self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16" and self.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         self.steps_per_epoch = math.ceil(len(inputs) / batch_size)
         self.total = self.steps_per_epoch * epochs
 

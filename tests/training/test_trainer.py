@@ -102,6 +102,37 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     assert losses[3] == pytest.approx(losses[1], rel=1e-5)
 
 
+def set_scale(trainer, scale):
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": scale})
+
+
+def test_fp16_loss_is_scaled_and_an_overflow_changes_nothing(tmp_path):
+    trainer, _ = make(tmp_path, "half", amp="fp16", dropout=0.0)
+    exact, _ = make(tmp_path, "float", dropout=0.0)
+    set_scale(trainer, 2.0**120)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train_step(0)
+    assert trainer.scaler.get_scale() == 2.0**119
+    for key, value in trainer.model.state_dict().items():
+        if "lexical" not in key:  # computes in float32, and each optimizer steps on gradients of its own
+            assert value.equal(before[key]), key
+    set_scale(trainer, 1024.0)
+    losses = [[t.train_step(step).item() for step in range(8)] for t in (trainer, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    assert trainer.scaler.get_scale() == 1024.0
+
+
+def test_fp16_resumes_with_its_scale(tmp_path):
+    trainer, _ = make(tmp_path, "scale", amp="fp16")
+    set_scale(trainer, 4096.0)
+    trainer.train_step(0)
+    trainer.save()
+    resumed, found = make(tmp_path, "scale", amp="fp16")
+    assert found
+    assert resumed.scaler.get_scale() == 4096.0
+
+
 def test_early_stopping_keeps_the_best(tmp_path):
     scores = iter([10.0, 30.0, 20.0, 25.0, 99.0])
     best = []
