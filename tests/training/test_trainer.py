@@ -116,6 +116,7 @@ def test_fp16_loss_is_scaled_and_an_overflow_changes_nothing(tmp_path):
     for key, value in trainer.model.state_dict().items():
         if "lexical" not in key:  # computes in float32, and each optimizer steps on gradients of its own
             assert value.equal(before[key]), key
+    trainer, _ = make(tmp_path, "again", amp="fp16", dropout=0.0)
     set_scale(trainer, 1024.0)
     losses = [[t.train_step(step).item() for step in range(8)] for t in (trainer, exact)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
