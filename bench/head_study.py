@@ -8,10 +8,7 @@ Rows are appended to ``reports/head_study.jsonl``; a run that is there is not re
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import environment, training_data
+from bench import environment, study, training_data
+from bench.rows import Row, RowFile
 from bench.topology_study import load_features
 from sparse_xmc import ops
 from sparse_xmc.data import to_torch_csr
@@ -29,7 +27,7 @@ from sparse_xmc.models import FixedFanInLinear, QuantizedFixedFanInLinear
 from sparse_xmc.training.metrics import hits
 from sparse_xmc.training.optim import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD
 
-ROWS = environment.REPOSITORY / "reports" / "head_study.jsonl"
+ROWS = RowFile(environment.REPOSITORY / "reports", "head_study.jsonl")
 BATCH, FAN_IN = 128, 64
 
 
@@ -155,44 +153,17 @@ def train(data: training_data.DataSet, run: Run) -> dict[str, Any]:
     return row
 
 
-def read_rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
-def table() -> str:
+def print_table(rows: list[Row], missing: list[str]) -> None:
     """Mean over seeds of the stored rows, as markdown."""
     groups: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_rows():
+    for row in rows:
         groups[row["name"].rsplit(",seed", 1)[0]].append(row)
     lines = ["| run | seeds | P@1 | P@3 | P@5 |", "|---|---|---|---|---|"]
-    for name, rows in groups.items():
-        means = [f"{np.mean([row[f'P@{k}'] for row in rows]):.2f}" for k in (1, 3, 5)]
-        lines.append(f"| {name} | {len(rows)} | {' | '.join(means)} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--match", default="", help="only runs whose name contains this")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after this long")
-    parser.add_argument("--report", action="store_true", help="print the table, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.report:
-        print(table())
-        return
-    began, data = time.monotonic(), load_features(512)
-    done = {row["name"] for row in read_rows()}
-    for run in runs():
-        if run.name in done or arguments.match not in run.name:
-            continue
-        if time.monotonic() - began > arguments.seconds:
-            break
-        row = {"name": run.name, **train(data, run)}
-        print(row, round(time.monotonic() - began), "s", flush=True)
-        ROWS.parent.mkdir(exist_ok=True)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    for name, group in groups.items():
+        means = [f"{np.mean([row[f'P@{k}'] for row in group]):.2f}" for k in (1, 3, 5)]
+        lines.append(f"| {name} | {len(group)} | {' | '.join(means)} |")
+    print("\n".join([*lines, f"\nnot run: {', '.join(missing) or 'none'}"]))
 
 
 if __name__ == "__main__":
-    main()
+    study.main(__doc__, ROWS, runs(), lambda: load_features(512), train, print_table)

@@ -17,8 +17,8 @@ Row = dict[str, Any]
 class RowFile:
     """The rows of one result folder. Every row is one line, written at once and flushed to disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / FILE_NAME
+    def __init__(self, folder: Path, name: str = FILE_NAME) -> None:
+        self.path = Path(folder) / name
 
     def append(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

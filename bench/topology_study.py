@@ -8,8 +8,6 @@ Rows are appended to ``reports/topology.jsonl``; a run that is there is not repe
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import tempfile
@@ -24,7 +22,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from bench import environment, training_data
+from bench import environment, study, training_data
+from bench.rows import RowFile
 from bench.topology_report import write_report
 from sparse_xmc import ops
 from sparse_xmc.data import to_torch_csr
@@ -32,7 +31,7 @@ from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.training.metrics import hits
 from sparse_xmc.training.schedule import RewireSchedule
 
-ROWS = environment.REPOSITORY / "reports" / "topology.jsonl"
+ROWS = RowFile(environment.REPOSITORY / "reports", "topology.jsonl")
 REGROW_ROWS = 2048  # training rows that a gradient for regrowth is computed from
 
 
@@ -186,34 +185,12 @@ def _regrow_batch(
         return ops.RegrowBatch(x, targets=to_torch_csr(data.train_y[chosen]))
 
 
-def read_rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--match", default="", help="only runs whose name contains this")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after this long")
-    parser.add_argument("--report", action="store_true", help="write the report, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.report:
-        rows = read_rows()
-        done = {row["name"] for row in rows}
-        write_report(rows, ROWS.parent, [run.name for run in runs() if run.name not in done])
-        return
-    began, data = time.monotonic(), load_features(512)
-    done = {row["name"] for row in read_rows()}
-    for run in runs():
-        if run.name in done or arguments.match not in run.name:
-            continue
-        if time.monotonic() - began > arguments.seconds:
-            break
-        row = {"name": run.name, **train(data, run)}
-        print(row, flush=True)
-        ROWS.parent.mkdir(exist_ok=True)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    study.main(
+        __doc__,
+        ROWS,
+        runs(),
+        lambda: load_features(512),
+        train,
+        lambda rows, missing: write_report(rows, ROWS.path.parent, missing),
+    )
