@@ -13,12 +13,16 @@ METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
 MARK = "<!-- rows: everything below is written by `python -m bench.accuracy_study report` -->"
 
 
-def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Rows by data set and variant (with its overrides), seeds together."""
-    result: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+Variants = dict[tuple[str, int], list[dict[str, Any]]]
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, Variants]:
+    """Rows by data set, then by variant (with its overrides) and epochs, seeds together."""
+    result: dict[str, Variants] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        extra = ", ".join(f"{name}={value}" for name, value in sorted(row["overrides"].items()))
-        result[row["dataset"]][row["variant"] + (f" ({extra})" if extra else "")].append(row)
+        changed = {name: value for name, value in row["overrides"].items() if name != "epochs"}
+        extra = ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+        result[row["dataset"]][row["variant"] + (f" ({extra})" if extra else ""), row["epochs"]].append(row)
     return result
 
 
@@ -27,23 +31,23 @@ def _cell(rows: list[dict[str, Any]], name: str) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def table(variants: dict[str, list[dict[str, Any]]], target: Sequence[float]) -> list[str]:
+def table(variants: Variants, target: Sequence[float]) -> list[str]:
     head = ["variant", "seeds", *METRICS, "head", "of dense", "s/epoch", "CPU s/epoch", "epochs"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines.append(f"| tree ensemble on tf-idf (to beat) | | {' | '.join(f'{t:.2f}' for t in target)} |" + " |" * 7)
-    for name, rows in variants.items():
+    for (name, epochs), rows in variants.items():
         first = rows[0]
         cells = [name, str(len(rows)), *(_cell(rows, metric) for metric in METRICS)]
         cells.append(f"{first['head_bytes'] / 2**20:.2f} MiB")
         cells.append(f"1/{first['dense_head_bytes'] / first['head_bytes']:.1f}")
         cells.append(f"{mean(row['seconds_per_epoch'] for row in rows):.1f}")
         cells.append(f"{mean(row['cpu_seconds_per_epoch'] for row in rows):.1f}")
-        cells.append(str(first["epochs"]))
+        cells.append(str(epochs))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def draw(name: str, variants: dict[str, list[dict[str, Any]]], target: Sequence[float]) -> str:
+def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
     """P@1 against head memory, one point per variant."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -51,7 +55,7 @@ def draw(name: str, variants: dict[str, list[dict[str, Any]]], target: Sequence[
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for label, rows in variants.items():
+    for (label, _), rows in variants.items():
         x, y = rows[0]["head_bytes"] / 2**20, mean(row["P@1"] for row in rows)
         axes.plot(x, y, "s" if "dense" in label else "o", color="tab:red" if "dense" in label else "tab:blue")
         axes.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import pickle
-import subprocess
 import sys
 import time
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import environment
+from bench.rows import RowFile
 from sparse_xmc.data import LabelVocabulary, open_split
 from sparse_xmc.training.build import (
     build,
@@ -38,7 +39,7 @@ from sparse_xmc.training.prepare import Terms
 from sparse_xmc.training.run import score
 from sparse_xmc.training.trainer import Trainer
 
-ROWS = "reports/accuracy/rows.jsonl"
+ROWS = RowFile(environment.REPOSITORY / "reports" / "accuracy")
 TARGETS = {"Bibtex": (64.17, 38.77, 27.98), "EURLEX57K": (91.65, 82.02, 68.93), "TIBKAT-EN": (44.17, 28.34, 20.87)}
 FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Bibtex": ("train.txt.gz", "test.txt.gz", {}),
@@ -109,11 +110,6 @@ def initialised_encoder(config: TrainingConfig, inputs: Any, name: str, work: st
     return encoder
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data: str, work: str) -> dict[str, Any]:
     inputs, rows, test_inputs, test_rows, terms = prepared(name, data, work)
     config = TrainingConfig(**{**VARIANTS[variant], **overrides, "seed": seed, "progress": False})
@@ -163,16 +159,9 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
         "seconds_per_epoch": seconds,
         "cpu_seconds_per_epoch": cpu_seconds,
         "epochs": config.epochs,
-        "commit": commit(),
+        "commit": environment.commit()[:7],
         "threads": torch.get_num_threads(),
     }
-
-
-def read_rows() -> list[dict[str, Any]]:
-    if not os.path.exists(ROWS):
-        return []
-    with open(ROWS, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def key(row: dict[str, Any]) -> tuple[str, str, int, str]:
@@ -180,17 +169,15 @@ def key(row: dict[str, Any]) -> tuple[str, str, int, str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    os.makedirs(os.path.dirname(ROWS), exist_ok=True)
     overrides = json.loads(options.overrides)
-    done = {key(row) for row in read_rows()}
+    done = {key(row) for row in ROWS.read()}
     for name in options.only:
         for seed in options.seeds:
             for variant in options.variants or VARIANTS:
                 if (name, variant, seed, json.dumps(overrides, sort_keys=True)) in done:
                     continue
                 row = run_one(name, variant, seed, overrides, options.data, options.work)
-                with open(ROWS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                ROWS.append(row)
                 print(f"{name} {variant} seed {seed}: " + "  ".join(f"{m} {row[m]:.2f}" for m in ("P@1", "P@3", "P@5")))
 
 
@@ -211,7 +198,8 @@ def main() -> None:
     else:
         from bench.accuracy_report import write_report
 
-        write_report(read_rows(), TARGETS)
+        order = {name: place for place, name in enumerate((*FILES, *VARIANTS))}
+        write_report(sorted(ROWS.read(), key=lambda row: (order[row["dataset"]], order[row["variant"]])), TARGETS)
 
 
 if __name__ == "__main__":
