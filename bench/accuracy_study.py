@@ -54,6 +54,7 @@ HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"default, {k} terms": {"lexical_fan_in": k} for k in (64, 128, 256, 512)},
+    "default, 512 terms, bigrams": {"lexical_fan_in": 512, "max_ngram": 2, "min_df": 4, "max_features": 300_000},
     **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (64, 128, 256)},
     "dense": {**HIDDEN, "head": "dense"},
     "K=64": HIDDEN,
@@ -81,12 +82,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(name: str, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms]:
+def features_name(name: str, config: TrainingConfig) -> str:
+    return f"{name}-{config.max_ngram}-{config.min_df}-{config.max_features}"
+
+
+def prepared(name: str, config: TrainingConfig, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms]:
     """Inputs and labels of both splits, from a cache where they have been made before."""
-    path = os.path.join(work, f"{name}.pickle")
+    path = os.path.join(work, f"{features_name(name, config)}.pickle")
     if not os.path.exists(path):
         train, test, options = FILES[name]
-        terms = Terms({"max_features": 200_000, "min_df": 2, "max_ngram": 1})
+        terms = Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
         parts = (
             *terms.fit(open_split(os.path.join(data, name, train), **options)),
             *terms.transform(open_split(os.path.join(data, name, test), **options)),
@@ -102,7 +107,7 @@ def initialised_encoder(config: TrainingConfig, inputs: Any, name: str, work: st
     """The encoder with its truncated SVD, which is the same for all variants and seeds of a set."""
     encoder = build_encoder(config, input_width(inputs))
     if config.embedding_dim and config.svd_init:
-        path = os.path.join(work, f"{name}-{config.embedding_dim}.npy")
+        path = os.path.join(work, f"{features_name(name, config)}-{config.embedding_dim}.npy")
         if not os.path.exists(path):
             initialise_embeddings(dataclasses.replace(config, seed=0), encoder, inputs)
             np.save(path, encoder.weight.detach().numpy())
@@ -111,8 +116,8 @@ def initialised_encoder(config: TrainingConfig, inputs: Any, name: str, work: st
 
 
 def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data: str, work: str) -> dict[str, Any]:
-    inputs, rows, test_inputs, test_rows, terms = prepared(name, data, work)
     config = TrainingConfig(**{**VARIANTS[variant], **overrides, "seed": seed, "progress": False})
+    inputs, rows, test_inputs, test_rows, terms = prepared(name, config, data, work)
     vocabulary = LabelVocabulary.from_rows(rows)
     vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
     targets = vocabulary.encode(rows)
