@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"default, {k} terms": {"lexical_fan_in": k} for k in (64, 128, 256, 512)},
     "default, 512 terms, bigrams": {"lexical_fan_in": 512, "max_ngram": 2, "min_df": 4, "max_features": 300_000},
-    **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (64, 128, 256)},
+    **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (16, 32, 64, 128, 256)},
     "dense": {**HIDDEN, "head": "dense"},
     "K=64": HIDDEN,
     "dense, no intermediate": {**HIDDEN, "head": "dense", "intermediate": 0},
