@@ -73,17 +73,21 @@ def _(table, offsets, weight, K, bias, z, previous, has_previous, product, linea
     return impl
 
 
-def gradients(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
-    """Adds ``sum_b dz[b] x[b]`` to dw and ``weight * dz`` to the rows of sums; returns the sum of dz."""
+def gradients(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
+    """``out = keep * out + rate * sum_b dz[b] x[b]``; adds ``weight * dz`` to the rows of sums; returns the sum of dz.
+
+    ``out`` may be ``weight``: it is read before it changes.
+    """
 
 
 @overload(gradients, prefer_literal=True)
-def _(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
+def _(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
     if not isinstance(lanes, types.IntegerLiteral):
         return None
     width = lanes.literal_value
 
-    def impl(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
+    def impl(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
+        keeps, rates = splat(keep, 4), splat(rate, 4)
         d = load(dz, 0, width)
         quads = K // 4 * 4 if need_weight else 0
         for k in range(0, quads, 4):
@@ -99,12 +103,13 @@ def _(table, sums, offsets, weight, dw, K, dz, need_x, need_weight, lanes):
             p3 = dot_row(d, table, offsets[k + 3])
             if need_x:
                 add_scaled(sums, offsets[k + 3], d, weight[k + 3])
-            store(dw, k, load(dw, k, 4) + totals(p0, p1, p2, p3))
+            store(out, k, fma(rates, totals(p0, p1, p2, p3), keeps * load(out, k, 4)))
         for k in range(quads, K):
+            factor = weight[k]
             if need_weight:
-                dw[k] += total(dot_row(d, table, offsets[k]))
+                out[k] = keep * out[k] + rate * total(dot_row(d, table, offsets[k]))
             if need_x:
-                add_scaled(sums, offsets[k], d, weight[k])
+                add_scaled(sums, offsets[k], d, factor)
         return total(d)
 
     return impl

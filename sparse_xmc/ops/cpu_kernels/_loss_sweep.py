@@ -104,6 +104,12 @@ def _logarithms(products):
 
 
 @register_jitable
+def _row(label, group_size):
+    """The row of indices of a label."""
+    return label if group_size == 1 else label // group_size
+
+
+@register_jitable
 def _gather(table, offsets, K, width, out):
     """Copies the rows of a group to consecutive places."""
     for k in range(K):
@@ -113,50 +119,57 @@ def _gather(table, offsets, K, width, out):
 
 
 def _labels_chunk(
-    table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge, backward,
-    need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
+    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge,
+    backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
 ):  # fmt: skip
     """A tile of labels against a chunk of the batch, label by label. Logits of a label are computed together with the
-    derivative of the one before."""
+    derivative of the one before.
+
+    ``out [n, K] = keep * out + rate * gradient``: ``out`` is ``dw``, or ``w`` if a gradient is applied as it arises.
+    """
 
 
 @overload(_labels_chunk, prefer_literal=True)
 def _(
-    table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge, backward,
-    need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
+    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge,
+    backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
 ):  # fmt: skip
     if not isinstance(lanes, types.IntegerLiteral):
         return None
     width = lanes.literal_value
 
     def impl(
-        table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge, backward,
-        need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
+        table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
+        hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
     ):  # fmt: skip
         begin = positive
+        first_row = _row(l0, group_size)
+        num_rows = _row(l0 + n - 1, group_size) - first_row + 1
+        read_offsets(indices, index_code, first_row * K, num_rows * K, width, offsets)
+        at = offsets
         for i in range(n + 1):
             even = i & 1 == 0
-            at, previous_at = (offsets, advance(offsets, K)) if even else (advance(offsets, K), offsets)
+            previous_at, at = at, advance(offsets, (_row(l0 + i, group_size) - first_row) * K)
             new, dz = (z, advance(z, width)) if even else (advance(z, width), z)
-            if i < n:
-                row = l0 + i if group_size == 1 else (l0 + i) // group_size
-                read_offsets(indices, index_code, row * K, K, width, at)
             active = logits_and_derivative(
                 table, at, advance(w, i * K), K if i < n else 0, b[i], new, dz, i > 0, product, linear, constants,
                 hinge, width,
             )  # fmt: skip
-            if i > 0 and backward and active:
+            if i > 0 and backward and (active or keep != 1):
                 if count < width:
                     fill(advance(dz, count), width - count, 0)
-                _flip(dz, rows, begin, positive, c0, count)
+                if begin < positive:
+                    _flip(dz, rows, begin, positive, c0, count)
                 j = i - 1
                 db[j] += gradients(
-                    table, sums, previous_at, advance(w, j * K), advance(dw, j * K), K, dz, need_x, need_weight, width
-                )
+                    table, sums, previous_at, advance(w, j * K), advance(out, j * K), keep, rate, K, dz, need_x,
+                    need_weight, width,
+                )  # fmt: skip
             if i < n:
                 begin = positive
                 positive = _end(labels, begin, l0 + i)
-                _flip(new, rows, begin, positive, c0, count)
+                if begin < positive:
+                    _flip(new, rows, begin, positive, c0, count)
 
     return impl
 
@@ -204,7 +217,7 @@ def workspace(K):
     """Sizes of a part's scratch memory: floats, offsets."""
     rows = tile_labels(K) + ROWS
     floats = (GROUP_LABELS + ROWS + 2 + K) * CHUNK + 3 * rows * K + 3 * rows
-    return (floats + 15) // 16 * 16, 2 * K
+    return (floats + 15) // 16 * 16, rows * K
 
 
 @kernel
@@ -213,17 +226,19 @@ def sweep(
     need_weight, scale, weight, weight_code, direct, indices, index_code, bias, bias_code, labels, rows, dw_out,
     dw_code, db_out, db_code,
     buffer, buffer_code, moment, bias_buffer, bias_buffer_code, bias_moment,
-    rule, bias_rule, stochastic, seed, step, part, start, stop,
+    rule, bias_rule, stochastic, seed, step, at_once, keep, rate, part, start, stop,
 ):  # fmt: skip
     """Labels ``start .. stop``: adds up the loss in ``losses[part]`` and dx in ``partial[part]``; ``mode`` says whether
     gradients are stored (``dw_out``, ``db_out``) or applied by ``rule``, both after multiplication by ``scale``.
 
-    ``direct``: the weights have the dtype of the arithmetic and need no copy."""
+    ``direct``: the weights have the dtype of the arithmetic and need no copy. ``at_once``: they are updated label by label,
+    ``w = keep * w + rate * gradient``, rather than by ``rule`` tile by tile; one chunk of the batch, no groups, no state.
+    """
     size = tile_labels(K)
     room = size + ROWS
     grouped, backward = group_size >= GROUP_FROM, mode != FORWARD
     partial[part, :] = 0
-    offsets = advance(pointer(integers), part * 2 * K)
+    offsets = advance(pointer(integers), part * integers.shape[1])
     constants = pointer(exp_array)
     products = advance(pointer(doubles), part * 2 * CHUNK)
     linears = advance(products, CHUNK)
@@ -249,7 +264,9 @@ def sweep(
         else:
             read(weight, weight_code, l0 * K, n * K, w)
         read(bias, bias_code, l0, n, b)
-        fill(dw, n * K, 0)
+        out = w if at_once else dw
+        if not at_once:
+            fill(dw, n * K, 0)
         fill(db, n, 0)
         positive = _first(labels, l0)
         for c0 in range(0, B, CHUNK):
@@ -264,18 +281,18 @@ def sweep(
                 )  # fmt: skip
             elif width == 16:
                 _labels_chunk(
-                    table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
-                    hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 16,
+                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
+                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 16,
                 )  # fmt: skip
             elif width == 32:
                 _labels_chunk(
-                    table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
-                    hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 32,
+                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
+                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 32,
                 )  # fmt: skip
             elif width == 64:
                 _labels_chunk(
-                    table, sums, w, dw, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
-                    hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 64,
+                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
+                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 64,
                 )  # fmt: skip
             if doublings + n > MAX_DOUBLINGS:
                 loss += _logarithms(products)
@@ -284,18 +301,20 @@ def sweep(
             doublings += n
         if not backward:
             continue
-        for i in range(n * K):
-            dw[i] *= scale
         for i in range(n):
             db[i] *= scale
+        if not at_once:
+            for i in range(n * K):
+                dw[i] *= scale
         if mode == GRADIENTS:
             write(dw_out, dw_code, l0 * K, n * K, dw)
             write(db_out, db_code, l0, n, db)
         else:
-            update(
-                weight, weight_code, buffer, buffer_code, moment, w, in_place, dw, K, scratch, l0, n,
-                rule, stochastic, seed, step, 0,
-            )  # fmt: skip
+            if not at_once:
+                update(
+                    weight, weight_code, buffer, buffer_code, moment, w, in_place, dw, K, scratch, l0, n,
+                    rule, stochastic, seed, step, 0,
+                )  # fmt: skip
             if bias_code != ABSENT:
                 update(
                     bias, bias_code, bias_buffer, bias_buffer_code, bias_moment, b, False, db, 1, bias_scratch, l0, n,

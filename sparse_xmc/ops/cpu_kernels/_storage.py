@@ -56,15 +56,15 @@ def read(address, code, first, count, out):
 
 @register_jitable
 def read_offsets(address, code, first, count, stride, out):
-    """``out[:count] = stride * index`` for elements ``first ..`` of an index tensor."""
+    """``out[:count] = stride * index`` for elements ``first ..`` of an index tensor, as uint32."""
     if code == UINT16:
         short = advance(at_address(address, np.uint16), first)
         for i in range(count):
-            out[i] = np.int64(np.uint32(short[i]) * np.uint32(stride))
+            out[i] = np.uint32(np.uint32(short[i]) * np.uint32(stride))
     else:
         long = advance(at_address(address, np.int32), first)
         for i in range(count):
-            out[i] = stride * np.int64(long[i])
+            out[i] = np.uint32(np.uint32(long[i]) * np.uint32(stride))
 
 
 @register_jitable

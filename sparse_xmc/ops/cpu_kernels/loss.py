@@ -17,6 +17,7 @@ Arguments that all three functions share (plain detached tensors, already checke
 Logits are never rounded to a narrow dtype: z, the derivative and all sums are float32 (float64 for float64 inputs).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,12 +28,13 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
-from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, UPDATE, chunk_width, workspace
+from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, GROUP_FROM, UPDATE, chunk_width, workspace
 from sparse_xmc.ops.cpu_kernels._simd import exp_constants
 from sparse_xmc.ops.cpu_kernels._storage import location
 
-_PARTS = 16  # label ranges, each with its own sum for dx: a fixed number, so that no result depends on the threads
+_SHARES = (4,) * 13 + (2, 1, 1)  # of the labels: short ranges at the end, so that threads end together
 _PART_WORK = 1 << 18  # multiply-adds that make a range worth its sum
+_MAX_FEATURES = (1 << 32) // CHUNK - 1  # offsets into x are uint32
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -47,6 +49,16 @@ class _Rule(NamedTuple):
     stochastic: bool = False
     seed: int = 0
     step: int = 0
+
+
+def _label_ranges(L: int, parts: int, group_size: int) -> list[tuple[int, int]]:
+    """Ranges of whole groups, at most ``parts`` and 16, each with its own sum for dx: the same for any number of threads,
+    so that no result depends on it."""
+    if parts < len(_SHARES):
+        return _threads.split(L, parts, group_size)
+    pieces = iter(_threads.split(L, sum(_SHARES), group_size))
+    shares = [list(itertools.islice(pieces, share)) for share in _SHARES]
+    return [(share[0][0], share[-1][1]) for share in shares if share]
 
 
 class _Sweep:
@@ -66,6 +78,8 @@ class _Sweep:
         (self.B, self.D), (self.L, self.K) = x.shape, weight.shape
         self.x, self.group_size, self.hinge = x.detach(), group_size, loss == "squared_hinge"
         self.dtype = compute_dtype(x.dtype)
+        if self.D > _MAX_FEATURES:
+            raise ValueError(f"x must have at most {_MAX_FEATURES:,} features, got {list(x.shape)}")
         self.tensors = [None if t is None else t.contiguous() for t in (weight, indices, bias)]
         self.positives = (labels.detach().numpy(), rows.detach().numpy())
 
@@ -82,8 +96,7 @@ class _Sweep:
     ) -> Tensor:
         """Returns the 0-dim sum of the loss; ``dx`` may be asked for afterwards."""
         padded = (self.B - 1) // CHUNK * CHUNK + chunk_width((self.B - 1) % CHUNK + 1) if self.B else 0
-        parts = max(1, min(_PARTS, self.L * self.K * padded // _PART_WORK))
-        ranges = _threads.split(self.L, parts, self.group_size)
+        ranges = _label_ranges(self.L, self.L * self.K * padded // _PART_WORK, self.group_size)
         # one allocation: x and the sums keep clear of each other in a physically indexed cache
         memory = torch.empty(1 + len(ranges), self.D * padded if need_x else 0, dtype=self.dtype)
         slab = memory[0] if need_x else torch.empty(self.D * padded, dtype=self.dtype)
@@ -96,9 +109,20 @@ class _Sweep:
         losses = np.zeros(len(ranges))
         floats, integers = (
             torch.empty(len(ranges), n, dtype=kind).numpy()
-            for n, kind in zip(workspace(self.K), (self.dtype, torch.int64), strict=True)
+            for n, kind in zip(workspace(self.K), (self.dtype, torch.uint32), strict=True)
         )
+        direct = self.tensors[0].dtype == self.dtype
         scalars = tuple(number(s) for s in rule.scalars)
+        lr, _, weight_decay, *_ = scalars
+        at_once = (
+            mode == UPDATE
+            and direct
+            and 0 < self.B <= CHUNK
+            and self.group_size < GROUP_FROM
+            and rule.momentum_buffer is None
+            and rule.second_moment is None
+        )
+        keep, rate = (1 - lr * weight_decay, -lr * scale) if at_once else (1, 1)
         bias_scalars = (*scalars[:2], number(0), *scalars[3:])
         state = [
             *location(rule.momentum_buffer),
@@ -125,11 +149,12 @@ class _Sweep:
             ),
             *(mode, need_x, need_weight, number(scale)),
             *location(self.tensors[0]),
-            self.tensors[0].dtype == self.dtype,
+            direct,
             *(item for tensor in self.tensors[1:] for item in location(tensor)),
             *self.positives,
             *(*location(dw), *location(db), *state),
             *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),
+            *(at_once, number(keep), number(rate)),
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
 

@@ -27,7 +27,7 @@ def label_sums_kernel(
     first, last = tl.load(offsets_ptr + label), tl.load(offsets_ptr + label + 1)
     for i in range(0, (last - first).to(tl.int32)):
         row = tl.load(rows_ptr + first + i).to(tl.int64)
-        total += tl.load(x_ptr + row * D + d, mask=(d < D) & (row < N), other=0.0).to(tl.float32)
+        total += tl.load(x_ptr + row * D + d, mask=d < tl.where(row < N, D, 0), other=0.0).to(tl.float32)
     tl.store(sums_ptr + label * D + d, total, mask=d < D)
 
 

@@ -190,7 +190,7 @@ def candidates_kernel(
             rank = tl.where(i0 + j < C, rank, 0)
             chosen = tl.where((c[None, :] == i0 + j) & (i0 + j < C), rank[:, None], chosen)
             feature = free_feature(held, rank, D, K).to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + rows * C + i0 + j, feature, mask=(rows < R) & (i0 + j < C))
+            tl.store(out_ptr + rows * C + i0 + j, feature, mask=rows < tl.where(i0 + j < C, R, 0))
 
 
 def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, first_row: int) -> Tensor:
