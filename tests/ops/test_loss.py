@@ -279,7 +279,7 @@ def test_autocast_casts_the_input(device):
 def test_thread_count_does_not_change_a_bit():
     if INTERPRETING:
         pytest.skip("about the CPU kernels' threads")
-    problem, _, targets = problem_and_targets((70, 2000, 40, 16, 1), F32)
+    problem, _, targets = problem_and_targets((70, 2500, 40, 16, 1), F32)  # enough work for all 16 ranges of labels
     before = torch.get_num_threads()
     try:
         results = []
@@ -290,6 +290,17 @@ def test_thread_count_does_not_change_a_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.skipif(INTERPRETING, reason="about the CPU kernels' threads")
+@pytest.mark.parametrize(("L", "parts", "group_size"), [(1, 0, 1), (100, 3, 1), (40, 99, 1), (200_003, 99, 32)])
+def test_ranges_of_labels_cover_all_in_whole_groups(L, parts, group_size):
+    from sparse_xmc.ops.cpu_kernels.loss import _label_ranges  # needs Numba
+
+    ranges = _label_ranges(L, parts, group_size)
+    assert len(ranges) <= max(1, min(parts, 16))
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])] and ranges[-1][1] == L
+    assert all(start < stop and start % group_size == 0 for start, stop in ranges)
 
 
 _MEMORY = """

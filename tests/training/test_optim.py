@@ -27,7 +27,7 @@ def batches(count, dtype=torch.float32, device="cpu"):
 
 @pytest.mark.parametrize("kind", ["bce", "squared_hinge"])
 @pytest.mark.parametrize("group_size", [1, 4])
-@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.05)])
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.0, 0.05), (0.9, 0.05)])
 def test_fused_sgd_is_torch_sgd(momentum, decay, group_size, kind, device):
     """Both ways in, a scheduler included, against gradients of the unfused loss and ``torch.optim.SGD``."""
     head = make_head(group_size=group_size, device=device)
@@ -60,6 +60,25 @@ def test_fused_sgd_is_torch_sgd(momentum, decay, group_size, kind, device):
     torch.testing.assert_close(head.bias, plain.bias, rtol=1e-5, atol=1e-6)
     assert ("momentum_buffer" in fused.state[head.weight]) == (momentum > 0)
     assert len(fused.state_tensors(head.weight)) == (momentum > 0)
+
+
+@pytest.mark.skipif(INTERPRETING, reason="about where the CPU kernels apply a gradient")
+def test_sgd_is_the_same_however_many_chunks_a_batch_takes():
+    """Up to 64 rows a gradient is applied as it arises, beyond that tile by tile; no rows: the decay alone."""
+    x = torch.randn(70, D, generator=torch.Generator().manual_seed(0))
+    x[64:] = 0
+    dense = torch.zeros(70, L, dtype=torch.int)
+    dense[:64] = torch.rand(64, L, generator=torch.Generator().manual_seed(1)) < 0.2
+    weights = []
+    for rows in (64, 70, 0):
+        head = make_head()
+        before = head.weight.detach().clone()
+        head.fuse_optimizer(FusedSGD(0.1, weight_decay=0.05))
+        head.step(x[:rows], oracle.make_targets(dense[:rows]), reduction="sum")
+        weights.append(head.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weights[2], before * (1 - 0.1 * 0.05), rtol=1e-6, atol=0)
+    assert not torch.allclose(weights[0], weights[2])
 
 
 @pytest.mark.parametrize("adam", [False, True])

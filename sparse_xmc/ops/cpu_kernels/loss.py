@@ -113,7 +113,6 @@ class _Sweep:
         )
         direct = self.tensors[0].dtype == self.dtype
         scalars = tuple(number(s) for s in rule.scalars)
-        lr, _, weight_decay, *_ = scalars
         at_once = (
             mode == UPDATE
             and direct
@@ -122,7 +121,9 @@ class _Sweep:
             and rule.momentum_buffer is None
             and rule.second_moment is None
         )
-        keep, rate = (1 - lr * weight_decay, -lr * scale) if at_once else (1, 1)
+        lr, _, weight_decay, *_ = rule.scalars
+        with np.errstate(over="ignore"):
+            keep, rate = map(number, (1 - lr * weight_decay, -lr * scale) if at_once else (1, 1))
         bias_scalars = (*scalars[:2], number(0), *scalars[3:])
         state = [
             *location(rule.momentum_buffer),
@@ -154,7 +155,7 @@ class _Sweep:
             *self.positives,
             *(*location(dw), *location(db), *state),
             *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),
-            *(at_once, number(keep), number(rate)),
+            *(at_once, keep, rate),
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
 
