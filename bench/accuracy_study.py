@@ -51,34 +51,32 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "TIBKAT-EN": ("train.jsonl.gz", "test.jsonl.gz", {"text_fields": ["text"], "label_field": "labels"}),
 }
 HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
+REWIRED = {"rewire_fraction": 0.2, "rewire_interval": 50}
+HEADS: dict[str, dict[str, Any]] = {
+    "dense": {"head": "dense"},
+    **{f"K={k}": {"fan_in": k} for k in (16, 32, 64, 128)},
+    **{f"K={k}, rewired": {"fan_in": k, **REWIRED} for k in (64, 128, 256)},
+    "K=32, random": {"fan_in": 32, "topology": "random"},
+    "K=64, random": {"topology": "random"},
+    "K=64, random, rewired": {"topology": "random", **REWIRED},
+    "K=64, auxiliary": {"auxiliary_weight": 0.4},
+    "K=64, random, auxiliary": {"topology": "random", "auxiliary_weight": 0.4},
+    **{
+        f"K=64, G={g}, {kind}": {"group_size": g, "grouping": kind}
+        for g in (16, 32)
+        for kind in ("random", "frequency", "clustered")
+    },
+    "K=64, head/tail 10 %": {"head": "head_tail"},
+    "K=64, fused Adagrad": {"fused": True},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"default, {k} terms": {"lexical_fan_in": k} for k in (64, 128, 256, 512)},
     "default, 512 terms, bigrams": {"lexical_fan_in": 512, "max_ngram": 2, "min_df": 4, "max_features": 300_000},
     **{f"terms only K={k}": {"embedding_dim": 0, "fan_in": k, "loss": "squared_hinge"} for k in (16, 32, 64, 128, 256)},
-    "dense": {**HIDDEN, "head": "dense"},
-    "K=64": HIDDEN,
-    "dense, no intermediate": {**HIDDEN, "head": "dense", "intermediate": 0},
-    "K=64, no intermediate": {**HIDDEN, "intermediate": 0},
-    **{f"K={k}": {**HIDDEN, "fan_in": k} for k in (16, 32, 128)},
-    **{f"K={k}, no intermediate": {**HIDDEN, "fan_in": k, "intermediate": 0} for k in (16, 32, 128)},
+    **{name: {**HIDDEN, **options} for name, options in HEADS.items()},
     **{f"K=64, intermediate {h}": {**HIDDEN, "intermediate": h} for h in (512, 1024, 4096)},
-    "K=32, random": {**HIDDEN, "fan_in": 32, "topology": "random"},
-    "K=64, random": {**HIDDEN, "topology": "random"},
-    "K=64, random, rewired": {**HIDDEN, "topology": "random", "rewire_fraction": 0.2, "rewire_interval": 50},
-    **{
-        f"K={k}, rewired": {**HIDDEN, "fan_in": k, "rewire_fraction": 0.2, "rewire_interval": 50}
-        for k in (64, 128, 256)
-    },
-    "K=64, auxiliary": {**HIDDEN, "auxiliary_weight": 0.4},
-    "K=64, random, auxiliary": {**HIDDEN, "topology": "random", "auxiliary_weight": 0.4},
-    **{
-        f"K=64, G={g}, {kind}": {**HIDDEN, "group_size": g, "grouping": kind}
-        for g in (16, 32)
-        for kind in ("random", "frequency", "clustered")
-    },
-    "K=64, head/tail 10 %": {**HIDDEN, "head": "head_tail"},
-    "K=64, fused Adagrad": {**HIDDEN, "fused": True},
+    **{f"{name}, intermediate 2048": {**HIDDEN, **options, "intermediate": 2048} for name, options in HEADS.items()},
 }
 
 

@@ -58,9 +58,7 @@ class TrainingConfig:
     grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
     topology: str = option("informed", "initial connections", ("informed", "random"))
     head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
-    intermediate: int | None = option(
-        None, "width of a dense layer in front of the head; 0: none; None: 2048, or none where labels are rare"
-    )
+    intermediate: int = option(0, "width of a dense layer in front of the head; 0: none")
     auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
     auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
     auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
@@ -112,16 +110,12 @@ class TrainingConfig:
     def completed(self, targets: sp.csr_matrix, num_features: int) -> TrainingConfig:
         """With what was left open decided by the training split: its targets ``[N, L]`` and its number of features.
 
-        Features behind an intermediate layer move while it learns, and a label with a handful of rows cannot follow
-        them; nor can it fill many connections to terms (reports/accuracy.md).
+        A label with a handful of rows cannot fill many connections to terms (reports/accuracy.md).
         """
+        if self.lexical_fan_in is not None:
+            return self
         rare = targets.nnz < _FREQUENT * targets.shape[1]
-        intermediate, lexical = self.intermediate, self.lexical_fan_in
-        if intermediate is None:
-            intermediate = 0 if rare else 2048
-        if lexical is None:
-            lexical = 64 if rare else max(64, min(256, num_features // 16))
-        return dataclasses.replace(self, intermediate=intermediate, lexical_fan_in=lexical)
+        return dataclasses.replace(self, lexical_fan_in=64 if rare else max(64, min(256, num_features // 16)))
 
     @property
     def reads_terms(self) -> bool:
@@ -133,8 +127,9 @@ class TrainingConfig:
         ``completed`` is missing, as the data decide it."""
         irrelevant = {"out", "progress", "threads", "checkpoint_seconds", "keep_checkpoints", "test", "test_labels"}
         irrelevant |= {"test_filter", "log_every", "propensity_a", "propensity_b"}
-        left_open = {name for name in ("intermediate", "lexical_fan_in") if getattr(self, name) is None}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant | left_open}
+        if self.lexical_fan_in is None:
+            irrelevant.add("lexical_fan_in")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant}
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
