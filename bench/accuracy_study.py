@@ -50,6 +50,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "TIBKAT-EN": ("train.jsonl.gz", "test.jsonl.gz", {"text_fields": ["text"], "label_field": "labels"}),
 }
+DENSE_ON_TERMS = "dense on terms"  # bench.dense_terms
 HIDDEN: dict[str, Any] = {"lexical_fan_in": 0}
 REWIRED = {"rewire_fraction": 0.2, "rewire_interval": 50}
 HEADS: dict[str, dict[str, Any]] = {
@@ -201,7 +202,7 @@ def main() -> None:
     else:
         from bench.accuracy_report import write_report
 
-        order = {name: place for place, name in enumerate((*FILES, *VARIANTS))}
+        order = {name: place for place, name in enumerate((*FILES, DENSE_ON_TERMS, *VARIANTS))}
         write_report(sorted(ROWS.read(), key=lambda row: (order[row["dataset"]], order[row["variant"]])), TARGETS)
 
 
