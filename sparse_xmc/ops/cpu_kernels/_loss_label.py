@@ -3,12 +3,13 @@
 from numba import types
 from numba.extending import overload
 
+from sparse_xmc.ops.cpu_kernels._pointers import advance
 from sparse_xmc.ops.cpu_kernels._simd import exp_minus_abs, fma, load, splat, store, total, where_positive
 from sparse_xmc.ops.cpu_kernels._simd_blocks import add_scaled, dot_row, totals
 
 
-def derivative(z, product, linear, constants, b, hinge):
-    """Replaces logits ``z[b : b + 8]`` by the derivative of the loss against "no positives", and adds up the loss.
+def derivative(z, product, linear, constants, b, hinge, backward):
+    """Adds up the loss of logits ``z[b : b + 8]`` against "no positives", and if ``backward`` replaces them by its derivative.
 
     BCE: softplus(z) = max(z, 0) + log(1 + e), e = exp(-|z|). ``linear`` collects the first part; ``product`` collects
     P = prod(1 + e) - 1 over labels by P + e + P e, exact for tiny e, so one log1p serves a whole tile of labels.
@@ -17,10 +18,10 @@ def derivative(z, product, linear, constants, b, hinge):
 
 
 @overload(derivative)
-def _(z, product, linear, constants, b, hinge):
+def _(z, product, linear, constants, b, hinge, backward):
     number = z.dtype
 
-    def impl(z, product, linear, constants, b, hinge):
+    def impl(z, product, linear, constants, b, hinge, backward):
         zero, one = splat(number(0), 8), splat(number(1), 8)
         a = load(z, b, 8)
         if hinge:
@@ -30,8 +31,9 @@ def _(z, product, linear, constants, b, hinge):
             store(linear, b, fma(margin, margin, load(linear, b, 8)))
             return margin
         e = exp_minus_abs(a, constants)
-        part = one / (one + e)
-        store(z, b, where_positive(a, part, e * part))
+        if backward:
+            part = one / (one + e)
+            store(z, b, where_positive(a, part, e * part))
         p = load(product, b, 8)
         store(product, b, fma(p, e, p + e))
         store(linear, b, load(linear, b, 8) + where_positive(a, a, zero))
@@ -40,35 +42,41 @@ def _(z, product, linear, constants, b, hinge):
     return impl
 
 
-def logits_and_derivative(
-    table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes
-):
-    """``z[:lanes] = bias + sum_k weight[k] * table[offsets[k] + (0 .. lanes)]``, and ``derivative`` of ``previous``.
-
-    The two are independent: one waits for the cache while the other computes. Returns whether ``previous`` has a
-    derivative other than zero.
-    """
+def derivatives(z, labels, width, product, linear, constants, hinge, backward):
+    """``derivative`` of ``z [labels, width]``. Returns whether one of them is not zero, always for BCE."""
 
 
-@overload(logits_and_derivative, prefer_literal=True)
-def _(table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes):
-    if not isinstance(lanes, types.IntegerLiteral):
-        return None
-    width, parts = lanes.literal_value, lanes.literal_value // 8
+@overload(derivatives, inline="always")
+def _(z, labels, width, product, linear, constants, hinge, backward):
     number = z.dtype
 
-    def impl(table, offsets, weight, K, bias, z, previous, has_previous, product, linear, constants, hinge, lanes):
-        acc, active = splat(bias, width), splat(number(0), 8)
-        first = 0
-        for part in range(parts):
-            last = (part + 1) * K // parts
-            for k in range(first, last):
-                acc = fma(splat(weight[k], width), load(table, offsets[k], width), acc)
-            first = last
-            if has_previous:
-                active = active + derivative(previous, product, linear, constants, 8 * part, hinge)
-        store(z, 0, acc)
+    def impl(z, labels, width, product, linear, constants, hinge, backward):
+        active = splat(number(0), 8)
+        for i in range(labels):
+            row = advance(z, i * width)
+            for b in range(0, width, 16):  # two at a time: the exponential is a long chain
+                active = active + derivative(row, product, linear, constants, b, hinge, backward)
+                active = active + derivative(row, product, linear, constants, b + 8, hinge, backward)
         return not hinge or total(active) != number(0)
+
+    return impl
+
+
+def logits(table, offsets, weight, K, bias, lanes):
+    """``bias + sum_k weight[k] * table[offsets[k] + (0 .. lanes)]``."""
+
+
+@overload(logits, prefer_literal=True)
+def _(table, offsets, weight, K, bias, lanes):
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    width = lanes.literal_value
+
+    def impl(table, offsets, weight, K, bias, lanes):
+        acc = splat(bias, width)
+        for k in range(K):
+            acc = fma(splat(weight[k], width), load(table, offsets[k], width), acc)
+        return acc
 
     return impl
 
@@ -80,7 +88,7 @@ def gradients(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need
     """
 
 
-@overload(gradients, prefer_literal=True)
+@overload(gradients, prefer_literal=True, inline="always")
 def _(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
     if not isinstance(lanes, types.IntegerLiteral):
         return None

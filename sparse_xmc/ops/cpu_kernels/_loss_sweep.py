@@ -18,11 +18,11 @@ from sparse_xmc.ops.cpu_kernels._loss_group import (
     group_weight_gradient,
     row_total,
 )
-from sparse_xmc.ops.cpu_kernels._loss_label import derivative, gradients, logits_and_derivative
+from sparse_xmc.ops.cpu_kernels._loss_label import derivatives, gradients, logits
 from sparse_xmc.ops.cpu_kernels._loss_update import update
 from sparse_xmc.ops.cpu_kernels._numeric import kernel
 from sparse_xmc.ops.cpu_kernels._pointers import advance, pointer, same_kind
-from sparse_xmc.ops.cpu_kernels._simd import load, store, total
+from sparse_xmc.ops.cpu_kernels._simd import load, store
 from sparse_xmc.ops.cpu_kernels._storage import ABSENT, read, read_offsets, write
 
 CHUNK = 64  # batch rows whose logits stay in registers: eight AVX2 registers
@@ -122,8 +122,8 @@ def _labels_chunk(
     table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge,
     backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
 ):  # fmt: skip
-    """A tile of labels against a chunk of the batch, label by label. Logits of a label are computed together with the
-    derivative of the one before.
+    """A tile of labels against a chunk of the batch. Each is finished before the next starts: its rows of ``x`` are
+    still in the L1 cache when its gradients need them.
 
     ``out [n, K] = keep * out + rate * gradient``: ``out`` is ``dw``, or ``w`` if a gradient is applied as it arises.
     """
@@ -142,34 +142,25 @@ def _(
         table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
         hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
     ):  # fmt: skip
-        begin = positive
         first_row = _row(l0, group_size)
         num_rows = _row(l0 + n - 1, group_size) - first_row + 1
         read_offsets(indices, index_code, first_row * K, num_rows * K, width, offsets)
-        at = offsets
-        for i in range(n + 1):
-            even = i & 1 == 0
-            previous_at, at = at, advance(offsets, (_row(l0 + i, group_size) - first_row) * K)
-            new, dz = (z, advance(z, width)) if even else (advance(z, width), z)
-            active = logits_and_derivative(
-                table, at, advance(w, i * K), K if i < n else 0, b[i], new, dz, i > 0, product, linear, constants,
-                hinge, width,
-            )  # fmt: skip
-            if i > 0 and backward and (active or keep != 1):
+        for i in range(n):
+            at, wi = advance(offsets, (_row(l0 + i, group_size) - first_row) * K), advance(w, i * K)
+            store(z, 0, logits(table, at, wi, K, b[i], width))
+            begin = positive
+            positive = _end(labels, begin, l0 + i)
+            if begin < positive:
+                _flip(z, rows, begin, positive, c0, count)
+            active = derivatives(z, 1, width, product, linear, constants, hinge, backward)
+            if backward and (active or keep != 1):
                 if count < width:
-                    fill(advance(dz, count), width - count, 0)
+                    fill(advance(z, count), width - count, 0)
                 if begin < positive:
-                    _flip(dz, rows, begin, positive, c0, count)
-                j = i - 1
-                db[j] += gradients(
-                    table, sums, previous_at, advance(w, j * K), advance(out, j * K), keep, rate, K, dz, need_x,
-                    need_weight, width,
+                    _flip(z, rows, begin, positive, c0, count)
+                db[i] += gradients(
+                    table, sums, at, wi, advance(out, i * K), keep, rate, K, z, need_x, need_weight, width
                 )  # fmt: skip
-            if i < n:
-                begin = positive
-                positive = _end(labels, begin, l0 + i)
-                if begin < positive:
-                    _flip(new, rows, begin, positive, c0, count)
 
     return impl
 
@@ -193,11 +184,8 @@ def _groups_chunk(
         for j in range(m):
             begin, end = end, _end(labels, end, l0 + i + j)
             _flip(advance(z, j * width), rows, begin, end, c0, count)
-        active = derivative(z, product, linear, constants, 0, hinge)
-        for at in range(8, m * width, 8):
-            b_at = at % width
-            active = active + derivative(advance(z, at - b_at), product, linear, constants, b_at, hinge)
-        if backward and (not hinge or total(active) != 0):
+        active = derivatives(z, m, width, product, linear, constants, hinge, backward)
+        if backward and active:
             end = positive
             for j in range(m):
                 dz = advance(z, j * width)
