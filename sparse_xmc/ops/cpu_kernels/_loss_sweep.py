@@ -315,12 +315,19 @@ def sweep(
 
 
 @kernel
-def add_parts(partial, scale, start, stop):
-    """``partial[0] = scale * sum(partial)`` for columns ``start .. stop``, the parts added in ascending order."""
-    for first in range(start, stop, 1024):
-        last = min(first + 1024, stop)
-        for part in range(1, partial.shape[0]):
-            for i in range(first, last):
-                partial[0, i] += partial[part, i]
-        for i in range(first, last):
-            partial[0, i] *= scale
+def input_gradient(partial, scale, dx, start, stop):
+    """``dx[:, start:stop] = scale * sum(partial)``, the parts added in ascending order; overwrites ``partial``."""
+    B, D = dx.shape
+    sums = pointer(partial)
+    for c0 in range(0, B, CHUNK):
+        count = min(CHUNK, B - c0)
+        width = chunk_width(count)
+        for f0 in range(start, stop, 64):
+            f1 = min(f0 + 64, stop)
+            for part in range(1, partial.shape[0]):
+                others = advance(sums, part * partial.shape[1])
+                for i in range(c0 * D + f0 * width, c0 * D + f1 * width, 16):
+                    store(sums, i, load(sums, i, 16) + load(others, i, 16))
+            for b in range(count):
+                for f in range(f0, f1):
+                    dx[c0 + b, f] = scale * sums[c0 * D + f * width + b]

@@ -5,12 +5,12 @@ import math
 from numba.extending import register_jitable
 
 from sparse_xmc.ops.cpu_kernels._pointers import advance
-from sparse_xmc.ops.cpu_kernels._storage import ABSENT, read, write, write_stochastic
+from sparse_xmc.ops.cpu_kernels._storage import ABSENT, BFLOAT16, FLOAT16, read, write, write_stochastic
 
 
 @register_jitable
 def _store(tensor, code, values, count, label, labels, stochastic, seed, step, stream):
-    if stochastic:
+    if stochastic and code in (BFLOAT16, FLOAT16):
         for i in range(labels):
             row = advance(values, i * count)
             write_stochastic(tensor, code, (label + i) * count, count, row, seed, label + i, step, stream)

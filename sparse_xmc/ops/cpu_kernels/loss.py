@@ -19,7 +19,6 @@ Logits are never rounded to a narrow dtype: z, the derivative and all sums are f
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +102,10 @@ class _Sweep:
         self.partial = memory[1:]
         if padded > self.B:
             slab.zero_()
-        for block, rows in self._chunks(slab, self.x):
+        for first in range(0, self.B, CHUNK):
+            rows = self.x[first : first + CHUNK]
+            width = chunk_width(rows.shape[0])
+            block = slab[first * self.D : (first + width) * self.D].view(self.D, width)
             block[:, : rows.shape[0]].copy_(rows.t())
         number = _NUMPY[self.dtype]
         losses = np.zeros(len(ranges))
@@ -159,22 +161,13 @@ class _Sweep:
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
 
-    def _chunks(self, slab: Tensor, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The ``[D, width]`` blocks of a slab with the rows of ``matrix [B, D]`` that they stand for."""
-        for first in range(0, self.B, CHUNK):
-            rows = matrix[first : first + CHUNK]
-            width = chunk_width(rows.shape[0])
-            yield slab[first * self.D : (first + width) * self.D].view(self.D, width), rows
-
     def dx(self, scale: Tensor) -> Tensor:
         """``scale`` times the gradient of the input, its partial sums added in ascending order."""
-        total, number = self.partial[0], _NUMPY[self.dtype]
-        spans = _threads.split(total.shape[0], _threads.num_threads()) if self.B else []
-        _threads.run(_loss_sweep.add_parts, spans, self.partial.numpy(), number(float(scale)))
-        dx = torch.empty(self.B, self.D, dtype=self.x.dtype)
-        for block, rows in self._chunks(total, dx):
-            rows.copy_(block[:, : rows.shape[0]].t())
-        return dx
+        dx = torch.empty(self.B, self.D, dtype=self.dtype)
+        spans = _threads.split(self.D, _threads.num_threads(), 16)
+        number = _NUMPY[self.dtype](float(scale))
+        _threads.run(_loss_sweep.input_gradient, spans, self.partial.numpy(), number, dx.numpy())
+        return dx.to(self.x.dtype)
 
 
 def loss_forward(
