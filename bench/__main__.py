@@ -172,7 +172,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _suite_names() -> tuple[str, ...]:
-    return ("smoke", "demo", "quick", "target", "full", "gpu", "memory", "rewire")
+    from bench.suites import SUITES
+
+    return tuple(SUITES)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,11 +9,13 @@ import time
 
 import pytest
 
+from bench.__main__ import main
 from bench.environment import REPOSITORY
 from bench.measure import Budget
 from bench.registry import Point
 from bench.rows import RowFile, job_key
 from bench.runner import run_suite, run_task
+from bench.suites import SUITES
 from bench.worker import Task
 from tests.conftest import INTERPRETING
 
@@ -80,3 +82,9 @@ def test_interrupted_smoke_run_resumes_without_losing_or_repeating_rows(tmp_path
     }
     bad = [json.dumps(r) for r in rows if r["status"] != "ok"]
     assert not bad, bad
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_lists_its_tasks(name, tmp_path, capsys) -> None:
+    assert main(["run", "--suite", name, "--device", "cpu", "--out", str(tmp_path), "--list"]) == 0
+    assert "sparse_xmc" in capsys.readouterr().out
