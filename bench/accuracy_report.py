@@ -11,7 +11,13 @@ from typing import Any
 FOLDER = "reports/accuracy"
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
 MARK = "<!-- rows: everything below is written by `python -m bench.accuracy_study report` -->"
-
+FAMILIES = {  # a word of a variant's name and what it stands for, first match
+    "dense": "dense",
+    "default": "two heads: embeddings and terms",
+    "terms only": "fixed fan-in on terms",
+    "G=": "groups",
+    "intermediate": "fixed fan-in, intermediate layer",
+}
 
 Variants = dict[tuple[str, int], list[dict[str, Any]]]
 
@@ -47,21 +53,40 @@ def table(variants: Variants, target: Sequence[float]) -> list[str]:
     return lines
 
 
+def family(variant: str) -> str:
+    for word, name in FAMILIES.items():
+        if word in variant:
+            return name
+    return "fixed fan-in on embeddings"
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points (memory, precision) no other one beats in both."""
+    return [not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+
+
 def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
-    """P@1 against head memory, one point per variant."""
+    """P@1 against head memory, one point per variant; those that no other one beats are named."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for (label, _), rows in variants.items():
-        x, y = rows[0]["head_bytes"] / 2**20, mean(row["P@1"] for row in rows)
-        axes.plot(x, y, "s" if "dense" in label else "o", color="tab:red" if "dense" in label else "tab:blue")
-        axes.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    labels = [label for label, _ in variants]
+    points = [(rows[0]["head_bytes"] / 2**20, mean(row["P@1"] for row in rows)) for rows in variants.values()]
+    families = [family(label) for label in labels]
+    for kind in dict.fromkeys((*FAMILIES.values(), *families)):
+        chosen = [point for point, own in zip(points, families, strict=True) if own == kind]
+        if chosen:
+            axes.plot(*zip(*chosen, strict=True), "s" if kind == "dense" else "o", label=kind, alpha=0.7)
+    for label, kind, (x, y), best in zip(labels, families, points, pareto(points), strict=True):
+        if best or kind == "dense":
+            axes.annotate(label, (x, y), fontsize=7, xytext=(0, 6), textcoords="offset points", ha="center", wrap=True)
     axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf")
     axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %", title=name)
-    axes.legend()
+    axes.margins(x=0.15)
+    axes.legend(fontsize=8)
     path = os.path.join(FOLDER, f"{name}.png")
     figure.savefig(path, dpi=120)
     return path

@@ -162,7 +162,7 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
             last = good.iloc[-1:]
             predicted = str(lost.sort_values(along).iloc[0]["reason"]).startswith("predicted")
             axes.annotate(
-                "over the memory limit" if predicted else "out of memory",
+                "memory limit" if predicted else "out of memory",
                 (last[along].iloc[0], value(last).iloc[0]),
                 xytext=(6, 6),
                 textcoords="offset points",
