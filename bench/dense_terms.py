@@ -2,8 +2,8 @@
 
     python -m bench.dense_terms --only EURLEX57K --epochs 4      # appends to reports/accuracy/rows.jsonl
 
-It takes ``8 V L`` bytes for weights and Adagrad's state: 6.8 GB for EURLEX57K. A step touches only the rows of the terms in
-its batch, which for Adagrad is exact: a gradient of zero changes neither weight nor state.
+It takes ``8 V L`` bytes for weights and Adagrad's state: 1.3 GB for EURLEX57K, 12 GB for TIBKAT-EN. A step touches only
+the rows of the terms in its batch, which for Adagrad is exact: a gradient of zero changes neither weight nor state.
 """
 
 from __future__ import annotations
