@@ -144,7 +144,8 @@ def _milliseconds(value: float, _: int = 0) -> str:
 
 
 def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataFrame], pd.Series]) -> None:
-    """A line per provider; where the next point is missing for want of memory, it says so."""
+    """A line per provider, with a cross behind the last point if the next one takes more memory than there is."""
+    too_large = False
     order = list(providers())
     for name in sorted(part["provider"].unique(), key=lambda n: order.index(n) if n in order else len(order)):
         own = part[part["provider"] == name].sort_values(along)
@@ -160,15 +161,16 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
         lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
         if not lost.empty:
             last = good.iloc[-1:]
-            predicted = str(lost.sort_values(along).iloc[0]["reason"]).startswith("predicted")
             axes.annotate(
-                "memory limit" if predicted else "out of memory",
+                "×",
                 (last[along].iloc[0], value(last).iloc[0]),
-                xytext=(6, 6),
+                xytext=(6, -3),
                 textcoords="offset points",
-                fontsize=7,
                 color=style["color"],
             )
+            too_large = True
+    if too_large:
+        axes.plot([], [], "x", color="gray", label="next size: too much memory")
 
 
 def _median(part: pd.DataFrame) -> pd.Series:
