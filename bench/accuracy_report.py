@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -61,12 +62,12 @@ def family(variant: str) -> str:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points (memory, precision) no other one beats in both."""
-    return [not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+    """Which points (memory, precision) no other one beats, a tenth more memory counting as equal."""
+    return [not any(a <= 1.1 * x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
 def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
-    """P@1 against head memory, one point per variant; those that no other one beats are named."""
+    """P@1 against head memory, one point per variant. Named: what nothing beats, and what no other dense head beats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,12 +81,16 @@ def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
         chosen = [point for point, own in zip(points, families, strict=True) if own == kind]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), "s" if kind == "dense" else "o", label=kind, alpha=0.7)
-    for label, kind, (x, y), best in zip(labels, families, points, pareto(points), strict=True):
-        if best or kind == "dense":
-            axes.annotate(label, (x, y), fontsize=7, xytext=(0, 6), textcoords="offset points", ha="center", wrap=True)
+    dense = pareto(
+        [point if kind == "dense" else (math.inf, 0.0) for kind, point in zip(families, points, strict=True)]
+    )
+    for label, kind, point, *best in zip(labels, families, points, pareto(points), dense, strict=True):
+        if best[0] or (kind == "dense" and best[1]):
+            text = label.replace(" (", "\n(").replace(", intermediate=", ",\nintermediate=")
+            axes.annotate(text, point, fontsize=7, xytext=(0, 6), textcoords="offset points", ha="center")
     axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf")
     axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %", title=name)
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.12)
     axes.legend(fontsize=8)
     path = os.path.join(FOLDER, f"{name}.png")
     figure.savefig(path, dpi=120)
