@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -61,13 +60,14 @@ def family(variant: str) -> str:
     return "fixed fan-in on embeddings"
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points (memory, precision) no other one beats, a tenth more memory counting as equal."""
-    return [not any(a <= 1.1 * x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+def unbeaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    """Whether none of ``others`` (memory, precision) beats a point, a tenth more memory counting as equal."""
+    x, y = point
+    return not any(a <= 1.1 * x and b >= y and (a, b) != point for a, b in others)
 
 
 def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
-    """P@1 against head memory, one point per variant. Named: what nothing beats, and what no other dense head beats."""
+    """P@1 against head memory, one point per variant. Named: what nothing (dense heads: no dense head) beats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,11 +81,9 @@ def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
         chosen = [point for point, own in zip(points, families, strict=True) if own == kind]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), "s" if kind == "dense" else "o", label=kind, alpha=0.7)
-    dense = pareto(
-        [point if kind == "dense" else (math.inf, 0.0) for kind, point in zip(families, points, strict=True)]
-    )
-    for label, kind, point, *best in zip(labels, families, points, pareto(points), dense, strict=True):
-        if best[0] or (kind == "dense" and best[1]):
+    dense = [point for point, kind in zip(points, families, strict=True) if kind == "dense"]
+    for label, kind, point in zip(labels, families, points, strict=True):
+        if unbeaten(point, dense if kind == "dense" else points):
             text = label.replace(" (", "\n(").replace(", intermediate=", ",\nintermediate=")
             axes.annotate(text, point, fontsize=7, xytext=(0, 6), textcoords="offset points", ha="center")
     axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf")

@@ -1,6 +1,6 @@
 """A dense head on tf-idf terms, ``[V, L]``: what the fixed fan-in head on terms stands in for, trained the same way.
 
-    python -m bench.dense_terms --only EURLEX57K --epochs 4      # appends to reports/accuracy/rows.jsonl
+    python -m bench.dense_terms --only EURLEX57K --epochs 4 --lr 0.3      # appends to reports/accuracy/rows.jsonl
 
 It takes ``8 V L`` bytes for weights and Adagrad's state: 1.3 GB for EURLEX57K, 12 GB for TIBKAT-EN. A step touches only
 the rows of the terms in its batch, which for Adagrad is exact: a gradient of zero changes neither weight nor state.
@@ -25,6 +25,7 @@ from bench.accuracy_study import DENSE_ON_TERMS, FILES, ROWS, key, prepared
 from sparse_xmc.data import LabelVocabulary
 from sparse_xmc.data.batches import to_torch_csr
 from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.training.build import TERM_BIAS_DIVISOR, TERM_VALUE
 from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.trainer import rate_factor
@@ -50,8 +51,8 @@ class DenseOnTerms:
         narrow = sp.csr_matrix((rows.data, columns, rows.indptr), (rows.shape[0], len(terms)))
         return torch.from_numpy(terms.astype(np.int64)), torch.from_numpy(narrow.toarray())
 
-    def step(self, rows: sp.csr_matrix, targets: sp.csr_matrix, rate: float, bias_rate: float, dropout: float) -> float:
-        """One step of Adagrad on the squared hinge of a batch; returns the loss."""
+    def step(self, rows: sp.csr_matrix, targets: sp.csr_matrix, rate: float, bias_rate: float, dropout: float) -> None:
+        """One step of Adagrad on the squared hinge of a batch."""
         terms, x = self._terms(rows)
         x = F.dropout(x, dropout)
         weight = self.weight[terms]
@@ -65,7 +66,6 @@ class DenseOnTerms:
         db = dz.sum(0)
         self.bias_state.addcmul_(db, db)
         self.bias.addcdiv_(db, self.bias_state.sqrt(), value=-bias_rate)
-        return loss.item()
 
 
 def run_one(name: str, epochs: int, lr: float, seed: int, data: str, work: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def run_one(name: str, epochs: int, lr: float, seed: int, data: str, work: str) 
     targets, test_targets = vocabulary.encode(rows), vocabulary.encode(test_rows)
     (N, V), L = inputs.matrix.shape, len(vocabulary)
     torch.manual_seed(seed)
-    head = DenseOnTerms(V, L, (0.1 / config.batch_size) ** 2)
+    head = DenseOnTerms(V, L, (TERM_VALUE / config.batch_size) ** 2)
     total = -(-N // config.batch_size) * epochs
     began, cpu, step = time.monotonic(), time.process_time(), 0
     bar = tqdm(total=total, unit="step", desc=name)
@@ -84,7 +84,7 @@ def run_one(name: str, epochs: int, lr: float, seed: int, data: str, work: str) 
         for first in range(0, N, config.batch_size):
             batch = np.sort(order[first : first + config.batch_size])
             rate = lr * rate_factor(config.head_schedule, step, total, config.warmup)
-            head.step(inputs.matrix[batch], targets[batch], rate, rate / 30, config.input_dropout)
+            head.step(inputs.matrix[batch], targets[batch], rate, rate / TERM_BIAS_DIVISOR, config.input_dropout)
             step += 1
             bar.update()
     bar.close()

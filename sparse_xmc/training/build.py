@@ -35,7 +35,8 @@ from sparse_xmc.training.row_sparse import RowSparseAdagrad
 from sparse_xmc.training.schedule import RewireSchedule
 from sparse_xmc.training.trainer import ScheduledOptimizer, to_device
 
-_TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
+TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
+TERM_BIAS_DIVISOR = 30  # of the learning rate of a head on terms, for its bias
 _CONNECTIONS = 64  # up to which head_lr is taken as it is
 _CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
 
@@ -224,7 +225,7 @@ def label_clusters(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matri
 
 def _adagrad(config: TrainingConfig, groups: list[dict[str, Any]]) -> Optimizer:
     """Adagrad whose first steps are those of a gradient of a typical term: smaller gradients count as small."""
-    initial = (_TERM_VALUE / config.batch_size) ** 2
+    initial = (TERM_VALUE / config.batch_size) ** 2
     return torch.optim.Adagrad(groups, initial_accumulator_value=initial, fused=True)
 
 
@@ -261,12 +262,15 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
         assert sparse.bias is not None
         rate = config.lexical_lr
         heads.append(
-            _adagrad(config, [{"params": [sparse.weight], "lr": rate}, {"params": [sparse.bias], "lr": rate / 30}])
+            _adagrad(
+                config,
+                [{"params": [sparse.weight], "lr": rate}, {"params": [sparse.bias], "lr": rate / TERM_BIAS_DIVISOR}],
+            )
         )
     if sparse is not model.head and config.fused:
         if not isinstance(model.head, FixedFanInLinear):
             raise ValueError(f"fused=true needs head='fixed_fan_in', got {config.head!r}")
-        fused = FusedAdagrad(config.head_lr, eps=_TERM_VALUE / config.batch_size)
+        fused = FusedAdagrad(config.head_lr, eps=TERM_VALUE / config.batch_size)
         model.head.fuse_optimizer(fused)
         heads.append(fused)
     elif sparse is not model.head:
