@@ -2,7 +2,8 @@
 # Everything that a GPU can tell, unattended, in at most 25 minutes and in parts that resume:
 #     bench/gpu_suite.sh FOLDER            on a machine with a GPU
 #     bench/gpu_suite.sh --smoke FOLDER    the same parts on tiny points, on whatever machine, in a few minutes
-# A part that is complete leaves FOLDER/done/PART and is skipped next time. Then: python -m bench gpu_report --out FOLDER
+# A part that has run leaves its exit code in FOLDER/done/PART and is skipped next time.
+# Then: python -m bench gpu_report --out FOLDER
 set -u
 cd "$(dirname "$0")/.."
 SMOKE=""
@@ -13,7 +14,10 @@ mkdir -p "$OUT/done"
 OUT=$(cd "$OUT" && pwd)
 START=$SECONDS
 LIMIT=${LIMIT:-1440}
-DEVICE=$("$PYTHON" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+if ! DEVICE=$("$PYTHON" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")'); then
+    echo "PYTHON=$PYTHON cannot import torch; name a Python that has the packages of pyproject.toml" >&2
+    exit 1
+fi
 if [ "$DEVICE" = cpu ] && [ -z "$SMOKE" ]; then
     echo "no GPU is visible; use --smoke to try the suite without one" >&2
     exit 1
@@ -58,4 +62,6 @@ run profile 60 profile --device "$DEVICE" $SMALL
 run sweep 420 run --suite "${ONLY_SMOKE:-gpu}" --device "$DEVICE"
 run plot 60 plot
 run table 60 table
+FAILED=$(cd "$OUT/done" && grep -Lx 0 -- * | tr '\n' ' ')
 echo "complete parts: $(ls "$OUT/done" | tr '\n' ' ')"
+if [ -n "$FAILED" ]; then echo "of these failed, see their logs (remove done/PART to repeat one): $FAILED"; exit 1; fi

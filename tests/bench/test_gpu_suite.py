@@ -64,9 +64,31 @@ def test_tuning_covers_what_providers_support() -> None:
         assert point.mode in get_provider(name).modes and isinstance(point, Point)
 
 
+def _suite(*arguments, python=sys.executable):
+    script = [shutil.which("bash") or "bash", str(REPOSITORY / "bench" / "gpu_suite.sh"), *map(str, arguments)]
+    return subprocess.run(script, capture_output=True, text=True, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 def test_suite_refuses_without_a_gpu_unless_told(tmp_path) -> None:
-    script = [shutil.which("bash") or "bash", str(REPOSITORY / "bench" / "gpu_suite.sh"), str(tmp_path)]
-    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(script, capture_output=True, text=True, env=environment)
+    done = _suite(tmp_path)
     assert done.returncode == 1 and "--smoke" in done.stderr
+
+
+def test_suite_refuses_a_python_without_torch(tmp_path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = _suite("--smoke", tmp_path / "out", python=python)
+    assert done.returncode == 1 and "cannot import torch" in done.stderr
+    assert not list((tmp_path / "out" / "done").iterdir())
+
+
+def test_suite_tells_failed_parts_from_complete_ones(tmp_path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *"-c import torch"*) echo cpu;; *profile*) exit 3;; esac\n')
+    python.chmod(0o755)
+    done = _suite("--smoke", tmp_path / "out", python=python)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and lines[-1].endswith("to repeat one): profile ")
+    assert "table" in lines[-2] and (tmp_path / "out" / "done" / "profile").read_text() == "3\n"
