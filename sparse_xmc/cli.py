@@ -74,7 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
     memory.add_argument("--fan-in", type=int, default=64, help="K, connections per label (default: 64)")
     memory.add_argument("--group-size", type=int, default=1, help="G, labels that share connections (default: 1)")
     memory.add_argument("--batch-size", type=int, default=128, help="B, rows per step (default: 128)")
-    memory.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16, float16")
+    memory.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    memory.add_argument(
+        "--optimizer", default="sgd", choices=("sgd", "momentum", "adagrad", "adam"), help="of the head"
+    )
     return parser
 
 
@@ -93,16 +96,14 @@ def _memory(options: argparse.Namespace) -> None:
 
     from sparse_xmc.models import memory_report
 
-    dtype = getattr(torch, options.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--dtype must be float32, bfloat16 or float16, got {options.dtype!r}")
     report = memory_report(
         options.labels,
         options.in_features,
         options.fan_in,
         group_size=options.group_size,
         batch_size=options.batch_size,
-        dtype=dtype,
+        dtype=getattr(torch, options.dtype),
+        optimizer=options.optimizer,
     )
     print(report)
 

@@ -17,6 +17,7 @@ from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
 from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.linear import draw_seed
 from sparse_xmc.ops import Loss, Reduction
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_tensor
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
@@ -95,7 +96,7 @@ class LabelShardedLinear(nn.Module):
             in_features, len(self.labels), fan_in, group_size=group_size, bias=bias, device="meta", dtype=dtype
         ).to_empty(device=place)
         if seed is None:
-            seed = int(torch.randint(1 << 62, ()))
+            seed = draw_seed()
         for dimension in (self.replicas, self.ranks):
             seed = dimension.gather_integers([seed], "choice of the seed")[0][0]
         self.shard.reset_parameters(seed, first_label=self.labels.start)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.models.linear import draw_seed
 from sparse_xmc.ops._arguments import num_index_rows
 
 _CHUNK = 1 << 22  # weights whose scores are held at a time
@@ -84,7 +85,7 @@ def rewire_shard(
 ) -> Tensor:
     """Calls ``rewire`` of this rank's part so that all parts together change as the whole layer would."""
     if seed is None:
-        seed = ranks.gather_integers([int(torch.randint(1 << 62, ()))], "choice of the seed")[0][0]
+        seed = ranks.gather_integers([draw_seed()], "choice of the seed")[0][0]
     if fraction is not None and scope == "global":
         rows = sum(num_index_rows(len(block), group_size) for block in blocks)
         weakest = math.floor(fraction * (rows * weight.shape[1]))

@@ -103,7 +103,7 @@ class XMCClassifier(nn.Module):
             return head_topk(self.head, x, k)
         parts = [
             topk_of_logits(self._scores(x[i : i + _TOPK_ROWS], csr_rows(inputs, i, i + _TOPK_ROWS)), k)
-            for i in range(0, len(x), _TOPK_ROWS)
+            for i in range(0, max(1, len(x)), _TOPK_ROWS)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 

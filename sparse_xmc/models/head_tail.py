@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
-from sparse_xmc.ops._arguments import check_positive_int
+from sparse_xmc.ops._arguments import check_input, check_positive_int
 
 _TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
 
+def check_k(k: int, num_labels: int) -> None:
+    """Raises unless ``k`` is a number of labels that can be returned."""
+    check_positive_int("k", k)
+    if k > num_labels:
+        raise ValueError(f"k must not exceed the number of labels: k={k}, labels {num_labels}")
+
+
 def topk_of_logits(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``(scores, labels) [B, k]`` in decreasing order; equal scores by smaller label."""
+    check_k(k, logits.shape[1])
     order = torch.sort(logits, dim=1, descending=True, stable=True)
     return order.values[:, :k], order.indices[:, :k]
 
@@ -106,6 +114,7 @@ class HeadTailLinear(nn.Module):
         )
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_input(x, self.in_features)
         return (x, x) if self.split is None else (x[..., : self.split], x[..., self.split :])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,8 +132,10 @@ class HeadTailLinear(nn.Module):
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first, without the tail's logits in memory."""
+        check_k(k, self.out_features)
         head, tail = self._parts(x)
-        scores, labels = head_topk(self.tail, tail, min(k, self.tail.out_features))
+        # not the tail's own number of labels, which is a rank's where they are spread over several
+        scores, labels = head_topk(self.tail, tail, min(k, self.out_features - self.num_head))
         return merge_topk([self.head.topk(head, min(k, self.num_head)), (scores, labels + self.num_head)], k)
 
     def num_bytes(self) -> int:

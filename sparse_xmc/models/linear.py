@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.rewire import ConnectionState, connection_state
-from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_layer_sizes, index_dtype, num_index_rows, validate_indices
+from sparse_xmc.ops._arguments import (
+    QUANTIZED_DTYPE,
+    check_input,
+    check_layer_sizes,
+    index_dtype,
+    num_index_rows,
+    validate_indices,
+)
 
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
@@ -31,6 +38,11 @@ def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Te
             raise ValueError(f"cannot load {prefix}indices: {error}") from None
 
 
+def draw_seed() -> int:
+    """A seed from torch's global generator, whatever the default device is."""
+    return int(torch.randint(1 << 62, (), device="cpu"))
+
+
 class FixedFanInLinear(nn.Module):
     """Linear layer whose every output has exactly ``fan_in`` incoming connections.
 
@@ -47,8 +59,12 @@ class FixedFanInLinear(nn.Module):
         device, dtype: of the parameters, as in ``nn.Linear``.
         seed: of the connections and initial weights; None draws it from torch's global generator.
 
+    A state dict holds these three tensors, and so neither ``in_features`` nor ``group_size``: load it into a layer made
+    with the same ones. Its indices are checked against the layer's.
+
     Raises:
-        ValueError: a size below 1, or ``fan_in > in_features``.
+        ValueError: a size below 1, or ``fan_in > in_features``; in ``forward``, ``loss``, ``step`` and ``topk`` an ``x`` of
+            another width.
 
     Source: Schultheis and Babbar, "Towards Memory-Efficient Training for Extremely Large Output Spaces", ECML 2023.
     """
@@ -88,7 +104,7 @@ class FixedFanInLinear(nn.Module):
         ``first_label``, a multiple of ``group_size``, makes the layer the labels from there on of a larger one.
         """
         if seed is None:
-            seed = int(torch.randint(1 << 62, ()))
+            seed = draw_seed()
         first_row = first_label // self.group_size
         for part in self.indices.split(_DRAWN_LABELS):
             part.copy_(
@@ -115,6 +131,7 @@ class FixedFanInLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
+        check_input(x, self.in_features)
         return ops.fixed_fan_in_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
 
     def loss(
@@ -131,6 +148,7 @@ class FixedFanInLinear(nn.Module):
         With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss`` (also for
         ``options``) and ``ops.updating_loss``.
         """
+        check_input(x, self.in_features)
         arguments = (x, self.weight, self.indices, self.bias, targets)
         if self._optimizer is None or not torch.is_grad_enabled():
             return ops.fixed_fan_in_loss(
@@ -138,6 +156,8 @@ class FixedFanInLinear(nn.Module):
             )
         if loss == "cross_entropy":
             raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
+        if options:
+            raise TypeError(f"loss of a layer with a fused optimizer takes no {', '.join(sorted(options))}")
         return ops.updating_loss(
             *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size
         )
@@ -170,6 +190,7 @@ class FixedFanInLinear(nn.Module):
         """
         if self._optimizer is None:
             raise RuntimeError("step needs a fused optimizer: call fuse_optimizer(...) first")
+        check_input(x, self.in_features)
         return ops.fixed_fan_in_step_(
             *(x, self.weight, self.indices, self.bias, targets, self._optimizer),
             loss=loss,
@@ -180,6 +201,7 @@ class FixedFanInLinear(nn.Module):
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
+        check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
             x, self.weight, self.indices, self.bias, k=k, group_size=self.group_size, exclude=exclude
         )
@@ -227,7 +249,7 @@ class FixedFanInLinear(nn.Module):
             fraction=fraction,
             threshold=threshold,
             scope=scope,
-            seed=int(torch.randint(1 << 62, ())) if seed is None else seed,
+            seed=draw_seed() if seed is None else seed,
             state=state.zero,
             mean_state=state.mean,
             regrow=regrow,
@@ -283,6 +305,7 @@ class FixedFanInLinear(nn.Module):
             columns.flatten(),
             self.weight.gather(1, order).flatten(),
             size=(self.out_features, self.in_features),
+            device=columns.device,
             check_invariants=False,
         )
 
@@ -329,4 +352,17 @@ class FixedFanInLinear(nn.Module):
             raise TypeError(
                 f"{prefix}weight is {weight.dtype}: load it into a QuantizedFixedFanInLinear and dequantize that"
             )
+        loaded = state_dict.get(prefix + "indices")
+        if loaded is not None:  # with assign=True torch would keep the dtype of the file
+            state_dict[prefix + "indices"] = loaded.to(self.indices.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """torch can't read back pickled unsigned integers; this way plain pickle serves too."""
+        signed = self.indices.view(torch.int16) if self.indices.dtype == torch.uint16 else self.indices
+        return {**self.__dict__, "_buffers": {**self._buffers, "indices": signed}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.indices.dtype == torch.int16:
+            self.indices = self.indices.view(torch.uint16)

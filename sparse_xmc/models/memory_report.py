@@ -8,8 +8,9 @@ import torch
 
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, check_positive_int, compute_dtype, index_dtype, num_index_rows
 
-# numbers of optimizer state: fused, per weight and per label (one for the weights, one for the bias); unfused, per weight
-_STATE = {"sgd": (0, 0, 0), "momentum": (1, 0, 1), "adagrad": (0, 2, 1)}
+# numbers of optimizer state: fused, per parameter, and per label for its weights and again for its bias; unfused, per
+# parameter
+_STATE = {"sgd": (0, 0, 0), "momentum": (1, 0, 1), "adagrad": (0, 1, 1), "adam": (0, 1, 2)}
 _LABEL_RANGES = 16  # most partial sums of the input gradient on a CPU; a GPU has one
 
 
@@ -71,7 +72,7 @@ def memory_report(
     Args:
         out_features, in_features, fan_in, group_size, bias, dtype: of the layer, as in ``FixedFanInLinear``.
         batch_size: rows of a step, in float32.
-        optimizer: "sgd", "momentum" or "adagrad" (row-wise when fused, as torch has it otherwise).
+        optimizer: "sgd", "momentum", "adagrad" or "adam" (row-wise when fused, as torch has it otherwise).
         positives_per_row: average number of labels of a training row.
 
     Returns:
@@ -108,7 +109,7 @@ def memory_report(
         return HeadMemory(name, parts | batch)
 
     per_weight, per_label, _ = _STATE[optimizer]
-    state = per_weight * (L * K * dtype.itemsize + biases) + per_label * L * acc
+    state = per_weight * (L * K * dtype.itemsize + biases) + per_label * L * acc * (2 if bias else 1)
     fused = {"weights": L * K * dtype.itemsize, "indices": index_bytes, "bias": biases, "optimizer state": state}
     title = f"Your head at L={L:,} labels, D={D}, K={K}, G={group_size}, B={B}, {dtype}, {optimizer} needs"
     serving = {"weights": L * K + 4 * L, "indices": index_bytes, "bias": biases, "input copy and gradient": B * D * acc}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
-from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_layer_sizes, index_dtype, num_index_rows
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_input, check_layer_sizes, index_dtype, num_index_rows
 
 
 class QuantizedFixedFanInLinear(nn.Module):
@@ -82,12 +82,14 @@ class QuantizedFixedFanInLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``; under autograd ``x`` must not require a gradient."""
+        check_input(x, self.in_features)
         return ops.fixed_fan_in_linear(
             x, self.weight, self.indices, self.bias, group_size=self.group_size, weight_scale=self.weight_scale
         )
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
+        check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
             *(x, self.weight, self.indices, self.bias),
             k=k,

@@ -13,7 +13,7 @@ from sparse_xmc import ops
 from sparse_xmc.models.head_tail import topk_of_logits
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
-from sparse_xmc.ops._arguments import index_dtype
+from sparse_xmc.ops._arguments import check_input, index_dtype
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class SparseInputLinear(FixedFanInLinear):
         *,
         group_size: int = 1,
         dropout: float = 0.0,
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(in_features, out_features, fan_in, group_size=group_size, seed=seed)
+        super().__init__(in_features, out_features, fan_in, group_size=group_size, **options)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.dropout = dropout
@@ -53,6 +53,7 @@ class SparseInputLinear(FixedFanInLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, L]``."""
+        check_input(x, self.in_features)
         if not self._on_cpu() or torch.is_grad_enabled():
             return super().forward(x.to_dense())
         return fixed_fan_in_sparse_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
@@ -67,6 +68,7 @@ class SparseInputLinear(FixedFanInLinear):
         **options: Any,
     ) -> Tensor:
         """Loss of a batch, see ``ops.fixed_fan_in_loss``."""
+        check_input(x, self.in_features)
         if self.training and self.dropout:
             values = F.dropout(x.values(), self.dropout)
             x = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
@@ -85,19 +87,26 @@ class SparseInputLinear(FixedFanInLinear):
             group_size=self.group_size,
         )
 
+    def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:
+        """Refuses: gradients of sparse rows go through memory.
+
+        Raises:
+            RuntimeError: always, but for None.
+        """
+        if optimizer is not None:
+            raise RuntimeError("no fused optimizer updates a layer on sparse input: use one of torch.optim")
+
     @torch.no_grad()
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first."""
         if exclude is not None:
             raise ValueError("exclude is not supported for sparse inputs, got a matrix of labels to exclude")
         if not self._on_cpu():
-            return topk_of_logits(self.forward(x), k)
+            return super().topk(x.to_dense(), k)
         parts = [
             topk_of_logits(self.forward(csr_rows(x, start, start + _TOPK_ROWS)), k)
-            for start in range(0, x.shape[0], _TOPK_ROWS)
+            for start in range(0, max(1, x.shape[0]), _TOPK_ROWS)
         ]
-        if not parts:
-            return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

@@ -69,11 +69,25 @@ def check_layer_sizes(in_features: int, out_features: int, fan_in: int, group_si
         raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
 
 
+def check_input(x: Tensor, in_features: int) -> None:
+    """Checks the input of a layer that knows its number of features, which the ops take from ``x``."""
+    check_float("x", x)
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x must be [..., in_features={in_features}], got shape {list(x.shape)}")
+
+
 def check_seed(seed: object) -> int:
     """The seed as the signed 64-bit integer that kernels take; integers beyond 64 bits lose their high bits."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """``x`` in the dtype of the active autocast region, if there is one; float64 stays."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def check_weight_scale(weight: Tensor, weight_scale: Tensor) -> None:

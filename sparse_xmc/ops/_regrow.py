@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, check_float, check_tensor, compute_dtype, num_index_rows
+from sparse_xmc.ops._arguments import LayerShape, check_float, compute_dtype, num_index_rows
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._targets import Positives, sorted_positives
 from sparse_xmc.ops.linear import linear_backward_weight
@@ -35,8 +35,13 @@ class RegrowBatch:
     bias: Tensor | None = None
     loss: str = "bce"
 
+    def _check_dtype(self, name: str, tensor: Tensor, weight: Tensor) -> None:
+        check_float(f"batch.{name}", tensor)
+        if (tensor.dtype == torch.float64) != (weight.dtype == torch.float64):
+            raise TypeError(f"batch.{name} and weight must both be float64 or neither: {tensor.dtype}, {weight.dtype}")
+
     def check(self, regrow: str, shape: LayerShape, weight: Tensor) -> None:
-        check_float("batch.x", self.x)
+        self._check_dtype("x", self.x, weight)
         if self.x.ndim != 2 or self.x.shape[1] != shape.D or self.x.device != weight.device or not self.x.shape[0]:
             raise ValueError(
                 f"batch.x must be [B > 0, {shape.D}] on {weight.device}, got {list(self.x.shape)} on {self.x.device}"
@@ -46,14 +51,18 @@ class RegrowBatch:
         if (self.dy is None) == (self.targets is None):
             raise ValueError("regrow='gradient' needs exactly one of batch.dy and batch.targets")
         if self.dy is not None:
-            check_tensor("batch.dy", self.dy)
+            self._check_dtype("dy", self.dy, weight)
             if tuple(self.dy.shape) != (self.x.shape[0], shape.L) or self.dy.device != weight.device:
                 raise ValueError(
                     f"batch.dy must be {[self.x.shape[0], shape.L]} on {weight.device}, "
                     f"got {list(self.dy.shape)} on {self.dy.device}"
                 )
-        if self.bias is not None and tuple(self.bias.shape) != (shape.L,):
-            raise ValueError(f"batch.bias must be [{shape.L}], got {list(self.bias.shape)}")
+        if self.bias is not None:
+            self._check_dtype("bias", self.bias, weight)
+            if tuple(self.bias.shape) != (shape.L,) or self.bias.device != weight.device:
+                raise ValueError(
+                    f"batch.bias must be [{shape.L}] on {weight.device}, got {list(self.bias.shape)} on {self.bias.device}"
+                )
         if self.loss not in ("bce", "squared_hinge"):
             raise ValueError(f"batch.loss must be 'bce' or 'squared_hinge', got {self.loss!r}")
 

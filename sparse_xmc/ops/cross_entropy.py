@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_xmc.ops._arguments import check_float, check_layer, check_tensor, compute_dtype
+from sparse_xmc.ops._arguments import autocast, check_float, check_layer, check_tensor, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 
 IGNORE_INDEX = -100  # torch's
@@ -260,15 +260,16 @@ def fixed_fan_in_cross_entropy(
             found on the CPU and with ``SPARSE_XMC_DEBUG=1``.
     """
     shape = check_layer(x, weight, indices, bias, group_size)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    if debugging():
+        validate_indices(indices, shape.D)
+    x = autocast(x)
     softmax = Softmax(label_smoothing, class_weight, ignore_index, 0, shape.L)
     x, targets = x.reshape(-1, shape.D), check_classes(targets, x.shape[:-1], softmax, x.device)
     total = summed_cross_entropy(x, weight, indices, bias, targets, softmax, group_size=group_size)
     if reduction == "sum":
         return total
-    if reduction != "mean":
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     return total / row_weights(targets, softmax, total.dtype).sum()
 
 

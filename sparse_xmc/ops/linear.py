@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_layer, validate_indices
+from sparse_xmc.ops._arguments import autocast, check_layer, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 
 
@@ -135,8 +135,7 @@ def fixed_fan_in_linear(
     shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
     if debugging():
         validate_indices(indices, shape.D)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = autocast(x)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     rows = x.reshape(-1, shape.D)

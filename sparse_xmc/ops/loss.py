@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, Targets, check_layer, compute_dtype, validate_indices
+from sparse_xmc.ops._arguments import LayerShape, Targets, autocast, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._targets import Positives, sorted_positives
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, fixed_fan_in_cross_entropy
@@ -109,8 +109,7 @@ def prepare(
         raise ValueError(f"targets must be on the weight's device {weight.device}, got {positives.labels.device}")
     if debugging():
         validate_indices(indices, shape.D)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = autocast(x)
     return shape, x.reshape(-1, shape.D), positives, float(max(1, rows)) if reduction == "mean" else 1.0
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import (
+    check_float,
     check_positive_int,
     check_seed,
     check_tensor,
@@ -73,6 +74,9 @@ def _float32_at_least(value: float) -> float:
 
 
 def _check_amount(fraction: float | None, threshold: float | None) -> None:
+    for name, value in (("fraction", fraction), ("threshold", threshold)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if (fraction is None) == (threshold is None):
         raise ValueError(f"give exactly one of fraction and threshold, got fraction={fraction}, threshold={threshold}")
     if fraction is not None and not 0 <= fraction <= 1:
@@ -96,6 +100,14 @@ def _check_state(name: str, tensors: Sequence[Tensor], weight: Tensor) -> None:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_range(indices: Tensor, in_features: int) -> None:
+    """On a CPU, where it takes no time and kernels would write out of bounds; a GPU would have to be waited for."""
+    if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = indices.numpy()
+        if values.max() >= in_features or values.min() < 0:
+            raise ValueError(f"indices must lie in [0, {in_features}), got {values.min()} to {values.max()}")
 
 
 @torch.no_grad()
@@ -149,7 +161,6 @@ def prune_regrow_(
         batch: what "gradient" and "informed" look at.
         candidates: number of sampled features per row for "gradient" (default ``4 K``); at least the number to rewire.
         first_row: number of the first row, if this is a part of a larger layer.
-        number: with ``scope="global"``, how many of the lowest slots lie in this part, in place of the product above.
         number: how many slots ``scope="global"`` rewires in this part, in place of ``floor(fraction * R * K)``.
 
     Returns:
@@ -162,7 +173,11 @@ def prune_regrow_(
         Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018 (SET);
         Evci et al., "Rigging the lottery", ICML 2020 (gradient).
     """
+    check_positive_int("in_features", in_features)
     shape = check_topology(weight, indices, in_features, group_size)
+    check_float("weight", weight)
+    if isinstance(first_row, bool) or not isinstance(first_row, int) or first_row < 0:
+        raise ValueError(f"first_row must be an int of at least 0, got {first_row!r}")
     _check_amount(fraction, threshold)
     _check_choice("scope", scope, ("row", "global"))
     _check_choice("regrow", regrow, ("random", "gradient", "informed"))
@@ -187,6 +202,7 @@ def prune_regrow_(
         raise ValueError(f"batch goes with regrow='gradient' or 'informed', got regrow={regrow!r}, batch={batch!r}")
     if batch is not None:
         batch.check(regrow, shape, weight)
+    _check_range(indices, in_features)
     if debugging():
         validate_indices(indices, in_features)
 

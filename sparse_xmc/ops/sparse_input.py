@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology
-from sparse_xmc.ops._backend import kernels
+from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology, validate_indices
+from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._targets import sorted_positives
 
 
@@ -115,6 +115,8 @@ def check_sparse_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor 
             raise ValueError(f"sparse input is served on a CPU only, {name} is on {tensor.device}: densify x instead")
     if bias is not None and tuple(bias.shape) != (shape.L,):
         raise ValueError(f"bias must be [{shape.L}], got {list(bias.shape)}")
+    if debugging():
+        validate_indices(indices, shape.D)
     return shape
 
 

@@ -23,6 +23,7 @@ class Update(NamedTuple):
 
     momentum_buffer: ``[L, K]`` in weight's dtype; bias_momentum_buffer: ``[L]`` in bias's dtype.
     second_moment, bias_second_moment: ``[L]`` in the accumulation dtype.
+    correction: of the second moments, 0-dim on their device, in the accumulation dtype; None for 1.
     stochastic: how 16-bit parameters are rounded; ``seed`` and ``step`` make the random bits.
     """
 
@@ -35,7 +36,7 @@ class Update(NamedTuple):
     weight_decay: float = 0.0
     decay: float = 1.0
     gain: float = 1.0
-    correction: float = 1.0
+    correction: Tensor | None = None
     eps: float = 0.0
     stochastic: bool = True
     seed: int = 0
@@ -48,8 +49,11 @@ class UpdateRule(Protocol):
     def attach(self, weight: Tensor, bias: Tensor | None) -> None:
         """Makes these the parameters that it updates."""
 
-    def next_update(self, weight: Tensor, bias: Tensor | None) -> Update:
-        """State and hyperparameters of the next update of these parameters; counts it."""
+    def next_update(self, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Update:
+        """State and hyperparameters of the next update of these parameters; counts it.
+
+        ``scale``: 0-dim on the parameters' device; the kernels skip the update where it is not finite.
+        """
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """The factor (0-dim) in upstream gradients that the update must divide by, or None for 1."""
@@ -67,7 +71,7 @@ class UpdateRule(Protocol):
         "(Tensor x, Tensor(a!) weight, Tensor indices, Tensor(b!)? bias, Tensor labels, Tensor rows, str loss,"
         " int group_size, Tensor dx_scale, Tensor dw_scale, Tensor(c!)? momentum_buffer, Tensor(d!)? second_moment,"
         " Tensor(e!)? bias_momentum_buffer, Tensor(f!)? bias_second_moment, float lr, float momentum,"
-        " float weight_decay, float decay, float gain, float correction, float eps, bool stochastic, int seed,"
+        " float weight_decay, float decay, float gain, Tensor? correction, float eps, bool stochastic, int seed,"
         " int step, bool need_loss, bool need_x) -> (Tensor, Tensor)"
     ),
 )  # fmt: skip
@@ -88,7 +92,7 @@ def _(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _check_in_place(weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and not tensor.is_contiguous():
+        if isinstance(tensor, Tensor) and not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous to be updated in place, got strides {tensor.stride()}")
 
 
@@ -136,13 +140,17 @@ def fixed_fan_in_step_(
         one = torch.ones((), dtype=compute_dtype(x.dtype), device=x.device)
         scale = optimizer.loss_scale(x.device)
         dx_scale = (one if scale is None else scale.to(one.dtype)) / divisor
-        update = optimizer.next_update(weight, bias)
+        dw_scale = _finite_only(one / divisor, rows)
+        update = optimizer.next_update(weight, bias, dw_scale)
         total, dx = loss_step_(
-            rows, weight, indices, bias, *positives, loss, group_size,
-            dx_scale, _finite_only(one / divisor, rows), *update, True, need_input_grad,
+            rows, weight, indices, bias, *positives, loss, group_size, dx_scale, dw_scale, *update, True, need_input_grad,
         )  # fmt: skip
         optimizer.step()
-    return total / divisor, dx.reshape(x.shape) if need_input_grad else None
+    return total / divisor, dx.reshape(x.shape).to(x.dtype) if need_input_grad else None
+
+
+def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    return weight._version, 0 if bias is None else bias._version
 
 
 class _UpdatingLoss(torch.autograd.Function):
@@ -160,7 +168,7 @@ class _UpdatingLoss(torch.autograd.Function):
         optimizer: UpdateRule,
     ) -> Tensor:
         ctx.save_for_backward(x, indices, labels, rows)
-        ctx.parameters, ctx.version = (weight, bias), weight._version
+        ctx.parameters, ctx.versions = (weight, bias), _versions(weight, bias)
         ctx.options, ctx.optimizer = (loss, group_size), optimizer
         return loss_forward(x, weight, indices, bias, labels, rows, loss, group_size)
 
@@ -173,14 +181,14 @@ class _UpdatingLoss(torch.autograd.Function):
             )
         x, indices, labels, rows = ctx.saved_tensors
         (weight, bias), optimizer = ctx.parameters, ctx.optimizer
-        if weight._version != ctx.version:
+        if _versions(weight, bias) != ctx.versions:
             raise RuntimeError(
-                "the head's weights changed between its loss and backward (another loss was updated in between?): with "
+                "the head's parameters changed between its loss and backward (another loss was updated in between?): with "
                 "a fused optimizer call backward for each loss before computing the next"
             )
         scale = optimizer.loss_scale(x.device)
         dw_scale = _finite_only(upstream if scale is None else upstream / scale.to(upstream.dtype), x)
-        update = optimizer.next_update(weight, bias)
+        update = optimizer.next_update(weight, bias, dw_scale)
         ctx.optimizer = None
         need_x = ctx.needs_input_grad[0]
         _, dx = loss_step_(
@@ -209,10 +217,13 @@ def updating_loss(
 
     Raises:
         ValueError, TypeError: as ``fixed_fan_in_loss``; also if parameters are not contiguous or need no gradient.
-        RuntimeError: in backward: a second backward through one loss, or weights that changed since the loss.
+        RuntimeError: in backward: a second backward through one loss, or parameters that changed since the loss.
     """
-    if not weight.requires_grad:
-        raise ValueError("weight must require a gradient to be updated in backward, but weight.requires_grad is False")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if isinstance(tensor, Tensor) and not tensor.requires_grad:
+            raise ValueError(
+                f"{name} must require a gradient to be updated in backward, but {name}.requires_grad is False"
+            )
     _check_in_place(weight, bias)
     _, flat, positives, divisor = prepare(x, weight, indices, bias, targets, loss, reduction, group_size)
     return _UpdatingLoss.apply(flat, weight, indices, bias, *positives, loss, group_size, optimizer) / divisor

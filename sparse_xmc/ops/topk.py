@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_layer, check_positive_int, check_tensor, validate_indices
+from sparse_xmc.ops._arguments import autocast, check_layer, check_positive_int, check_tensor, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 
 
@@ -106,7 +106,5 @@ def fixed_fan_in_topk(
         excluded = _sorted_exclusions(exclude, rows.shape[0], shape.L, k)
         if exclude.device != weight.device:
             raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        rows = rows.to(torch.get_autocast_dtype(x.device.type))
-    scores, labels = _topk(rows, weight, indices, bias, k, group_size, *excluded, weight_scale)
+    scores, labels = _topk(autocast(rows), weight, indices, bias, k, group_size, *excluded, weight_scale)
     return scores.reshape(*x.shape[:-1], k), labels.reshape(*x.shape[:-1], k)

@@ -40,8 +40,10 @@ def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor
     check_positive_int("in_features", in_features)
     if indices.dtype not in INDEX_DTYPES:
         raise TypeError(f"indices must be {index_dtype(in_features)}, got {indices.dtype}")
-    if indices.ndim != 2:
-        raise ValueError(f"indices must be [rows, fan_in], got shape {list(indices.shape)}")
+    if indices.ndim != 2 or indices.numel() == 0:
+        raise ValueError(
+            f"indices must be [rows, fan_in] with at least one connection, got shape {list(indices.shape)}"
+        )
     if debugging():
         validate_indices(indices, in_features)
     if torch.compiler.is_compiling():

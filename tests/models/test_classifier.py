@@ -13,6 +13,7 @@ from sparse_xmc.models.grouping import balanced_clusters, group_order
 from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear, merge_topk, split_targets, topk_of_logits
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear
+from sparse_xmc.models.sparse_rows import csr_rows
 from tests.conftest import INTERPRETING
 
 
@@ -110,6 +111,9 @@ def test_two_heads_average_their_probabilities():
     torch.testing.assert_close(scores, expected.topk(3).values)
     assert labels.equal(expected.topk(3).indices)
     assert model.as_probabilities(scores) is scores
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        model.topk(x, 0)
+    assert model.topk(csr_rows(x, 0, 0), 3)[1].shape == (0, 3)
     targets = some_targets(70, 8).to_sparse_csr()
     expected = model.head.loss(model.features(x), targets) + model.lexical.loss(x, targets, loss="squared_hinge")
     torch.testing.assert_close(model.loss(x, targets), expected)

@@ -1,6 +1,8 @@
 """FixedFanInLinear: initialisation, conversions, state dict, representation."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -161,3 +163,51 @@ def test_a_part_starts_like_its_labels_of_the_whole(group_size):
     part.reset_parameters(5, first_label=4000)
     assert torch.equal(part.weight, whole.weight[4000:8600])
     assert torch.equal(part.label_indices(), whole.label_indices(4000, 8600))
+
+
+WRONG_WIDTH = [
+    lambda layer, x: layer(x),
+    lambda layer, x: layer.loss(x, (torch.zeros(4).long(), torch.zeros(0).long())),
+]
+WRONG_WIDTH += [lambda layer, x: layer.topk(x, 2)]
+
+
+@pytest.mark.parametrize("width", [39, 41])
+@pytest.mark.parametrize("call", WRONG_WIDTH)
+def test_an_input_of_another_width_is_refused(call, width):
+    layer = FixedFanInLinear(40, 11, 8, seed=0)
+    with pytest.raises(ValueError, match=rf"x must be \[..., in_features=40\], got shape \[3, {width}\]"):
+        call(layer, torch.randn(3, width))
+
+
+def test_plain_pickle_and_every_way_to_copy():
+    layer = FixedFanInLinear(40, 11, 8, seed=0)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    copies = [pickle.loads(pickle.dumps(layer)), copy.copy(layer), torch.load(buffer, weights_only=False)]
+    for clone in copies:
+        assert clone.indices.dtype == torch.uint16 and torch.equal(clone.indices, layer.indices)
+        assert torch.equal(clone.weight, layer.weight)
+
+
+def test_assigned_indices_take_the_dtype_of_the_layer():
+    layer, state = FixedFanInLinear(40, 11, 8), FixedFanInLinear(40, 11, 8, seed=1).state_dict()
+    state["indices"] = state["indices"].long()
+    layer.load_state_dict(state, assign=True)
+    assert layer.indices.dtype == torch.uint16 and torch.equal(layer.indices.long(), state["indices"])
+    assert state["indices"].dtype == torch.int64
+
+
+def test_the_default_device_is_none_of_a_layers_business():
+    layer = FixedFanInLinear(40, 11, 8, seed=0)
+    with torch.device("meta"):
+        made = FixedFanInLinear(40, 11, 8, device="cpu")
+        csr = layer.to_sparse_csr()
+    assert made.weight.isfinite().all() and csr.device.type == "cpu"
+
+
+def test_meta_tensors_give_shapes():
+    layer = FixedFanInLinear(40, 11, 8, device="meta", dtype=torch.bfloat16)
+    y = layer(torch.empty(2, 3, 40, device="meta", dtype=torch.bfloat16))
+    assert y.is_meta and y.shape == (2, 3, 11) and y.dtype == torch.bfloat16

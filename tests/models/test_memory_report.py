@@ -43,11 +43,14 @@ def test_state_of_the_optimizers():
     state = {
         name: [getattr(memory_report(L, D, K, optimizer=name), head).components["optimizer state"] for head in heads]
         for heads in [("fused", "unfused", "dense")]
-        for name in ("sgd", "momentum", "adagrad")
+        for name in ("sgd", "momentum", "adagrad", "adam")
     }
     assert state["sgd"] == [0, 0, 0]
     assert state["momentum"] == [4 * L * (K + 1), 4 * L * (K + 1), 4 * L * (D + 1)]
     assert state["adagrad"] == [4 * L * 2, 4 * L * (K + 1), 4 * L * (D + 1)]
+    assert state["adam"] == [4 * L * 2, 2 * 4 * L * (K + 1), 2 * 4 * L * (D + 1)]
+    without = memory_report(L, D, K, optimizer="adagrad", bias=False).fused.components["optimizer state"]
+    assert without == 4 * L
 
 
 def test_table_shows_totals():

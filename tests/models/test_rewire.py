@@ -81,7 +81,7 @@ def test_fused_optimizer_is_found_without_being_named():
     targets = torch.eye(11)[:8].to_sparse_csr()
     layer.loss(torch.randn(8, 20), targets).backward()
     optimizer.step()
-    (momentum,) = optimizer.state_tensors(layer.weight)
+    momentum = optimizer.state[layer.weight]["momentum_buffer"]
     before, indices = momentum.clone(), layer.indices.clone()
     layer.rewire_(fraction=0.4, seed=1)
     changed = layer.indices.long() != indices.long()

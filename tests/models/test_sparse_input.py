@@ -8,6 +8,7 @@ import torch
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_loss
+from sparse_xmc.training.optim import FusedSGD
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="sparse input has CPU kernels only")
@@ -130,3 +131,42 @@ def test_bad_arguments():
         fixed_fan_in_sparse_loss(sparse, *arguments, targets.to_dense()[:, :3].to_sparse_csr())
     with pytest.raises(ValueError, match="dropout must lie"):
         SparseInputLinear(5, 5, 2, dropout=1.0)
+
+
+@pytest.mark.parametrize("loss", ["bce", "squared_hinge"])
+def test_nan_reaches_loss_and_gradients(loss):
+    layer, _, x, targets = layer_and_batch(7, 1)
+    with torch.no_grad():
+        layer.bias[2] = float("nan")
+    value = layer.loss(x, targets, loss=loss)
+    value.backward()
+    assert value.isnan() and layer.bias.grad.isnan().tolist() == [label == 2 for label in range(7)]
+
+
+def test_an_empty_batch_and_too_many_labels():
+    layer, _, x, _ = layer_and_batch(7, 1)
+    none = torch.sparse_csr_tensor([0], torch.zeros(0).long(), torch.zeros(0), (0, 50))
+    scores, labels = layer.topk(none, 3)
+    assert scores.shape == labels.shape == (0, 3) and labels.dtype == torch.int64
+    with pytest.raises(ValueError, match="k must not exceed the number of labels: k=8, labels 7"):
+        layer.topk(x, 8)
+
+
+def test_fused_optimizers_are_refused_and_other_entrances_work():
+    layer, x, sparse, _ = layer_and_batch(7, 1)
+    with pytest.raises(RuntimeError, match="no fused optimizer updates a layer on sparse input"):
+        layer.fuse_optimizer(FusedSGD(0.1))
+    with pytest.raises(ValueError, match=r"x must be \[..., in_features=50\], got shape \[9, 49\]"):
+        layer(x[:, :49].to_sparse_csr())
+    dense = layer.to_dense()
+    kept = SparseInputLinear.from_dense(dense, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(kept(sparse), dense(x))
+
+
+def test_debugging_checks_the_connections(monkeypatch):
+    layer, _, x, targets = layer_and_batch(7, 1)
+    layer.indices[3] = 5
+    monkeypatch.setenv("SPARSE_XMC_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"indices\[3\] holds 5 twice"):
+        layer.loss(x, targets)

@@ -77,6 +77,30 @@ def test_reference_agrees_with_the_oracle(kind):
         torch.testing.assert_close(got, expected)
 
 
+def strided(tensor):
+    """The same values with gaps between them."""
+    return torch.stack([tensor, torch.ones_like(tensor)], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group_size", [1, 16])
+def test_inputs_that_are_not_contiguous(group_size, kind, device):
+    problem, dense, targets = problem_and_targets((20, 37, 64, 32, group_size), F32, device)
+    value, gradients = run(problem, targets, kind)
+    x, weight, indices, bias, G = problem
+    apart = problem._replace(
+        x=x.t().contiguous().t(), weight=strided(weight), indices=strided(indices), bias=strided(bias)
+    )
+    assert not apart.weight.is_contiguous() and not apart.bias.is_contiguous()
+    leaves = [t.requires_grad_() for t in (apart.x, apart.weight, apart.bias)]
+    again = ops.fixed_fan_in_loss(
+        leaves[0], leaves[1], apart.indices, leaves[2], targets, loss=kind, reduction="sum", group_size=G
+    )
+    torch.testing.assert_close(again.detach(), value)
+    for got, expected in zip(torch.autograd.grad(again, leaves), gradients, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_mixed_dtypes_and_leading_dimensions(device):
     x, weight, indices, bias, G = oracle.make_problem(6, 10, 12, 4, dtype=BF16, device=device)
     problem = oracle.Problem(x, weight.float(), indices, bias.float(), G)
@@ -214,7 +238,7 @@ def test_opcheck():
     torch.library.opcheck(loss_gradients, (*arguments, torch.tensor(0.5), True, True, True))
     torch.library.opcheck(loss_gradients, (*arguments, torch.tensor(0.5), False, True, False))
     scales = (torch.tensor(1.0), torch.tensor(0.5))
-    scalars = (0.1, 0.9, 0.0, 1.0, 1.0, 1.0, 1e-8, True, 1, 1)
+    scalars = (0.1, 0.9, 0.0, 1.0, 1.0, torch.tensor(2.0), 1e-8, True, 1, 1)
     state = (torch.zeros(6, 3), torch.zeros(6), torch.zeros(6), torch.zeros(6))
     torch.library.opcheck(loss_step_, (*arguments, *scales, *state, *scalars, True, True))
     torch.library.opcheck(loss_step_, (*arguments, *scales, None, None, None, None, *scalars, False, False))

@@ -322,6 +322,19 @@ BAD = [
     (dict(fraction=0.5, regrow="gradient"), ValueError, "batch goes with regrow"),
     (dict(fraction=0.5, state=[torch.ones(2, 2)]), ValueError, r"state\[0\] must be a float tensor \[3, 4\]"),
     (dict(fraction=0.5, seed=0.5), TypeError, "seed must be an int, got 0.5"),
+    (dict(fraction="0.1"), TypeError, "fraction must be a number, got '0.1'"),
+    (dict(fraction=0.5, first_row=-5), ValueError, "first_row must be an int of at least 0, got -5"),
+    (dict(fraction=0.5, in_features=9.0), TypeError, "in_features must be an int, got 9.0"),
+    (dict(fraction=0.5, in_features=5), ValueError, r"indices must lie in \[0, 5\), got 0 to 8"),
+    (
+        dict(
+            fraction=0.5,
+            regrow="gradient",
+            batch=ops.RegrowBatch(torch.ones(2, 9, dtype=torch.float64), torch.ones(2, 3)),
+        ),
+        TypeError,
+        "batch.x and weight must both be float64 or neither",
+    ),
 ]
 
 
@@ -330,5 +343,5 @@ def test_bad_arguments_raise_and_change_nothing(options, error, message):
     weight, indices = make(3, 9, 4, 1, torch.float32, 0, False, "cpu")
     before = weight.clone(), indices.clone()
     with pytest.raises(error, match=message):
-        ops.prune_regrow_(weight, indices, 9, **{"seed": 0, **options})
+        ops.prune_regrow_(weight, indices, **{"in_features": 9, "seed": 0, **options})
     assert torch.equal(weight, before[0]) and torch.equal(indices, before[1])

@@ -97,7 +97,13 @@ def test_inference_tensors_are_not_remembered(device, calls):
     ("indices", "in_features", "error", "message"),
     [
         (torch.zeros(2, 3), 4, TypeError, "indices must be torch.uint16, got torch.float32"),
-        (torch.zeros(3, dtype=torch.int32), 4, ValueError, r"indices must be \[rows, fan_in\], got shape \[3\]"),
+        (
+            torch.zeros(3, dtype=torch.int32),
+            4,
+            ValueError,
+            r"indices must be \[rows, fan_in\] with .*, got shape \[3\]",
+        ),
+        (torch.zeros(0, 3, dtype=torch.int32), 4, ValueError, r"at least one connection, got shape \[0, 3\]"),
         (torch.zeros(2, 3, dtype=torch.int32), 0, ValueError, "in_features must be at least 1, got 0"),
         ([[1]], 4, TypeError, "indices must be a torch.Tensor, got list"),
     ],

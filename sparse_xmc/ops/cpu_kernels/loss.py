@@ -156,7 +156,7 @@ class _Sweep:
             *(item for tensor in self.tensors[1:] for item in location(tensor)),
             *self.positives,
             *(*location(dw), *location(db), *state),
-            *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed), np.uint64(rule.step)),
+            *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed % (1 << 64)), np.uint64(rule.step)),
             *(at_once, keep, rate),
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
@@ -230,7 +230,7 @@ def loss_step_(
     weight_decay: float,
     decay: float,
     gain: float,
-    correction: float,
+    correction: Tensor | None,
     eps: float,
     stochastic: bool,
     seed: int,
@@ -252,8 +252,8 @@ def loss_step_(
         w = w - lr * u
 
     The bias follows the same rule with its own state and without weight decay (mean over its single gradient). That is
-    torch.optim.SGD without second_moment; row-wise Adagrad with decay = gain = correction = 1; a row-wise Adam-like
-    second moment with decay = beta2, gain = 1 - beta2, correction = 1 / (1 - beta2^t).
+    torch.optim.SGD without second_moment; row-wise Adagrad with decay = gain = 1; a row-wise Adam-like second
+    moment with decay = beta2, gain = 1 - beta2, correction = 1 / (1 - beta2^t).
 
     dx_scale, dw_scale: 0-dim tensors in the accumulation dtype on x's device. If dw_scale is not finite then nothing
         is updated (weight, bias and state keep their bits), without a host sync; loss and dx are returned as they come.
@@ -261,6 +261,7 @@ def loss_step_(
     second_moment:        [L] in the accumulation dtype, or None
     bias_momentum_buffer: [L] in bias's dtype, or None (None if bias is)
     bias_second_moment:   [L] in the accumulation dtype, or None (None if bias is)
+    correction:           0-dim in the accumulation dtype on x's device, or None for 1
     stochastic: how bfloat16/float16 weight, bias and momentum buffers are rounded when stored: stochastically
         (unbiased, subnormals included) or to nearest even. A finite value saturates at the largest finite one and never
         becomes inf; inf and nan pass through. Ignored for float32/float64 tensors.
@@ -271,7 +272,7 @@ def loss_step_(
         from zero iff u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
     need_loss, need_x: what is not needed is not computed.
     """
-    scalars = (lr, momentum, weight_decay, decay, gain, correction, eps)
+    scalars = (lr, momentum, weight_decay, decay, gain, 1.0 if correction is None else float(correction), eps)
     state = (momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment)
     rule = _Rule(*state, scalars, stochastic, seed, step)
     sweep = _Sweep(x, weight, indices, bias, labels, rows, loss, group_size)

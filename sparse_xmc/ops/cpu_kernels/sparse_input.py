@@ -122,11 +122,16 @@ def _bce(z, slope):
 
 
 @kernel
+def _positive_part(z):
+    return np.float32(0) if z < 0 else z  # unlike max, which would swallow NaN
+
+
+@kernel
 def _squared_hinge(z, slope):
     """Sum of ``max(0, 1 + z)^2``; ``slope`` becomes its derivative."""
     total = np.float32(0)
     for i in range(z.shape[0]):
-        margin = max(np.float32(0), np.float32(1) + z[i])
+        margin = _positive_part(np.float32(1) + z[i])
         slope[i] = np.float32(2) * margin
         total += margin * margin
     return np.float64(total)
@@ -149,7 +154,7 @@ def _loss(
             if b == batch:
                 continue
             if hinge:
-                wrong, right = max(np.float32(0), 1 + z[b]), max(np.float32(0), 1 - z[b])
+                wrong, right = _positive_part(np.float32(1) + z[b]), _positive_part(np.float32(1) - z[b])
                 total += right * right - wrong * wrong
                 slope[b] = -2 * right
             else:

@@ -45,6 +45,7 @@ def _fused_head(
     weight_moment_ptr,  # [L] | None
     bias_momentum_ptr,  # [L] | None
     bias_moment_ptr,  # [L] | None
+    correction_ptr,  # 0-dim | None: 1
     B,
     D,
     stride: tl.int64,
@@ -57,7 +58,6 @@ def _fused_head(
     weight_decay: tl.float64,
     decay: tl.float64,
     gain: tl.float64,
-    correction: tl.float64,
     eps: tl.float64,
     seed: tl.int64,
     step: tl.int64,
@@ -83,6 +83,9 @@ def _fused_head(
     if not ATOMIC:
         dxt_ptr += first * D * stride
     ACC: tl.constexpr = tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32
+    correction = tl.full((), 1.0, ACC)
+    if correction_ptr is not None:
+        correction = tl.load(correction_ptr)
     total = tl.full((), 0.0, ACC)
     for tile in range(first, num_tiles, count):
         if DOT is None:
@@ -170,8 +173,8 @@ def _sweep(
     scale: Tensor | None = None,
     dw: Tensor | None = None,
     db: Tensor | None = None,
-    state: tuple[Tensor | None, ...] = (None,) * 4,
-    update: tuple[float, ...] = (0.0,) * 7,
+    state: tuple[Tensor | None, ...] = (None,) * 5,
+    update: tuple[float, ...] = (0.0,) * 6,
     in_place: bool = False,
     stochastic: bool = False,
     seed: int = 0,
@@ -180,6 +183,9 @@ def _sweep(
     """One launch over all labels. Returns (sum of the loss | None, unscaled input gradient [D, padded(B)] | None)."""
     (B, D), (L, K) = x.shape, weight.shape
     acc = compute_dtype(x.dtype)
+    indices = indices.contiguous()
+    if not in_place:
+        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     deterministic = need_x and torch.are_deterministic_algorithms_enabled()
     plan = tiling(B, L, K, group_size, x.dtype, deterministic)
     operand, terms, precision = operands(x.dtype, weight.dtype) if plan.dot else (None, 1, None)
@@ -288,7 +294,7 @@ def loss_step_(
     weight_decay: float,
     decay: float,
     gain: float,
-    correction: float,
+    correction: Tensor | None,
     eps: float,
     stochastic: bool,
     seed: int,
@@ -299,8 +305,8 @@ def loss_step_(
     """Loss, input gradient at the old weights, and the update of weight, bias and state in place."""
     total, dxt = _sweep(
         x, weight, indices, bias, labels, rows, loss, group_size, need_loss=need_loss, need_x=need_x, scale=dw_scale,
-        state=(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment),
-        update=(lr, momentum, weight_decay, decay, gain, correction, eps),
+        state=(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment, correction),
+        update=(lr, momentum, weight_decay, decay, gain, eps),
         in_place=True, stochastic=stochastic, seed=seed, step=step,
     )  # fmt: skip
     dx = batch_major(dxt.mul_(dx_scale), x.shape[0], x.dtype) if dxt is not None else None
@@ -360,7 +366,7 @@ def _step_case(
         try:
             loss_step_(
                 *layer, loss, G, scale, scale, buffers[0], moments[0], buffers[1], moments[1],
-                0.1, 0.9, 1e-4, 0.9, 0.1, 1.0, 1e-8, True, 1, 2, True, True,
+                0.1, 0.9, 1e-4, 0.9, 0.1, scale if moment else None, 1e-8, True, 1, 2, True, True,
             )  # fmt: skip
         finally:
             torch.use_deterministic_algorithms(before)
