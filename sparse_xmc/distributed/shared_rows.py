@@ -17,6 +17,7 @@ from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.rewire import rewire_shard
 from sparse_xmc.distributed.rows import SumOverRanks
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import num_index_rows
 
 
@@ -45,7 +46,7 @@ class SharedRows(FixedFanInLinear):
     def loss(self, x: Tensor, targets: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
         if x.layout == torch.strided:
             x = _SumGradient.apply(x, self.ranks)
-        own = super().loss(x, column_block(targets, self.labels), **options)
+        own = super().loss(x, csr_columns(targets, self.labels.start, self.labels.stop), **options)
         return SumOverRanks.apply(own, self.ranks)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -75,20 +76,6 @@ class SharedRows(FixedFanInLinear):
 
     def rewire_(self, **options: Any) -> Tensor:  # type: ignore[override]
         return rewire_shard(super().rewire_, self.weight, self.group_size, self.blocks, self.ranks, **options)
-
-
-def column_block(targets: Tensor, labels: range) -> Tensor:
-    """Columns ``labels`` of a CSR matrix, numbered from 0."""
-    columns = targets.col_indices()
-    mine = (columns >= labels.start) & (columns < labels.stop)
-    ends = torch.cat([mine.new_zeros(1, dtype=torch.int64), mine.cumsum(0)])
-    return torch.sparse_csr_tensor(
-        ends[targets.crow_indices()],
-        columns[mine] - labels.start,
-        targets.values()[mine],
-        (targets.shape[0], len(labels)),
-        check_invariants=False,
-    )
 
 
 def shard_layer_(layer: FixedFanInLinear, ranks: Ranks, seed: int) -> None:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
-from sparse_xmc.models.head_tail import head_topk, topk_of_logits
+from sparse_xmc.models.head_tail import TOPK_ROWS, head_topk, topk_of_logits
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_rows
-
-_TOPK_ROWS = 64  # rows whose logits exist at a time where two heads are added
 
 
 def probability(scores: Tensor, loss: ops.Loss) -> Tensor:
@@ -102,8 +100,8 @@ class XMCClassifier(nn.Module):
         if self.lexical is None:
             return head_topk(self.head, x, k)
         parts = [
-            topk_of_logits(self._scores(x[i : i + _TOPK_ROWS], csr_rows(inputs, i, i + _TOPK_ROWS)), k)
-            for i in range(0, max(1, len(x)), _TOPK_ROWS)
+            topk_of_logits(self._scores(x[i : i + TOPK_ROWS], csr_rows(inputs, i, i + TOPK_ROWS)), k)
+            for i in range(0, max(1, len(x)), TOPK_ROWS)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import check_input, check_positive_int
 
-_TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
+TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
 
 def check_k(k: int, num_labels: int) -> None:
@@ -35,7 +36,7 @@ def head_topk(head: Any, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The head's ``topk``; for a head without one, from the logits of a few rows at a time."""
     if hasattr(head, "topk"):
         return head.topk(x, k=k)
-    parts = [topk_of_logits(head(rows), k) for rows in x.split(_TOPK_ROWS)]
+    parts = [topk_of_logits(head(rows), k) for rows in x.split(TOPK_ROWS)]
     return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -125,10 +126,9 @@ class HeadTailLinear(nn.Module):
     def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
         """The loss over all labels, the tail's part fused."""
         head, tail = self._parts(x)
-        head_targets, tail_targets = split_targets(targets, self.num_head)
-        return self.head.loss(head, head_targets, loss=loss, reduction=reduction) + self.tail.loss(
-            tail, tail_targets, loss=loss, reduction=reduction
-        )
+        options: dict[str, Any] = {"loss": loss, "reduction": reduction}
+        of_head = self.head.loss(head, csr_columns(targets, 0, self.num_head), **options)
+        return of_head + self.tail.loss(tail, csr_columns(targets, self.num_head, self.out_features), **options)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first, without the tail's logits in memory."""
@@ -140,19 +140,3 @@ class HeadTailLinear(nn.Module):
 
     def num_bytes(self) -> int:
         return self.head.num_bytes() + self.tail.num_bytes()
-
-
-def split_targets(targets: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
-    """Columns ``[0, boundary)`` and ``[boundary, L)`` of a sparse CSR matrix."""
-    crow, col = targets.crow_indices(), targets.col_indices()
-    num_rows, num_labels = targets.shape
-    rows = torch.repeat_interleave(torch.arange(num_rows, device=crow.device), crow.diff())
-    parts = []
-    for kept, offset, width in ((col < boundary, 0, boundary), (col >= boundary, boundary, num_labels - boundary)):
-        counts = torch.bincount(rows[kept], minlength=num_rows)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        values = torch.ones(int(kept.sum()), device=crow.device)
-        parts.append(
-            torch.sparse_csr_tensor(offsets, col[kept] - offset, values, (num_rows, width), check_invariants=False)
-        )
-    return parts[0], parts[1]

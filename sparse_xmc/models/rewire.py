@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# accumulators of squared gradients and updates in torch.optim: what a step is divided by
-_DIVISORS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg", "acc_delta", "exp_inf", "second_moment"})
+# accumulators of squared gradients and updates in torch.optim, which a step is divided by, and Rprop's step itself
+_SCALES = frozenset(
+    {"exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg", "acc_delta", "exp_inf", "second_moment", "step_size"}
+)
 
 
 class ConnectionState(NamedTuple):
@@ -45,7 +47,7 @@ def connection_state(
             found = True
             for name, value in optimizer.state.get(weight, {}).items():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
-                    (state.mean if name in _DIVISORS else state.zero).append(value)
+                    (state.mean if name in _SCALES else state.zero).append(value)
     if not found:
         raise ValueError(f"optimizer does not hold this layer's weight {list(weight.shape)}")
     if weight.grad is not None:

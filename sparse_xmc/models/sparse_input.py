@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc import ops
-from sparse_xmc.models.head_tail import topk_of_logits
+from sparse_xmc.models.head_tail import TOPK_ROWS, topk_of_logits
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
@@ -18,8 +18,6 @@ from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-
-_TOPK_ROWS = 64  # rows whose logits exist at a time in top-k
 
 
 class SparseInputLinear(FixedFanInLinear):
@@ -104,8 +102,8 @@ class SparseInputLinear(FixedFanInLinear):
         if not self._on_cpu():
             return super().topk(x.to_dense(), k)
         parts = [
-            topk_of_logits(self.forward(csr_rows(x, start, start + _TOPK_ROWS)), k)
-            for start in range(0, max(1, x.shape[0]), _TOPK_ROWS)
+            topk_of_logits(self.forward(csr_rows(x, start, start + TOPK_ROWS)), k)
+            for start in range(0, max(1, x.shape[0]), TOPK_ROWS)
         ]
         return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
 

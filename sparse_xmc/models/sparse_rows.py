@@ -45,6 +45,20 @@ def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
         return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)
 
 
+def csr_columns(x: Tensor, start: int, stop: int) -> Tensor:
+    """Columns ``[start, stop)`` of a ``torch.sparse_csr`` matrix, numbered from 0."""
+    columns = x.col_indices()
+    kept = (columns >= start) & (columns < stop)
+    ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return torch.sparse_csr_tensor(
+        ends[x.crow_indices()],
+        columns[kept] - start,
+        x.values()[kept],
+        (x.shape[0], stop - start),
+        check_invariants=False,
+    )
+
+
 def csr_rows(x: Tensor, start: int, stop: int) -> Tensor:
     """Rows ``[start, stop)`` of a ``torch.sparse_csr`` matrix."""
     crow = x.crow_indices()[start : stop + 1]

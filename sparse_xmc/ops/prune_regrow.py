@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import (
+    FLOAT_DTYPES,
     check_float,
     check_positive_int,
     check_seed,
@@ -88,7 +89,7 @@ def _check_amount(fraction: float | None, threshold: float | None) -> None:
 def _check_state(name: str, tensors: Sequence[Tensor], weight: Tensor) -> None:
     for i, tensor in enumerate(tensors):
         check_tensor(f"{name}[{i}]", tensor)
-        if tensor.shape != weight.shape or tensor.device != weight.device or not tensor.is_floating_point():
+        if tensor.shape != weight.shape or tensor.device != weight.device or tensor.dtype not in FLOAT_DTYPES:
             raise ValueError(
                 f"{name}[{i}] must be a float tensor {list(weight.shape)} on {weight.device} like weight, "
                 f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"

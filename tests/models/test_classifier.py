@@ -10,10 +10,10 @@ from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, intermediate_layer
 from sparse_xmc.models.grouping import balanced_clusters, group_order
-from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear, merge_topk, split_targets, topk_of_logits
+from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear, merge_topk, topk_of_logits
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear
-from sparse_xmc.models.sparse_rows import csr_rows
+from sparse_xmc.models.sparse_rows import csr_columns, csr_rows
 from tests.conftest import INTERPRETING
 
 
@@ -84,9 +84,8 @@ def test_head_tail(split):
 
 def test_target_split_and_topk_merge():
     dense = some_targets(6, 9, 0.4)
-    first, second = split_targets(dense.to_sparse_csr(), 4)
-    assert first.to_dense().equal(dense[:, :4])
-    assert second.to_dense().equal(dense[:, 4:])
+    for start, stop in ((0, 4), (4, 9), (3, 3)):
+        assert csr_columns(dense.to_sparse_csr(), start, stop).to_dense().equal(dense[:, start:stop])
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0, 3.0]])
     scores, labels = topk_of_logits(logits, 3)
     assert (scores.tolist(), labels.tolist()) == ([[3, 3, 3]], [[1, 2, 4]])

@@ -17,9 +17,11 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
     "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
 }
-ZERO, MEAN = {"exp_avg", "momentum_buffer"}, {"exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg"}
+ZERO = {"exp_avg", "momentum_buffer", "prev"}
+MEAN = {"exp_avg_sq", "max_exp_avg_sq", "sum", "square_avg", "step_size"}
 
 
 def trained(make, steps=5, G=1):
