@@ -6,10 +6,11 @@ import ctypes
 import glob
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-_RAPL = "/sys/class/powercap/intel-rapl:[0-9]*/energy_uj"  # one file per socket; AMD processors use the same name
+_RAPL = "/sys/class/powercap/intel-rapl:*"  # AMD processors use the same name
 _SECONDS = 1.0  # the counters move every 1 to 100 ms
 
 Meter = Callable[[], float]
@@ -34,15 +35,17 @@ def _nvml_meter() -> Meter | None:
     return read
 
 
+def _is_socket(zone: Path) -> bool:
+    """Whether a zone counts a whole processor: not a part of one (``intel-rapl:0:0``), nor the whole board ("psys")."""
+    return zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package")
+
+
 def _rapl_meter() -> Meter | None:
     def read() -> float:
-        total = 0.0
-        for path in glob.glob(_RAPL):
-            with open(path) as file:
-                total += int(file.read()) / 1e6
-        return total
+        return sum(int((zone / "energy_uj").read_text()) for zone in zones) / 1e6
 
     try:
+        zones = [zone for zone in map(Path, glob.glob(_RAPL)) if _is_socket(zone)]
         return read if read() > 0 else None
     except (OSError, ValueError):
         return None

@@ -39,10 +39,24 @@ def test_rows_carry_energy_where_the_driver_tells_it(monkeypatch, known):
     assert ("joules" in rows[0]) is known
 
 
+def _zone(folder, directory, name, microjoules):
+    (folder / directory).mkdir()
+    (folder / directory / "name").write_text(f"{name}\n")
+    (folder / directory / "energy_uj").write_text(f"{microjoules}\n")
+
+
 def test_unreadable_counters_are_no_meter(monkeypatch, tmp_path):
-    monkeypatch.setattr(energy, "_RAPL", str(tmp_path / "none"))
+    monkeypatch.setattr(energy, "_RAPL", str(tmp_path / "intel-rapl:*"))
     assert energy.meter("cpu") is None
-    (tmp_path / "energy_uj").write_text("2500000")
-    monkeypatch.setattr(energy, "_RAPL", str(tmp_path / "energy_uj"))
+    (tmp_path / "intel-rapl:0").mkdir()
+    assert energy.meter("cpu") is None
+
+
+def test_every_socket_counts_once(monkeypatch, tmp_path):
+    _zone(tmp_path, "intel-rapl:0", "package-0", 2_500_000)
+    _zone(tmp_path, "intel-rapl:0:0", "core", 2_000_000)
+    _zone(tmp_path, "intel-rapl:1", "package-1", 1_000_000)
+    _zone(tmp_path, "intel-rapl:2", "psys", 9_000_000)
+    monkeypatch.setattr(energy, "_RAPL", str(tmp_path / "intel-rapl:*"))
     read = energy.meter("cpu")
-    assert read is not None and read() == 2.5
+    assert read is not None and read() == 3.5
