@@ -94,10 +94,10 @@ class Gpu:
             raise triton.runtime.errors.OutOfResources(300_000, 232_448, "shared memory")
         return [time] * len(quantiles)
 
-    def forward(self, B: int) -> dict[str, object]:
-        x, weight = torch.empty(B, 768, device="meta"), torch.empty(1000, 32, device="meta")
-        indices = torch.empty(1000, 32, dtype=torch.uint16, device="meta")
-        linear.forward(x, weight, indices, None, 1)
+    def forward(self, B: int, L: int = 1000, G: int = 1) -> dict[str, object]:
+        x, weight = torch.empty(B, 768, device="meta"), torch.empty(L, 32, device="meta")
+        indices = torch.empty(triton.cdiv(L, G), 32, dtype=torch.uint16, device="meta")
+        linear.forward(x, weight, indices, None, G)
         return self.launched[-1]
 
 
@@ -131,6 +131,16 @@ def test_search_happens_once_per_bucket_and_survives_the_process(gpu: Gpu) -> No
     entries = json.loads(_tuning_store.path("Test GPU/1").read_text())
     assert {entry["mode"] for entry in entries.values()} == {"quick"}
     assert all(triton.__version__ in key and "linear_gather.forward_kernel" in key for key in entries)
+
+
+@compiled_only
+@pytest.mark.parametrize("G", [1, 32])
+def test_label_counts_of_a_bucket_share_a_winner_on_disk(gpu: Gpu, G: int) -> None:
+    gpu.forward(128, L=1000, G=G)
+    searched = gpu.timed
+    tuning.forget()  # as a new process would be
+    gpu.forward(128, L=960, G=G)
+    assert gpu.timed == searched > 1
 
 
 @compiled_only
@@ -178,6 +188,14 @@ def test_concurrent_writers_lose_nothing(tmp_path) -> None:
         writer.join()
     entries = json.loads((tmp_path / "Test_GPU.json").read_text())
     assert len(entries) == 60
+
+
+def test_failed_write_leaves_no_file_behind(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_XMC_CACHE_DIR", str(tmp_path))
+    with mock.patch("os.replace", side_effect=OSError("no space left on device")):
+        _tuning_store.write("Test GPU", "key", {"ms": 1.0})
+    assert [file.name for file in tmp_path.iterdir()] == ["Test_GPU.lock"]
+    _tuning_store.read.cache_clear()
 
 
 @compiled_only

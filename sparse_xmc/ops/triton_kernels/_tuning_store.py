@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,12 @@ def write(gpu: str, key: str, entry: dict[str, Any]) -> None:
         with open(file.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             text = json.dumps({**_load(file), key: entry}, indent=1, sort_keys=True)
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as new:
-                new.write(text)
-            os.replace(new.name, file)
+            new = file.with_suffix(".tmp")
+            try:
+                new.write_text(text)
+                os.replace(new, file)
+            finally:
+                new.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> dict[str, dict[str, Any]]:

@@ -184,9 +184,8 @@ class _Search:
 
     def _key(self, arguments: dict[str, Any], tensors: dict[str, torch.Tensor], shape: Shape) -> str:
         dtypes = " ".join(f"{name}={str(t.dtype).removeprefix('torch.')}" for name, t in sorted(tensors.items()))
-        constants = " ".join(
-            f"{name}={arguments[name]}" for name in sorted(arguments) if name.isupper() and name not in "BL"
-        )
+        names = sorted(p.name for p in self.function.params if p.is_constexpr and p.name in arguments)
+        constants = " ".join(f"{name}={arguments[name]}" for name in names)
         sizes = " ".join(f"{name}<={getattr(shape, name)}" for name in "BLD")
         version = f"{self.function.fn.__module__}.{self.function.fn.__name__} {self.function.cache_key[:16]}"
         return f"{version} triton={triton.__version__} {sizes} {constants} {dtypes}"
