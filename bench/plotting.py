@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from bench.registry import providers
-from bench.rows import RowFile, newest
+from bench.rows import Row, RowFile, newest
 
 _COLOURS = {
     "sparse_xmc": "#d62728",
@@ -29,20 +29,31 @@ _COLOURS = {
     "torch_csr": "#2ca02c",
     "embedding_bag": "#9467bd",
     "bottleneck": "#7f7f7f",
+    "sparse_xmc_deterministic": "#ff9896",
+    "torch_bsr": "#8c564b",
+    "semi_structured_2_4": "#c49c94",
+    "dense_compiled": "#637939",
+    "eager_rewire": "#5254a3",
+    "gather_einsum": "#000000",
+    "haste": "#00917c",
+    "scipy_csr": "#17becf",
+    "sklearn": "#bcbd22",
 }
-_OTHER_COLOURS = ("#17becf", "#bcbd22", "#8c564b", "#000000", "#00917c", "#c49c94", "#5254a3", "#637939")
 _MARKERS = "osD^vP*Xh<>p"
 _POINT = ["L", "D", "K", "G", "B", "dtype", "device"]
 
 
-def load(folder: Path) -> pd.DataFrame:
-    """The newest measurement of every job in a result folder."""
-    return pd.DataFrame([row for row in newest(RowFile(folder).read()) if row["kind"] in ("time", "memory", "roof")])
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame([row for row in rows if "status" in row and row["kind"] in ("time", "memory", "roof")])
 
 
 def plot_folder(folder: Path) -> list[Path]:
-    """Draws every figure that the rows allow; returns the files written."""
-    rows = load(folder)
+    """Draws every figure that the rows allow; returns the files written.
+
+    The roofline shows one run; the others show the newest measurement of every job.
+    """
+    every = RowFile(folder).read()
+    rows = _frame(newest(every))
     if rows.empty:
         raise ValueError(f"no rows in {folder}: run `python -m bench run --out {folder}` first")
     figures = {
@@ -55,7 +66,7 @@ def plot_folder(folder: Path) -> list[Path]:
     }
     written = []
     for name, draw in figures.items():
-        figure = draw(rows)
+        figure = draw(_frame(every) if draw is roofline else rows)
         if figure is None:
             continue
         path = Path(folder) / "figures" / f"{name}.png"
@@ -72,7 +83,7 @@ def _style(name: str) -> dict[str, Any]:
     ours = name.startswith("sparse_xmc")
     return {
         "label": known[name].label if name in known else name,
-        "color": _COLOURS.get(name, _OTHER_COLOURS[place % len(_OTHER_COLOURS)]),
+        "color": _COLOURS.get(name, "#dbdb8d"),
         "marker": _MARKERS[place % len(_MARKERS)],
         "linestyle": "-" if ours else "--",
         "linewidth": 2.4 if ours else 1.4,
@@ -113,6 +124,11 @@ def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[
     return figure, axes
 
 
+def _caption(figure: plt.Figure, text: str) -> None:
+    """Small print above figures of several panels."""
+    figure.suptitle(text, fontsize=7.5, color="#555555", x=0.12, ha="left", y=1.02)
+
+
 def _plain(axes: Axes) -> None:
     axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -122,10 +138,20 @@ def _plain(axes: Axes) -> None:
 
 def _labels_axis(axes: Axes, labels: pd.Series) -> None:
     axes.set_xscale("log")
-    ticks = sorted(labels.unique())
+    ticks = _apart(sorted(labels.unique()))
     axes.set_xticks(ticks, [_count(t) for t in ticks])
     axes.minorticks_off()
     axes.set_xlabel("labels L")
+
+
+def _apart(values: list[float]) -> list[float]:
+    """Of the values on a logarithmic axis those that have room for their numbers."""
+    gap = (values[-1] / values[0]) ** 0.09
+    kept = values[:1]
+    for value in values[1:]:
+        if value >= gap * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _count(value: float) -> str:
@@ -144,8 +170,11 @@ def _milliseconds(value: float, _: int = 0) -> str:
 
 
 def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataFrame], pd.Series]) -> None:
-    """A line per provider, with a cross behind the last point if the next one takes more memory than there is."""
-    too_large = False
+    """A line per provider, with a cross behind the last point if the next one takes more memory than there is.
+
+    A line joins points of one run, the one with the most of them; the others stand alone and hollow.
+    """
+    too_large = apart = False
     order = list(providers())
     for name in sorted(part["provider"].unique(), key=lambda n: order.index(n) if n in order else len(order)):
         own = part[part["provider"] == name].sort_values(along)
@@ -153,10 +182,16 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
         if good.empty:
             continue
         style = _style(name)
-        axes.plot(good[along], value(good), **style)
-        if {"p20_ms", "p80_ms"} <= set(good) and good["p20_ms"].notna().all() and value is _median:
+        joined = good["run"] == _main_run(good)
+        line, alone = good[joined], good[~joined]
+        axes.plot(line[along], value(line), **style)
+        if not alone.empty:
+            hollow = {"linestyle": "none", "markerfacecolor": "white", "label": None}
+            axes.plot(alone[along], value(alone), **(style | hollow))
+            apart = True
+        if {"p20_ms", "p80_ms"} <= set(line) and line["p20_ms"].notna().all() and value is _median:
             axes.fill_between(
-                good[along], good["p20_ms"], good["p80_ms"], color=style["color"], alpha=0.15, linewidth=0
+                line[along], line["p20_ms"], line["p80_ms"], color=style["color"], alpha=0.15, linewidth=0
             )
         lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
         if not lost.empty:
@@ -171,14 +206,27 @@ def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataF
             too_large = True
     if too_large:
         axes.plot([], [], "x", color="gray", label="next size: too much memory")
+    if apart:
+        axes.plot([], [], "o", color="gray", markerfacecolor="white", label="hollow: another run than the line's")
+
+
+def _main_run(rows: pd.DataFrame) -> str:
+    """The run with the most rows, the newest of several."""
+    counts = rows["run"].value_counts()
+    return str(counts[counts == counts.max()].index.max())
 
 
 def _median(part: pd.DataFrame) -> pd.Series:
     return part["p50_ms"]
 
 
-def _legend(figure: plt.Figure, axes: Axes) -> plt.Figure:
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def _legend(figure: plt.Figure) -> plt.Figure:
+    """One legend of all axes, right of the last one."""
+    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+    shown = {label: handle for part in pairs for handle, label in part}
+    figure.axes[-1].legend(
+        shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
     return figure
 
 
@@ -208,24 +256,13 @@ def headline(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
     for axes, (title, part, draw) in zip(all_axes, parts, strict=True):
-        axes.set_title(f"{title}\n", pad=9, fontsize=11.5, loc="left", fontweight="bold")
+        axes.set_title(title, fontsize=11.5, loc="left", fontweight="bold")
         _plain(axes)
         draw(axes, part)
         axes.tick_params(axis="x", labelsize=8)
-    all_axes[0].text(
-        0,
-        1.015,
-        _conditions(pd.concat([part for _, part, _ in parts]), "B", "D", "K"),
-        transform=all_axes[0].transAxes,
-        fontsize=7.5,
-        color="#555555",
-    )
+    _caption(figure, _conditions(pd.concat([part for _, part, _ in parts]), "B", "D", "K"))
     figure.subplots_adjust(wspace=0.24)
-    shown = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    all_axes[1].legend(
-        shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
-    return figure
+    return _legend(figure)
 
 
 def step_time(rows: pd.DataFrame) -> plt.Figure | None:
@@ -235,7 +272,7 @@ def step_time(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     figure, axes = _axes("Training step of the output layer", part, ("B", "D", "K", "G"))
     _draw_step_time(axes, part)
-    return _legend(figure, axes)
+    return _legend(figure)
 
 
 def peak_memory(rows: pd.DataFrame) -> plt.Figure | None:
@@ -245,7 +282,7 @@ def peak_memory(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     figure, axes = _axes("Peak memory of a training step", part, ("B", "D", "K", "G"))
     _draw_peak_memory(axes, part)
-    return _legend(figure, axes)
+    return _legend(figure)
 
 
 def throughput(rows: pd.DataFrame) -> plt.Figure | None:
@@ -266,9 +303,8 @@ def throughput(rows: pd.DataFrame) -> plt.Figure | None:
         axes.tick_params(axis="x", labelsize=8)
         axes.set_yscale("log")
     all_axes[0, 0].set_ylabel("logits per second (labels x batch rows)")
-    part = next(iter(parts.values()))
-    figure.suptitle(_conditions(part, "B", "D", "K", "G"), fontsize=7.5, color="#555555", x=0.12, ha="left", y=1.0)
-    return _legend(figure, all_axes[0, -1])
+    _caption(figure, _conditions(pd.concat(parts.values()), "B", "D", "K", "G"))
+    return _legend(figure)
 
 
 def time_vs_fan_in(rows: pd.DataFrame) -> plt.Figure | None:
@@ -277,7 +313,11 @@ def time_vs_fan_in(rows: pd.DataFrame) -> plt.Figure | None:
     if part.empty:
         return None
     figure, axes = _axes("Forward + backward against the fan-in", part, ("L", "B", "D", "G"))
-    _lines(axes, part, "K", _median)
+    dense = part[(part["provider"] == "dense") & (part["status"] == "ok")]
+    if not dense.empty:
+        style = _style("dense") | {"marker": None, "label": "nn.Linear, which has no fan-in"}
+        axes.axhline(_median(dense).iloc[-1], **style)
+    _lines(axes, part[part["provider"] != "dense"], "K", _median)
     axes.set_xscale("log", base=2)
     ticks = sorted(part["K"].unique())
     axes.set_xticks(ticks, [str(t) for t in ticks])
@@ -285,11 +325,11 @@ def time_vs_fan_in(rows: pd.DataFrame) -> plt.Figure | None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
     axes.set_ylabel("time (median, 20-80 % band)")
-    return _legend(figure, axes)
+    return _legend(figure)
 
 
 def roofline(rows: pd.DataFrame) -> plt.Figure | None:
-    """Reached FLOP rate against the arithmetic intensity of the work's floor, under the measured limits."""
+    """Reached FLOP rate against the arithmetic intensity of the work's floor, under the limits measured in the same run."""
     roofs = rows[(rows["kind"] == "roof") & (rows["status"] == "ok")]
     timed = rows[(rows["kind"] == "time") & (rows["status"] == "ok")]
     timed = timed[timed["flops"].fillna(0) > 0] if "flops" in timed else timed.iloc[:0]
@@ -297,10 +337,12 @@ def roofline(rows: pd.DataFrame) -> plt.Figure | None:
         return None
     dtype = timed["dtype"].mode()[0] if timed["dtype"].nunique() > 1 else timed["dtype"].iloc[0]
     roofs, timed = roofs[roofs["dtype"] == dtype], timed[timed["dtype"] == dtype]
-    if roofs.empty:
+    timed = timed[timed["run"].isin(roofs["run"])]
+    if timed.empty:
         return None
-    bandwidth, rate = roofs.iloc[-1][["bandwidth", "rate"]]
-    largest = timed.sort_values("L").groupby(["provider", "mode"]).tail(1)
+    run = _main_run(timed.drop_duplicates(["run", "provider", "mode"]))
+    bandwidth, rate = roofs[roofs["run"] == run].iloc[-1][["bandwidth", "rate"]]
+    largest = timed[timed["run"] == run].sort_values("L").groupby(["provider", "mode"]).tail(1)
     figure, axes = _axes("Roofline (largest point of each provider and mode)", largest, ())
     intensity = largest["flops"] / largest["floor_bytes"]
     lowest, highest = intensity.min() / 3, max(intensity.max() * 3, 4 * rate / bandwidth)
@@ -323,4 +365,4 @@ def roofline(rows: pd.DataFrame) -> plt.Figure | None:
     axes.set_yscale("log")
     axes.set_xlabel("FLOP per byte of the work's floor")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e9:g} GFLOP/s"))
-    return _legend(figure, axes)
+    return _legend(figure)

@@ -43,11 +43,18 @@ def _speedup_text(row: Row, baseline: Row | None) -> str:
         return ""
 
 
-def _limit_share(row: Row, roofs: dict[str, Row]) -> str:
-    roof = roofs.get(row["dtype"])
-    if roof is None or row.get("status") != "ok":
+def _roofs(rows: list[Row]) -> dict[tuple[str, str], Row]:
+    """The measured limits by run and dtype."""
+    return {(r["run"], r["dtype"]): r for r in rows if r["kind"] == "roof" and r["status"] == "ok"}
+
+
+def _limit_share(row: Row, roofs: dict[tuple[str, str], Row]) -> str:
+    """Blank where the run of the row measured no limits."""
+    roof = roofs.get((row.get("run"), row["dtype"]))
+    if roof is None:
         return ""
-    rate = max(roof["rate"], roofs.get("float32", roof)["rate"])  # 16-bit numbers can be computed with as float32
+    single = roofs.get((row["run"], "float32"), roof)
+    rate = max(roof["rate"], single["rate"])  # 16-bit numbers can be computed with as float32
     seconds = max(row["floor_bytes"] / roof["bandwidth"], row["flops"] / rate)
     return f"{100 * seconds / (row['p50_ms'] * 1e-3):.0f} %"
 
@@ -60,9 +67,20 @@ def _millijoules(row: Row) -> str:
     return "" if row.get("joules") is None else f"{1e3 * row['joules']:.1f}"
 
 
+def _label(row: Row) -> str:
+    known = providers().get(row["provider"])
+    return known.label if known else str(row["provider"])
+
+
+def _sizes(row: Row) -> str:
+    """The point of a row, with the group size of a provider that has its own."""
+    own = getattr(providers().get(row["provider"]), "group_size", None)
+    return " | ".join(f"{value:,}" for value in (row["L"], row["D"], row["K"], own or row["G"], row["B"]))
+
+
 def time_tables(rows: list[Row]) -> list[str]:
     """One Markdown table per mode: median, band, speed-up over the dense layer, share of the machine's limit."""
-    roofs = {r["dtype"]: r for r in rows if r["kind"] == "roof" and r["status"] == "ok"}
+    roofs = _roofs(rows)
     names = providers()
     out = []
     for mode in WORK:
@@ -76,9 +94,7 @@ def time_tables(rows: list[Row]) -> list[str]:
             "|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|---:|",
         ]
         for row in sorted(timed, key=lambda r: _order(r, list(names))):
-            point = " | ".join(f"{row[c]:,}" for c in ("L", "D", "K", "G", "B"))
-            label = names[row["provider"]].label if row["provider"] in names else row["provider"]
-            head = f"| {point} | {row['dtype']} | {label} | "
+            head = f"| {_sizes(row)} | {row['dtype']} | {_label(row)} | "
             if row["status"] != "ok":
                 out.append(f"{head}{row['status']}: {row['reason']} | | | | |")
                 continue
@@ -105,9 +121,7 @@ def memory_table(rows: list[Row]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---|---|---:|---:|---:|",
     ]
     for row in sorted(weighed, key=lambda r: (r["mode"], *_order(r, list(names)))):
-        point = " | ".join(f"{row[c]:,}" for c in ("L", "D", "K", "G", "B"))
-        label = names[row["provider"]].label if row["provider"] in names else row["provider"]
-        head = f"| {row['mode']} | {point} | {row['dtype']} | {label} | "
+        head = f"| {row['mode']} | {_sizes(row)} | {row['dtype']} | {_label(row)} | "
         if row["status"] != "ok":
             out.append(f"{head}{row['status']}: {row['reason']} | | |")
             continue
@@ -147,10 +161,10 @@ def _order(row: Row, names: list[str]) -> tuple[object, ...]:
 
 
 def provenance(rows: list[Row]) -> list[str]:
-    """Where the rows come from: every command, commit and machine among them."""
-    frame = pd.DataFrame(rows)
+    """Where the rows come from: every command, commit and machine among them, with the limits measured in the run."""
+    frame, roofs = pd.DataFrame(rows), _roofs(rows)
     out = []
-    for (run, command), part in frame.groupby(["run", "command"], dropna=True):
+    for (run, command), part in frame[frame["kind"] != "roof"].groupby(["run", "command"], dropna=True):
         first = part.iloc[0]
         state = " with uncommitted changes" if bool(part["dirty"].any()) else ""
         where = first["gpu"] if isinstance(first.get("gpu"), str) else f"{first['cpu']}, {first['cores']} cores"
@@ -159,12 +173,12 @@ def provenance(rows: list[Row]) -> list[str]:
             f"- run `{run}`: `{command}`, {len(part)} rows, commit `{str(first['commit'])[:12]}`{state}, "
             f"{where}, {versions}"
         )
-    roofs = frame[(frame["kind"] == "roof") & (frame["status"] == "ok")]
-    for _, roof in roofs.iterrows():
-        out.append(
-            f"- measured limits ({roof['dtype']}): copy {roof['bandwidth'] / 1e9:,.1f} GB/s, "
-            f"matrix product {roof['rate'] / 1e9:,.0f} GFLOP/s"
-        )
+        out += [
+            f"  - measured limits ({dtype}): copy {roof['bandwidth'] / 1e9:,.1f} GB/s, "
+            f"matrix product {roof['rate'] / 1e9:,.4g} GFLOP/s"
+            for (measured_in, dtype), roof in roofs.items()
+            if measured_in == run
+        ]
     return out
 
 
@@ -178,8 +192,9 @@ def write_table(folder: Path) -> Path:
         "",
         "Made by `python -m bench table` from `rows.jsonl`. Every timed result was first compared with a dense float64",
         "computation on a small instance; variants of a point are interleaved, with cold caches. The speed-up is over",
-        "`nn.Linear` doing the same work in the same run; the share of the limit is the larger of bytes / measured",
-        "copy bandwidth and FLOPs / measured matrix rate, each tensor counted once per product, over the median time.",
+        "`nn.Linear` doing the same work in the same run; the share of the limit is the larger of bytes / copy bandwidth",
+        "and FLOPs / matrix rate, both measured in the same run and each tensor counted once per product, over the",
+        "median time.",
         "",
         *provenance(rows),
         "",

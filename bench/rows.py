@@ -75,9 +75,13 @@ def unfinished_run(rows: Iterable[Row], suite: str, commit: str) -> str | None:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Of every job the newest row (the later one in the file), in the order of first appearance."""
+    """Of every job the newest row (the later one in the file), in the order of first appearance.
+
+    The machine's limits are kept for every run: they count for the rows of their run alone.
+    """
     chosen: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row.get("status") in STATUSES:
-            chosen[job_key(row)] = row
+            run = row.get("run") if row.get("kind") == "roof" else None
+            chosen[(*job_key(row), run)] = row
     return list(chosen.values())

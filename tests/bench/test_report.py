@@ -5,7 +5,11 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+from matplotlib import pyplot
+
+from bench import plotting
 from bench.plotting import plot_folder
+from bench.registry import providers
 from bench.report import IncomparableRows, speedup, write_table
 from bench.rows import RowFile
 
@@ -78,3 +82,53 @@ def test_figures_and_tables_from_rows(tmp_path) -> None:
     }  # fmt: skip
     text = write_table(tmp_path).read_text()
     assert "20.0x" in text and "oom: predicted: too large" in text and "c0ffee00" in text and "`bench run`" in text
+
+
+def _roof(run: str, bandwidth: float) -> dict[str, object]:
+    return _row("roof", 1.0, "forward", run=run) | {"kind": "roof", "bandwidth": bandwidth, "rate": 1e12}
+
+
+def test_share_of_the_limit_is_that_of_the_same_run(tmp_path) -> None:
+    file = RowFile(tmp_path)
+    file.append(_roof("first", 1e8))
+    file.append(_row("sparse_xmc", 2.0, run="first"))  # 1 ms at the limit
+    file.append(_roof("second", 1e9))
+    file.append(_row("dense", 1.0, run="second"))  # 0.1 ms at the limit
+    file.append(_row("torch_csr", 1.0, run="no limits measured"))
+    shares = {}
+    for line in write_table(tmp_path).read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 14 and cells[1] == "1,000":
+            shares[cells[7]] = cells[11]
+    assert shares == {"sparse_xmc": "50 %", "nn.Linear": "10 %", "torch.sparse CSR": ""}
+
+
+def test_table_shows_the_group_size_that_a_provider_has_of_its_own(tmp_path) -> None:
+    RowFile(tmp_path).append(_row("sparse_xmc_group32", 2.0))
+    assert "| 1,000 | 64 | 8 | 32 | 8 | float32 | sparse_xmc G=32 |" in write_table(tmp_path).read_text()
+
+
+def test_every_provider_has_a_colour_of_its_own() -> None:
+    assert len({plotting._style(name)["color"] for name in providers()}) == len(providers())
+
+
+def test_lines_join_points_of_one_run_and_the_legend_names_every_panel() -> None:
+    rows = [_row("sparse_xmc", L / 1000, "full", L) for L in (1000, 2000, 4000)]
+    rows += [_row("sparse_xmc", 99.0, "full", 3000, run="other"), _row("sparse_xmc", 1.0, "forward")]
+    rows += [_row(name, 1.0, "forward", L) for name, L in (("scipy_csr", 1000), ("sparse_xmc", 2000))]
+    figure = plotting.throughput(plotting._frame(rows))
+    forward, full = figure.axes
+    line, alone = (drawn for drawn in full.lines if len(drawn.get_xdata()))
+    assert list(line.get_xdata()) == [1000, 2000, 4000]
+    assert list(alone.get_xdata()) == [3000] and alone.get_linestyle() == "None"
+    named = {text.get_text() for text in full.get_legend().get_texts()}
+    assert named == {"sparse_xmc", "SciPy CSR", "hollow: another run than the line's"}
+    pyplot.close(figure)
+
+
+def test_roofline_shows_one_run_under_its_own_limits() -> None:
+    rows = [_roof("old", 1e9), *(_row(name, 1.0, run="old") for name in ("sparse_xmc", "dense", "torch_csr"))]
+    rows += [_roof("new", 1e12), _row("sparse_xmc", 1.0, run="new")]
+    figure = plotting.roofline(plotting._frame(rows))
+    assert "copy 1.0 GB/s" in {text.get_text() for text in figure.axes[0].texts}
+    pyplot.close(figure)
