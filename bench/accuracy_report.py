@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -19,16 +20,32 @@ FAMILIES = {  # a word of a variant's name and what it stands for, first match
     "intermediate": "fixed fan-in, intermediate layer",
 }
 
+IN_NAME = {  # an override and what a variant's name calls it
+    "fan_in": (r"\bK=\d+", "K={}"),
+    "intermediate": (r"\bintermediate \d+", "intermediate {}"),
+    "lexical_fan_in": (r"\b\d+ terms", "{} terms"),
+}
+
 Variants = dict[tuple[str, int], list[dict[str, Any]]]
 
 
+def title(variant: str, overrides: dict[str, Any]) -> str:
+    """A variant's name as its overrides leave it, those that the name has no word for in brackets behind it."""
+    extra = []
+    for name, value in sorted(overrides.items()):
+        pattern, text = IN_NAME.get(name, ("$^", ""))
+        if re.search(pattern, variant):
+            variant = re.sub(pattern, text.format(value), variant)
+        elif name != "epochs":
+            extra.append(f"{name}={value}")
+    return variant + (f" ({', '.join(extra)})" if extra else "")
+
+
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, Variants]:
-    """Rows by data set, then by variant (with its overrides) and epochs, seeds together."""
+    """Rows by data set, then by title and epochs, seeds together."""
     result: dict[str, Variants] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        changed = {name: value for name, value in row["overrides"].items() if name != "epochs"}
-        extra = ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        result[row["dataset"]][row["variant"] + (f" ({extra})" if extra else ""), row["epochs"]].append(row)
+        result[row["dataset"]][title(row["variant"], row["overrides"]), row["epochs"]].append(row)
     return result
 
 
@@ -67,11 +84,13 @@ def unbeaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) 
 
 
 def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
-    """P@1 against head memory, one point per variant. Named: what nothing (dense heads: no dense head) beats."""
+    """P@1 against head memory, one point per variant. Numbered: what nothing (dense heads: no dense head) beats."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(10.5, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     labels = [label for label, _ in variants]
@@ -82,14 +101,35 @@ def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
         if chosen:
             axes.plot(*zip(*chosen, strict=True), "s" if kind == "dense" else "o", label=kind, alpha=0.7)
     dense = [point for point, kind in zip(points, families, strict=True) if kind == "dense"]
-    for label, kind, point in zip(labels, families, points, strict=True):
-        if unbeaten(point, dense if kind == "dense" else points):
-            text = label.replace(" (", "\n(").replace(", intermediate=", ",\nintermediate=")
-            axes.annotate(text, point, fontsize=7, xytext=(0, 6), textcoords="offset points", ha="center")
-    axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf")
-    axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %", title=name)
-    axes.margins(x=0.15, y=0.12)
-    axes.legend(fontsize=8)
+    axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf", zorder=1)
+    numbered = [
+        (point, label)
+        for label, kind, point in zip(labels, families, points, strict=True)
+        if unbeaten(point, dense if kind == "dense" else points)
+    ]
+    for number, (point, label) in enumerate(sorted(numbered), start=1):
+        axes.annotate(
+            str(number), point, fontsize=9, fontweight="bold", xytext=(0, 5), textcoords="offset points", ha="center",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
+        axes.plot(
+            [],
+            [],
+            marker=f"${number}$",
+            markeredgewidth=0,
+            color="black",
+            linestyle="none",
+            label=label.replace(" (", "\n("),
+        )
+    commits = sorted({row["commit"] for rows in variants.values() for row in rows})
+    axes.set_title(f"{name}: precision against memory of the head", loc="left", fontweight="bold", pad=20)
+    axes.text(0, 1.02, f"commits {', '.join(commits)}", transform=axes.transAxes, fontsize=8, color="#555555")
+    axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.06, y=0.06)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     path = os.path.join(FOLDER, f"{name}.png")
     figure.savefig(path, dpi=120)
     return path
