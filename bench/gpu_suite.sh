@@ -48,7 +48,7 @@ run environment 60 environment
 if [ -n "$SMOKE" ]; then
     part tests 300 "$PYTHON" -m pytest -q -o addopts= -m "not slow and not compile_gate" tests/ops/test_init_indices.py
 else
-    part tests 420 "$PYTHON" -m pytest -q -x --maxfail=20 -o addopts= -m "gpu and not slow" tests
+    part tests 420 "$PYTHON" -m pytest -q --maxfail=20 -o addopts= -m "gpu and not slow" tests
 fi
 if [ "$DEVICE" = cuda ] && command -v compute-sanitizer > /dev/null; then
     part sanitizer 120 compute-sanitizer --tool memcheck --error-exitcode 7 \
