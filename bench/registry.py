@@ -23,7 +23,7 @@ DTYPES = {
 
 # What one call of a mode has to produce. A provider that produces anything else is refused, so that a speed-up always
 # compares equal work: y [B, L]; dx [B, D]; dw the gradient of every weight; loss, the sum over labels averaged over
-# rows; weight the updated parameters; scores and labels [B, k]; kept and changed describe a rewired topology.
+# rows; weight the updated parameters (of a rewired layer, with its indices); scores and labels [B, k].
 WORK: dict[str, frozenset[str]] = {
     "forward": frozenset({"y"}),
     "backward_input": frozenset({"dx"}),

@@ -55,8 +55,9 @@ def regenerate(reports: Path = REPORTS) -> Path:
     text = [
         "# Reports",
         "",
-        "Index, figures and tables are made by `python -m bench report` from the stored rows. A row carries commit,",
-        "command, versions, hardware, seed and time; a figure names its commit and machine.",
+        "Index, figures and tables of a machine are made by `python -m bench report` from its stored rows. Such a row carries",
+        "commit, command, versions, hardware and seed; its figures name commits and machine. A row of the accuracy study",
+        "carries commit, seed and number of threads, a row of the head or the topology study only its settings and seed.",
         "",
     ]
     if not has_gpu:

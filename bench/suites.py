@@ -85,7 +85,7 @@ def smoke(device: str) -> Plan:
 
 
 def demo(device: str) -> Plan:
-    """The main comparison up to 670,091 labels: under three minutes on two CPU cores."""
+    """The main comparison up to 670,091 labels: some four minutes on two CPU cores."""
     base = Point("full", ALL_LABELS[0], device=device)
     labels = (ALL_LABELS[0], ALL_LABELS[1], ALL_LABELS[3])
     return [
@@ -98,7 +98,7 @@ def demo(device: str) -> Plan:
 
 
 def quick(device: str) -> Plan:
-    """Every provider and mode, at few points: under five minutes on two CPU cores."""
+    """Every provider and mode, at few points: two to six minutes on two CPU cores."""
     base = Point("full", 131_073, device=device)
     small = dataclasses.replace(base, L=30_938)
     everything = (*PRODUCTS, "scipy_csr", "sklearn", "haste", "sparse_xmc_deterministic")
@@ -170,7 +170,7 @@ def labels(device: str) -> Plan:
 
 
 def rewire(device: str) -> Plan:
-    """Rewiring over labels and fan-in: time, bytes floor, peak memory, against eager torch. Two minutes on two cores."""
+    """Rewiring over labels and fan-in: time, bytes floor, peak memory, against eager torch. Three minutes on two cores."""
     base = Point("rewire", 131_073, device=device)
     labels = (131_073, 670_091, 2_812_281)
     return [sweep(base, ("sparse_xmc", "eager_rewire"), ("time", "memory"), L=labels, K=(16, 32, 64))], Budget(
