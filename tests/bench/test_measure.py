@@ -1,11 +1,12 @@
 """Clock, interleaving, memory and roofline counts."""
 
+import subprocess
+import sys
 import time
 
 import pytest
-import torch
 
-from bench import memory
+from bench.environment import REPOSITORY
 from bench.measure import Budget, Timing, interleaved
 from bench.problem import Problem
 from bench.registry import MODES, Point, get_provider
@@ -36,16 +37,24 @@ def test_variants_are_interleaved_and_the_slow_one_leaves_first(monkeypatch) -> 
     assert timings["a"].p50_ms == pytest.approx(40) and timings["b"].p50_ms == pytest.approx(1)
 
 
+PEAK = """
+import torch
+from bench import memory
+
+def call():
+    torch.ones(64 << 18).sum()  # dies at once
+    return torch.ones(64 << 18) + 1  # two at the same time
+
+memory.return_memory_at_once()
+call()
+print(memory.peak_growth(call, "cpu"))
+"""
+
+
 def test_peak_growth_sees_what_lives_and_what_died() -> None:
-    memory.return_memory_at_once()
-    megabytes = 64
-
-    def call():
-        torch.ones(megabytes << 18).sum()  # dies at once
-        return torch.ones(megabytes << 18) + 1  # two at the same time
-
-    call()
-    assert memory.peak_growth(call, "cpu") == pytest.approx(2 * megabytes << 20, rel=0.1)
+    done = subprocess.run([sys.executable, "-c", PEAK], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == pytest.approx(2 * 64 << 20, rel=0.1)
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if m != "rewire"])
