@@ -113,11 +113,3 @@ def _driver() -> str | None:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
     return None
-
-
-def machine_name(device: str) -> str:
-    """Short name for folders and titles: "cpu" or the GPU's."""
-    if device == "cpu":
-        return "cpu"
-    name = torch.cuda.get_device_name(0).lower()
-    return "".join(c if c.isalnum() else "-" for c in name.removeprefix("nvidia ")).strip("-")

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs that a mode cannot do without, and the share of the machine's limit that a measured time reaches."""
+"""Bytes and FLOPs that a mode cannot do without."""
 
 from __future__ import annotations
 
@@ -13,10 +13,6 @@ class Floor(NamedTuple):
 
     flops: int
     bytes: int
-
-    def seconds(self, bandwidth: float, rate: float) -> float:
-        """Time below which no implementation can go: the larger of the two limits."""
-        return max(self.bytes / bandwidth, self.flops / rate)
 
 
 def floor(point: Point, weights: Weights) -> Floor:

@@ -51,10 +51,10 @@ def load(name: str, *, dimensions: int = 512) -> DataSet:
     train, test = _eurlex(data_folder() / "EURLEX57K") if name == "EURLEX57K" else _docstrings()
     tfidf = TfidfFeatures()
     train_x, test_x = _project(tfidf.fit_transform(train[0]), tfidf.transform(test[0]), dimensions)
-    return DataSet(name, train_x, *_targets(train[1], test[1], train_x, test_x))
+    return DataSet(name, train_x, *_targets(train[1], test[1], test_x))
 
 
-def _targets(train: LabelRows, test: LabelRows, train_x: np.ndarray, test_x: np.ndarray) -> tuple[Any, ...]:
+def _targets(train: LabelRows, test: LabelRows, test_x: np.ndarray) -> tuple[Any, ...]:
     vocabulary = LabelVocabulary.from_rows(train)
     return vocabulary.encode(train), test_x, vocabulary.encode(test)
 
@@ -79,7 +79,7 @@ def _bibtex(folder: Path) -> DataSet:
         dense *= np.sqrt(dense.shape[1]) / np.maximum(1e-6, np.linalg.norm(dense, axis=1, keepdims=True))
         parts.append((dense, features.labels))
     (train_x, train), (test_x, test) = parts
-    return DataSet("Bibtex", train_x, *_targets(train, test, train_x, test_x))
+    return DataSet("Bibtex", train_x, *_targets(train, test, test_x))
 
 
 def _eurlex(folder: Path) -> list[tuple[list[str], LabelRows]]:

@@ -84,11 +84,6 @@ class SparseXmcFused(SparseXmc):
     """The fused head: ``fixed_fan_in_step_`` and ``fixed_fan_in_topk``, which hold no ``[B, L]`` matrix."""
 
     modes: Sequence[str] = ("step", "topk")
-    needs = {"step": "fixed_fan_in_step_", "topk": "fixed_fan_in_topk"}
-
-    def unsupported(self, point: Point) -> str | None:
-        op = self.needs[point.mode]
-        return None if hasattr(ops, op) else f"this version of sparse_xmc has no ops.{op}"
 
     def predicted_bytes(self, point: Point) -> int:
         return 2 * parameter_bytes(self._own(point)) + (64 << 20)
@@ -118,7 +113,7 @@ def _fused_step(point: Point, problem: Problem, weights: EllWeights) -> Run:
 
 def _fused_topk(point: Point, problem: Problem, weights: EllWeights) -> Run:
     def run() -> dict[str, Tensor | list[Tensor]]:
-        scores, labels = ops.fixed_fan_in_topk(  # type: ignore[attr-defined,unused-ignore]
+        scores, labels = ops.fixed_fan_in_topk(
             problem.x, weights.weight, weights.indices, weights.bias, k=TOP_K, group_size=point.G
         )
         return {"scores": scores, "labels": labels}
