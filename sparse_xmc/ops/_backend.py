@@ -36,6 +36,11 @@ def _load(backend: str, op: str) -> ModuleType:
         ) from error
 
 
+def cpu_kernels(op: str) -> ModuleType:
+    """The kernel module of an op that has kernels for CPU tensors only."""
+    return _load("cpu", op)
+
+
 def kernels(op: str, tensor: torch.Tensor) -> ModuleType:
     """The kernel module of ``op`` for the device that ``tensor`` is on."""
     if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreting()):

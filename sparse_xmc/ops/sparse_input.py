@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology, validate_indices
-from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._backend import cpu_kernels, debugging
 from sparse_xmc.ops._targets import sorted_positives
 
 
@@ -24,7 +24,7 @@ def sparse_input_forward(
     group_size: int,
 ) -> Tensor:
     """Logits [B, L] float32 of sparse rows."""
-    return kernels("sparse_input", weight).forward(crow, col, values, in_features, weight, indices, bias, group_size)
+    return cpu_kernels("sparse_input").forward(crow, col, values, in_features, weight, indices, bias, group_size)
 
 
 @sparse_input_forward.register_fake
@@ -57,7 +57,7 @@ def sparse_input_loss(
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the loss and its gradients dw [L, K], db [L] (empty unless ``gradients``)."""
-    return kernels("sparse_input", weight).loss_gradients(
+    return cpu_kernels("sparse_input").loss_gradients(
         crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, gradients
     )
 

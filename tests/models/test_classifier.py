@@ -14,7 +14,6 @@ from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear, merge_topk,
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_columns, csr_rows
-from tests.conftest import INTERPRETING
 
 
 def some_targets(B, L, p=0.2, seed=0):
@@ -93,7 +92,6 @@ def test_target_split_and_topk_merge():
     assert merge_topk([left, (right[0], right[1] + 3)], 3)[1].tolist() == [[1, 2, 4]]
 
 
-@pytest.mark.skipif(INTERPRETING, reason="sparse input has CPU kernels only")
 def test_two_heads_average_their_probabilities():
     torch.manual_seed(0)
     x = (torch.rand(70, 20) * (torch.rand(70, 20) < 0.3)).to_sparse_csr()
