@@ -26,12 +26,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DataError(path, None, "no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(path, None, f"truncated or corrupt gzip data ({error})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(path, None, f"not UTF-8 text: {error}") from None
 
 
 def numbered_lines(path: str | os.PathLike[str], *, progress: bool = False) -> Iterator[tuple[int, str]]:
     """Yields ``(line number from 1, line without its end)`` of a text file, gzip-compressed or not.
+
+    Lines end with ``\\n`` or ``\\r\\n``. A byte order mark at the beginning is left out.
 
     Raises:
         DataError: the file is missing, is not UTF-8 or its compressed data are cut off.
@@ -40,11 +40,15 @@ def numbered_lines(path: str | os.PathLike[str], *, progress: bool = False) -> I
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
         opener = gzip.open if compressed else open
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rb") as lines:
             numbered = enumerate(lines, start=1)
             if progress:
                 from tqdm import tqdm
 
                 numbered = tqdm(numbered, desc=os.path.basename(path), unit=" lines", disable=None, leave=False)
             for number, line in numbered:
-                yield number, line.rstrip("\r\n")
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(path, number, f"not UTF-8 text: {error}") from None
+                yield number, text.rstrip("\r\n")

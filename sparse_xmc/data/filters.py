@@ -14,27 +14,32 @@ from sparse_xmc.data.labels import LabelVocabulary
 def read_filter(path: str | os.PathLike[str], num_rows: int, vocabulary: LabelVocabulary) -> sp.csr_matrix:
     """Pairs to exclude as a binary CSR matrix ``[N, L]``: one ``row label`` a line, rows from 0, labels as in the data.
 
-    Pairs whose label the vocabulary lacks are never predicted and are left out.
+    A label may contain spaces. Pairs whose label the vocabulary lacks are never predicted and are left out, with a
+    warning where those are all.
 
     Raises:
         DataError: a line is no pair, or its row lies outside ``[0, num_rows)``.
     """
     rows, columns = [], []
+    unknown: list[str] = []
     for number, line in numbered_lines(path):
-        fields = line.split()
-        if not fields:
+        if not line.strip():
             continue
-        if len(fields) != 2 or not fields[0].isdigit():
-            raise DataError(path, number, f"expected 'row label', got {line!r:.80}")
-        row = int(fields[0])
-        if row >= num_rows:
+        try:
+            name, label = line.strip().split(None, 1)
+            row = int(name)
+        except ValueError:
+            raise DataError(path, number, f"expected 'row label', got {line!r:.80}") from None
+        if not 0 <= row < num_rows:
             raise DataError(path, number, f"row {row} lies outside [0, {num_rows})")
-        column = vocabulary.index(fields[1])
-        if column is None and fields[1].isdigit():
-            column = vocabulary.index(int(fields[1]))
-        if column is not None:
+        column = vocabulary.index(label)
+        if column is None:
+            unknown.append(label)
+        else:
             rows.append(row)
             columns.append(column)
+    if not columns:
+        vocabulary.warn_unless_known(os.fspath(path), unknown)
     matrix = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(num_rows, len(vocabulary)))
     matrix.sum_duplicates()
     matrix.data[:] = 1

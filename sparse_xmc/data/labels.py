@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,12 @@ import numpy as np
 import scipy.sparse as sp
 
 Label = Any  # what the file holds: str or int
+_INTEGER = re.compile("0|[1-9][0-9]{0,99}")
+
+
+def as_label(text: str) -> Label:
+    """A label of a file without types: an integer where that is written back as the same text (``007`` is not)."""
+    return int(text) if _INTEGER.fullmatch(text) else text
 
 
 @dataclass
@@ -34,9 +42,11 @@ class LabelRows:
         Raises:
             TypeError: a label is neither a string nor an integer.
         """
-        for label in dict.fromkeys(labels):
+        labels = list(labels)
+        for label in labels:
             if isinstance(label, bool) or not isinstance(label, (str, int)):
-                raise TypeError(f"a label must be a string or an integer, got {label!r}")
+                raise TypeError(f"a label must be a string or an integer, got {label!r:.80}")
+        for label in dict.fromkeys(labels):
             known = self._known.get(label)
             if known is None:
                 known = self._known[label] = len(self.names)
@@ -46,9 +56,10 @@ class LabelRows:
 
     @classmethod
     def from_csr(cls, matrix: sp.csr_matrix) -> LabelRows:
-        """Rows of a CSR matrix ``[N, L]``; labels are named by their column."""
-        matrix = matrix.tocsr()
+        """Rows of a CSR matrix ``[N, L]``; labels are named by their column. A stored zero is no label."""
+        matrix = matrix.tocsr(copy=True)
         matrix.sum_duplicates()
+        matrix.eliminate_zeros()
         columns, ids = np.unique(matrix.indices, return_inverse=True)
         rows = cls(names=columns.tolist())
         rows.ids = array("q", ids.astype(np.int64).tobytes())
@@ -67,8 +78,11 @@ class LabelRows:
 class LabelVocabulary:
     """The labels of a model in the model's order. Whatever order that is, users see their own labels only.
 
+    ``1`` and ``"1"`` are different labels where both are known; where one is, the other means it, as files of one data
+    set may differ in that.
+
     Args:
-        names: the labels, distinct, each a string or an integer. ``1`` and ``"1"`` are different labels.
+        names: the labels, distinct, each a string or an integer.
     """
 
     def __init__(self, names: Sequence[Label]) -> None:
@@ -98,11 +112,28 @@ class LabelVocabulary:
 
     def index(self, name: Label) -> int | None:
         """Position of a label, None where the model does not know it."""
-        return self._index.get(name)
+        found = self._index.get(name)
+        if found is None:
+            found = self._index.get(as_label(name) if isinstance(name, str) else str(name))
+        return found
+
+    def warn_unless_known(self, source: str, names: Sequence[Label]) -> None:
+        """Warns where the model knows none of the labels ``names``."""
+        if names and all(self.index(name) is None for name in names):
+            theirs, own = (", ".join(repr(name)[:80] for name in some[:3]) for some in (names, self.names))
+            warnings.warn(
+                f"{source}: none of its {len(names)} labels ({theirs}, ...) is among the model's {len(self)} ({own}, ...)",
+                stacklevel=3,
+            )
 
     def encode(self, rows: LabelRows) -> sp.csr_matrix:
-        """Targets ``[N, L]`` as a binary float32 CSR matrix; labels that the vocabulary lacks are left out."""
-        mapping = np.array([self._index.get(name, -1) for name in rows.names], dtype=np.int64)
+        """Targets ``[N, L]`` as a binary float32 CSR matrix; labels that the vocabulary lacks are left out.
+
+        Warns where it lacks all of them.
+        """
+        found = [self.index(name) for name in rows.names]
+        mapping = np.array([-1 if column is None else column for column in found], dtype=np.int64)
+        self.warn_unless_known("the split", rows.names)
         ids = np.frombuffer(rows.ids, dtype=np.int64)
         columns = mapping[ids] if len(ids) else ids
         known = columns >= 0
@@ -112,5 +143,6 @@ class LabelVocabulary:
         matrix = sp.csr_matrix(
             (np.ones(len(columns), dtype=np.float32), columns, offsets), shape=(len(rows), len(self))
         )
-        matrix.sort_indices()
+        matrix.sum_duplicates()
+        matrix.data[:] = 1
         return matrix

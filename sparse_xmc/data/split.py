@@ -32,6 +32,7 @@ class Features:
 
     matrix: sp.csr_matrix | np.ndarray
     labels: LabelRows = field(default_factory=LabelRows)
+    path: str = "the features"
 
 
 def _without_gz(path: str) -> str:
@@ -56,6 +57,7 @@ def open_split(
     text_fields: Sequence[str] | None = None,
     label_field: str | None = None,
     need_labels: bool = True,
+    texts: bool = False,
     progress: bool = False,
 ) -> TextSource | Features:
     """Opens a data file by its name (``.gz`` may follow).
@@ -67,6 +69,9 @@ def open_split(
     ``.npz`` / ``.npy``        sparse / dense features; ``labels`` is a CSR ``.npz`` or a file of ids
     ========================== =========================================================================
 
+    With ``texts``, and where there is a file of labels, a ``.txt`` holds texts even if its first line looks like a
+    header.
+
     Raises:
         DataError: the file is missing, of no known format or malformed.
     """
@@ -77,10 +82,10 @@ def open_split(
             name, text_fields=text_fields, label_field=label_field, need_labels=need_labels, progress=progress
         )
     if ending == ".txt":
-        first = next(numbered_lines(name), None)
-        if labels is None and first is not None and parse_header(first[1]) is not None:
-            return Features(*read_xmc_text(name, progress=progress))
         beside = os.fspath(labels) if labels is not None else _labels_beside(name)
+        first = next(numbered_lines(name), None)
+        if beside is None and not texts and first is not None and parse_header(first[1]) is not None:
+            return Features(*read_xmc_text(name, progress=progress), name)
         if beside is None and need_labels:
             raise DataError(name, None, "a file of raw texts needs a file of labels (--train-labels, --test-labels)")
         return RawTexts(name, beside if need_labels else None, progress=progress)
@@ -90,12 +95,12 @@ def open_split(
             empty = LabelRows()
             for _ in range(matrix.shape[0]):
                 empty.append([])
-            return Features(matrix, empty)
+            return Features(matrix, empty, name)
         if labels is None:
             raise DataError(name, None, "a file of features needs a file of labels (--train-labels, --test-labels)")
         names = os.fspath(labels)
         rows = LabelRows.from_csr(load_csr(names)) if names.endswith(".npz") else read_label_lines(names)
         if len(rows) != matrix.shape[0]:
             raise DataError(names, None, f"has {len(rows)} rows, the features {name} have {matrix.shape[0]}")
-        return Features(matrix, rows)
+        return Features(matrix, rows, name)
     raise DataError(name, None, f"unknown format {ending!r}: expected .jsonl, .json, .txt, .npz or .npy, perhaps .gz")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparse_xmc.data.errors import DataError, numbered_lines
-from sparse_xmc.data.labels import LabelRows
+from sparse_xmc.data.labels import LabelRows, as_label
 
 _TEXT_DEFAULTS = (("text",), ("title", "content"), ("title",))
 _LABEL_DEFAULTS = ("labels", "target_ind")
@@ -29,7 +29,7 @@ class JsonLines:
     """Texts of a JSON-lines file (gzip or not); ``labels`` fills up as the texts are read.
 
     Args:
-        path: one JSON object a line; empty lines are skipped.
+        path: one JSON object a line; empty lines may stand at the end only, so that row numbers are line numbers.
         text_fields: fields whose contents are joined; None: ``text``, else ``title`` and ``content`` (what the first
             record has).
         label_field: a list of strings or integers; None: ``labels``, else ``target_ind``.
@@ -63,20 +63,33 @@ class JsonLines:
 
     def __iter__(self) -> Iterator[str]:
         self.labels = LabelRows()
+        empty = None
         for number, line in numbered_lines(self.path, progress=self.progress):
             if not line.strip():
+                empty = empty or number
                 continue
+            if empty is not None:
+                raise DataError(self.path, empty, "an empty line: every line must hold a record")
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(self.path, number, f"not valid JSON: {error.msg} at column {error.colno}") from None
-            if not isinstance(record, dict):
-                raise DataError(self.path, number, f"expected a JSON object, got {type(record).__name__}")
-            if self.text_fields is None or self.label_field is None:
-                self._choose_fields(record, number)
-            yield self._text(record, number)
+                text = self._text(self._record(line, number), number)
+            except RecursionError:
+                raise DataError(self.path, number, "JSON nested too deeply") from None
+            yield text
+
+    def _record(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(self.path, number, f"not valid JSON: {error.msg} at column {error.colno}") from None
+        except ValueError as error:  # an integer of thousands of digits
+            raise DataError(self.path, number, f"JSON that cannot be read: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(self.path, number, f"expected a JSON object, got {type(record).__name__}")
+        return record
 
     def _text(self, record: dict[str, Any], number: int) -> str:
+        if self.text_fields is None or self.label_field is None:
+            self._choose_fields(record, number)
         parts = []
         for name in self.text_fields or ():
             if name not in record:
@@ -85,13 +98,14 @@ class JsonLines:
                 parts.append(_joined(record[name]))
             except TypeError as error:
                 raise DataError(self.path, number, f"field {name!r} {error}") from None
+        if self.need_labels and self.label_field not in record:
+            raise DataError(self.path, number, f"no field {self.label_field!r}, the record has {sorted(record)}")
         row = record.get(self.label_field) if self.label_field is not None else None
-        if row is None:
-            if self.need_labels:
-                raise DataError(self.path, number, f"no field {self.label_field!r}, the record has {sorted(record)}")
+        if row is None and not self.need_labels:
             row = []
         if not isinstance(row, list):
-            raise DataError(self.path, number, f"field {self.label_field!r} must be a list of labels, got {row!r:.80}")
+            shown = json.dumps(row)[:80]
+            raise DataError(self.path, number, f"field {self.label_field!r} must be a list of labels, got {shown}")
         try:
             self.labels.append(row)
         except TypeError as error:
@@ -100,16 +114,14 @@ class JsonLines:
 
 
 def read_label_lines(path: str | os.PathLike[str]) -> LabelRows:
-    """Label ids, separated by spaces or commas, one row a line. Ids that are all integers become integers.
+    """Label ids, separated by spaces or commas, one row a line; each becomes what ``as_label`` makes of it.
 
     Raises:
         DataError: the file cannot be read.
     """
-    rows = [line.replace(",", " ").split() for _, line in numbered_lines(path)]
-    integers = all(name.isdigit() for row in rows for name in row)
     labels = LabelRows()
-    for row in rows:
-        labels.append([int(name) for name in row] if integers else row)
+    for _, line in numbered_lines(path):
+        labels.append(map(as_label, line.replace(",", " ").split()))
     return labels
 
 

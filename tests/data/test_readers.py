@@ -71,9 +71,55 @@ def test_arrays(tmp_path):
 
 def test_filter_file(tmp_path):
     path = tmp_path / "filter.txt"
-    path.write_text("0 7\n1 a\n1 unknown\n\n0 7\n")
-    matrix = read_filter(path, 2, LabelVocabulary([7, "a"]))
-    assert matrix.toarray().tolist() == [[1, 0], [0, 1]]
+    path.write_text("0 7\n1 a\n1 unknown\n\n0 7\n0 two words \n")
+    matrix = read_filter(path, 2, LabelVocabulary([7, "a", "two words"]))
+    assert matrix.toarray().tolist() == [[1, 0, 1], [0, 1, 0]]
+    with pytest.warns(UserWarning, match=r"filter.txt: none of its 5 labels \('7', 'a', 'unknown', \.\.\.\)"):
+        assert read_filter(path, 2, LabelVocabulary([3])).nnz == 0
+
+
+def test_label_ids_keep_their_writing_in_every_file(tmp_path):
+    """What an id becomes depends on the id alone, so that any two files agree."""
+    x = tmp_path / "x.npy"
+    np.save(x, np.zeros((2, 1), np.float32))
+    long = "9" * 5000
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf5 001\n0\n")
+    (tmp_path / "b.txt").write_text(f"5,0\n\u00b2 x-1 007 7 {long}\n", encoding="utf-8")
+    assert rows(open_split(x, labels=tmp_path / "a.txt")) == [[5, "001"], [0]]
+    assert rows(open_split(x, labels=tmp_path / "b.txt")) == [[5, 0], ["\u00b2", "x-1", "007", 7, long]]
+
+
+def test_byte_order_marks_are_left_out(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "x", "labels": []}\n')
+    (tmp_path / "a.txt").write_bytes(mark + b"1 2 3\r\n0 1:1\r\n")
+    (tmp_path / "t.txt").write_bytes(mark + b"first\n")
+    (tmp_path / "f.txt").write_bytes(mark + b"0 7\n")
+    assert list(open_split(tmp_path / "a.jsonl")) == ["x"]
+    assert rows(open_split(tmp_path / "a.txt")) == [[0]]
+    assert list(open_split(tmp_path / "t.txt", need_labels=False)) == ["first"]
+    assert read_filter(tmp_path / "f.txt", 1, LabelVocabulary([7])).nnz == 1
+
+
+def test_texts_may_begin_with_three_integers(tmp_path):
+    path = tmp_path / "t_raw_texts.txt"
+    path.write_text("10 20 30\nwords\n")
+    assert list(open_split(path, need_labels=False, texts=True)) == ["10 20 30", "words"]
+    (tmp_path / "t_labels.txt").write_text("1\n2\n")
+    assert list(open_split(path)) == ["10 20 30", "words"]
+
+
+def test_empty_lines_end_a_file_of_records_only(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n\n \n')
+    assert list(open_split(path, need_labels=False)) == ["x"]
+
+
+def test_stored_zeros_are_no_labels():
+    matrix = sp.csr_matrix((np.array([1.0, 0.0, 1.0]), np.array([2, 1, 0]), np.array([0, 2, 3])), shape=(2, 3))
+    labels = LabelRows.from_csr(matrix)
+    assert [labels.row(0), labels.row(1)] == [[2], [0]]
+    assert matrix.nnz == 3
 
 
 def test_vocabulary_order_and_encoding():
@@ -85,15 +131,25 @@ def test_vocabulary_order_and_encoding():
     other = LabelRows()
     other.append(["a", "unseen", "b"])
     other.append(["1"])
-    assert vocabulary.encode(other).toarray().tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert vocabulary.encode(other).toarray().tolist() == [[1, 1, 0], [0, 0, 1]]
     assert other.counts().tolist() == [3, 1]
     turned = vocabulary.reordered(np.array([2, 0, 1]))
     assert turned.names == [1, "b", "a"]
-    assert turned.encode(other).toarray().tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert turned.encode(other).toarray().tolist() == [[0, 1, 1], [1, 0, 0]]
 
 
-# mtime=0: a time of day in the bytes, and so in the test's name, would differ between pytest-xdist's workers.
-TRUNCATED_GZIP = gzip.compress(b'{"text": "x", "labels": []}\n' * 99, mtime=0)[:-9]
+def test_integers_and_their_texts():
+    """Where a model knows one of 1 and "1", both mean it; where it knows both, they are different labels."""
+    labels = LabelRows()
+    labels.append([1, "1", "01"])
+    assert LabelVocabulary([1, "x"]).encode(labels).toarray().tolist() == [[1, 0]]
+    assert LabelVocabulary(["1", "01"]).encode(labels).toarray().tolist() == [[1, 1]]
+    assert LabelVocabulary([1, "1"]).encode(labels).toarray().tolist() == [[1, 1]]
+    with pytest.warns(UserWarning, match=r"none of its 3 labels \(1, '1', '01', .* the model's 2 \(2, 'x', "):
+        assert LabelVocabulary([2, "x"]).encode(labels).nnz == 0
+
+
+TRUNCATED_GZIP = gzip.compress(b'{"text": "x", "labels": []}\n' * 99)[:-9]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +163,20 @@ TRUNCATED_GZIP = gzip.compress(b'{"text": "x", "labels": []}\n' * 99, mtime=0)[:
         ("a.jsonl", b'{"text": 3, "labels": []}\n', r"a.jsonl:1: field 'text' must hold text"),
         ("a.jsonl", b'{"text": "", "labels": "x"}\n', r"a.jsonl:1: field 'labels' must be a list"),
         ("a.jsonl", b'{"text": "", "labels": [1.5]}\n', r"a.jsonl:1: field 'labels'.*got 1.5"),
-        ("a.jsonl", b"\xff\xfe\n", r"a.jsonl: not UTF-8"),
+        ("a.jsonl", b'{"text": "", "labels": [[1]]}\n', r"a.jsonl:1: field 'labels'.*got \[1\]"),
+        ("a.jsonl", b'{"text": "", "labels": null}\n', r"a.jsonl:1: field 'labels' must be a list of labels, got null"),
+        ("a.jsonl", b'{"text": "x", "labels": []}\n\n{"text": "x", "labels": []}\n', r"a.jsonl:2: an empty line"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", r"a.jsonl:1: JSON nested too deeply"),
+        ("a.jsonl", b'{"text": "", "labels": [' + b"9" * 5000 + b"]}\n", r"a.jsonl:1: .*4300 digits"),
+        ("a.jsonl", b'{"text": "x", "labels": []}\n{"text": "caf\xe9"}\n', r"a.jsonl:2: not UTF-8.*0xe9"),
+        ("a.jsonl", b"\xff\xfe\n", r"a.jsonl:1: not UTF-8"),
         ("a.txt", b"2 3 4\n1 0:1\n9 0:1\n", r"a.txt:3: label 9 lies outside \[0, 4\)"),
         ("a.txt", b"1 3 4\n1 5:1\n", r"a.txt:2: feature 5 lies outside \[0, 3\)"),
         ("a.txt", b"1 3 4\n1 0:1 0:2\n", r"a.txt:2: feature 0 stands twice"),
         ("a.txt", b"1 3 4\n1 0:nan\n", r"a.txt:2: feature 0 has the value nan"),
+        ("a.txt", b"1 3 4\n1 2:-1e39\n", r"a.txt:2: feature 2 has the value -1e39, not finite in float32"),
+        ("a.txt", b"1 3 \xc2\xb2\n1 0:1\n", r"a.txt: a file of raw texts needs a file of labels"),
+        ("a.txt", b"1 3 4\n" + b"9" * 5000 + b" 0:1\n", r"a.txt:2: labels must be integers.*'9{70}"),
         ("a.txt", b"1 3 4\n1 0\n", r"a.txt:2: expected 'feature:value', got '0'"),
         ("a.txt", b"1 3 4\nx 0:1\n", r"a.txt:2: labels must be integers"),
         ("a.txt", b"3 3 4\n1 0:1\n", r"a.txt: holds 1 rows, its header says 3"),
@@ -119,6 +184,7 @@ TRUNCATED_GZIP = gzip.compress(b'{"text": "x", "labels": []}\n' * 99, mtime=0)[:
         ("a.jsonl.gz", TRUNCATED_GZIP, r"truncated or corrupt gzip"),
         ("a.csv", b"", r"a.csv: unknown format '.csv'"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,  # a test's name is the same in every process, and short
 )
 def test_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -137,8 +203,26 @@ def test_broken_arrays(tmp_path):
         open_split(tmp_path / "x.npy", labels=tmp_path / "y.txt")
     with pytest.raises(DataError, match="no such file"):
         list(open_split(tmp_path / "none.jsonl"))
-    (tmp_path / "f.txt").write_text("5 1\n")
-    with pytest.raises(DataError, match=r"f.txt:1: row 5 lies outside \[0, 2\)"):
+    for ending, save in ((".npy", np.save), (".npz", lambda path, x: sp.save_npz(path, sp.csr_matrix(x)))):
+        for value in (np.nan, 1e39):
+            x = np.zeros((5000, 2))
+            x[4500, 1] = value
+            save(tmp_path / f"bad{ending}", x)
+            with pytest.raises(DataError, match=rf"bad{ending}: row 4500 \(from 0\) holds a value that is not finite"):
+                open_split(tmp_path / f"bad{ending}", labels=tmp_path / "y.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("5 1\n", r"f.txt:1: row 5 lies outside \[0, 2\)"),
+        ("0 1\n\u00b2 1\n", r"f.txt:2: expected 'row label'"),
+        ("1\n", r"f.txt:1: expected 'row label'"),
+    ],
+)
+def test_broken_filters(tmp_path, content, message):
+    (tmp_path / "f.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
         read_filter(tmp_path / "f.txt", 2, LabelVocabulary([1]))
 
 
