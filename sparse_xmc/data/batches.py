@@ -46,16 +46,17 @@ class SparseInputs:
 
 
 class DenseInputs:
-    """Dense features ``[N, D]``, possibly memory-mapped; a batch is a float32 tensor ``[B, D]``."""
+    """Features ``[N, D]``, dense (possibly memory-mapped) or sparse; a batch is a dense float32 tensor ``[B, D]``."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray | sp.csr_matrix) -> None:
         self.array = array
 
     def __len__(self) -> int:
-        return len(self.array)
+        return self.array.shape[0]
 
     def batch(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(self.array[rows], dtype=np.float32))
+        chosen = self.array[rows]
+        return torch.from_numpy(np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, dtype=np.float32))
 
 
 class TokenInputs:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from sparse_xmc.data.errors import DataError
 
 
 class TfidfFeatures:
@@ -32,10 +35,13 @@ class TfidfFeatures:
 
         Raises:
             ValueError: no term occurs in ``min_df`` texts.
+            DataError: of the texts themselves, as it is.
         """
         self._vectorizer = self._make(max_features=self.options["max_features"], min_df=self.options["min_df"])
         try:
             return _canonical(self._vectorizer.fit_transform(texts))
+        except DataError:
+            raise
         except ValueError as error:
             raise ValueError(f"the training texts give no tf-idf terms: {error}") from None
 
@@ -43,7 +49,11 @@ class TfidfFeatures:
         """Features ``[N, D]`` of other texts. An empty text, or one of unknown words only, is an empty row."""
         if self._vectorizer is None:
             raise ValueError("transform needs fitted features: call fit_transform or from_state first")
-        return _canonical(self._vectorizer.transform(texts))
+        texts = iter(texts)
+        first = next(texts, None)
+        if first is None:
+            return sp.csr_matrix((0, len(self._vectorizer.idf_)), dtype=np.float32)
+        return _canonical(self._vectorizer.transform(chain([first], texts)))
 
     def state(self) -> tuple[list[str], np.ndarray]:
         """Terms by column and their inverse document frequencies ``[D]``."""

@@ -29,6 +29,10 @@ from sparse_xmc.data.tokens import cache_key, file_identity
 class Preparation(Protocol):
     """Turns a split into inputs and labels."""
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the model takes texts: what ``open_split`` is told as ``texts``. Known after ``fit``."""
+
     def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]: ...
 
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]: ...
@@ -48,6 +52,10 @@ class Terms:
         self.tfidf = TfidfFeatures(**options)
         self.idf: np.ndarray | None = None  # of precomputed features
 
+    @property
+    def reads_texts(self) -> bool:
+        return self.idf is None
+
     def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
             counts = np.bincount(_sparse(split).indices, minlength=split.matrix.shape[1])
@@ -55,15 +63,18 @@ class Terms:
             return self.transform(split)
         try:
             return SparseInputs(self.tfidf.fit_transform(iter(split))), split.labels
+        except DataError:
+            raise
         except ValueError as error:
-            if isinstance(error, DataError):
-                raise
             raise DataError(_source(split), None, str(error)) from None
 
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
-            if self.idf is None or split.matrix.shape[1] != len(self.idf):
-                raise DataError(_source(split), None, f"{split.matrix.shape[1]} features do not fit the model")
+            if self.idf is None:
+                raise DataError(_source(split), None, "holds features, the model was trained on texts")
+            if split.matrix.shape[1] != len(self.idf):
+                found = split.matrix.shape[1]
+                raise DataError(_source(split), None, f"holds {found} features, the model reads {len(self.idf)}")
             matrix = _sparse(split) @ sp.diags(self.idf)
             norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
             matrix = (sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix).tocsr().astype(np.float32)
@@ -89,6 +100,8 @@ def _sparse(split: Features) -> sp.csr_matrix:
 class Precomputed:
     """Dense features ``[N, D]`` as they are (sparse ones are made dense batch by batch)."""
 
+    reads_texts = False
+
     def __init__(self, num_features: int | None = None) -> None:
         self.num_features = num_features
 
@@ -101,8 +114,7 @@ class Precomputed:
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if not isinstance(split, Features) or split.matrix.shape[1] != self.num_features:
             raise DataError(_source(split), None, f"does not hold the {self.num_features} features of the model")
-        matrix = split.matrix
-        return DenseInputs(matrix if isinstance(matrix, np.ndarray) else matrix.toarray()), split.labels
+        return DenseInputs(split.matrix), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"kind": "precomputed", "num_features": self.num_features}, {}
@@ -110,6 +122,8 @@ class Precomputed:
 
 class Tokens:
     """Texts to token ids, cached beside the run as memory-mapped files keyed by source file and tokeniser."""
+
+    reads_texts = True
 
     def __init__(self, encoder: Any, folder: str) -> None:
         self.encoder, self.folder = encoder, folder

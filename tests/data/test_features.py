@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sparse_xmc.data import DenseInputs, SparseInputs, TfidfFeatures, TokenCache, TokenInputs
+from sparse_xmc.data import DataError, DenseInputs, SparseInputs, TfidfFeatures, TokenCache, TokenInputs, open_split
 
 TEXTS = ["the cat sat on the mat", "the dog sat", "", "a cat and a dog and a bird"]
 
@@ -27,6 +27,19 @@ def test_tfidf_of_nothing_says_so():
         TfidfFeatures(min_df=5).fit_transform(TEXTS)
     with pytest.raises(ValueError, match="needs fitted features"):
         TfidfFeatures().transform(TEXTS)
+
+
+def test_tfidf_of_no_texts_has_no_rows():
+    features = TfidfFeatures(min_df=1)
+    width = features.fit_transform(TEXTS).shape[1]
+    nothing = features.transform(iter([]))
+    assert (nothing.shape, nothing.dtype, nothing.format) == ((0, width), np.float32, "csr")
+
+
+def test_tfidf_passes_errors_of_the_texts_on(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "labels": []}\n{"text"\n')
+    with pytest.raises(DataError, match=r"^[^:]*a.jsonl:2: not valid JSON"):
+        TfidfFeatures(min_df=1).fit_transform(open_split(tmp_path / "a.jsonl"))
 
 
 def tokenize(texts):
@@ -68,6 +81,9 @@ def test_batches_of_features():
     sparse = SparseInputs(matrix).batch(rows)
     assert sparse.layout == torch.sparse_csr
     np.testing.assert_allclose(sparse.to_dense(), matrix[rows].toarray(), rtol=1e-6)
-    dense = DenseInputs(matrix.toarray()).batch(rows)
-    assert dense.dtype == torch.float32
-    np.testing.assert_allclose(dense, matrix[rows].toarray(), rtol=1e-6)
+    for features in (matrix, matrix.toarray()):
+        inputs = DenseInputs(features)
+        assert len(inputs) == 5
+        dense = inputs.batch(rows)
+        assert dense.dtype == torch.float32
+        np.testing.assert_allclose(dense, matrix[rows].toarray(), rtol=1e-6)
