@@ -34,17 +34,27 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class TokenCache:
-    """Token ids of ``N`` texts: a flat array of ids and ``N + 1`` offsets, both memory-mapped."""
+    """Token ids of ``N`` texts: a memory-mapped flat array of ids and ``N + 1`` offsets.
+
+    Raises:
+        ValueError: the folder holds no cache, or a truncated or damaged one.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = os.fspath(folder)
-        with open(os.path.join(self.folder, "tokens.json")) as file:
-            dtype = np.dtype(json.load(file)["dtype"])
-        self.offsets = np.load(os.path.join(self.folder, "offsets.npy"))
-        path = os.path.join(self.folder, "ids.bin")
-        total = int(self.offsets[-1])
-        if os.path.getsize(path) != total * dtype.itemsize:
-            raise ValueError(f"{path} holds {os.path.getsize(path)} bytes, expected {total * dtype.itemsize}")
+        try:
+            with open(os.path.join(self.folder, "tokens.json"), encoding="utf-8") as file:
+                document = json.load(file)
+            dtype, rows = np.dtype(document["dtype"]), document["rows"]
+            self.offsets = np.load(os.path.join(self.folder, "offsets.npy"))
+            if self.offsets.shape != (rows + 1,) or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+                raise ValueError(f"offsets.npy does not hold the offsets of {rows} rows")
+            path = os.path.join(self.folder, "ids.bin")
+            size, total = os.path.getsize(path), int(self.offsets[-1])
+            if size != total * dtype.itemsize:
+                raise ValueError(f"ids.bin holds {size} bytes, expected {total * dtype.itemsize}")
+        except Exception as error:  # a damaged header of an array raises errors of many kinds
+            raise ValueError(f"{self.folder} holds no complete token cache: {error}") from error
         self.ids = np.memmap(path, dtype=dtype, mode="r") if total else np.empty(0, dtype)
 
     def __len__(self) -> int:

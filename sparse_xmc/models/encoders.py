@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +37,7 @@ class BagOfWordsEncoder(nn.Module):
     bias.
 
     The gradient of the table is sparse and holds only the words of the batch, so that a row-sparse optimizer
-    (``sparse_xmc.training.RowSparseAdagrad``) does not touch the rest.
+    (``sparse_xmc.training.row_sparse.RowSparseAdagrad``) does not touch the rest.
 
     Args:
         in_features: ``V``, number of terms.
@@ -77,6 +80,12 @@ class TransformerEncoder(nn.Module):
         gradient_checkpointing: recompute activations in the backward pass.
         max_length: tokens kept of a text.
         config_only: build the architecture without loading weights (a checkpoint follows).
+
+    Attributes:
+        files: tokeniser and configuration as files, contents by name: a folder of them is a ``name`` for ``config_only``.
+
+    Raises:
+        ValueError: there is no such folder or model, it cannot be loaded, or it has no positions for ``max_length``.
     """
 
     def __init__(
@@ -95,15 +104,32 @@ class TransformerEncoder(nn.Module):
         check_positive_int("max_length", max_length)
         transformers = _import_transformers()
         self.name, self.pooling, self.max_length = os.fspath(name), pooling, max_length
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
-        if config_only:
-            self.model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(self.name))
-        else:
-            self.model = transformers.AutoModel.from_pretrained(self.name)
+        _check_name(self.name)
+        try:
+            config = transformers.AutoConfig.from_pretrained(self.name)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
+            if config_only:
+                self.model = transformers.AutoModel.from_config(config)
+            else:
+                self.model = transformers.AutoModel.from_pretrained(self.name, config=config)
+        except Exception as error:  # of whatever kind the files or the hub bring about
+            kind = "folder" if os.path.isdir(self.name) else "no folder here, and as a hub id it"
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"transformer {self.name!r}: {kind} cannot be loaded: {reason}") from error
+        positions = _positions(self.model)
+        if positions is not None and max_length > positions:
+            raise ValueError(f"max_length={max_length}, but transformer {self.name!r} reads at most {positions} tokens")
+        self.files = self._as_files()
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.out_features = int(self.model.config.hidden_size)
         self.dropout = nn.Dropout(dropout)
+
+    def _as_files(self) -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            self.model.config.save_pretrained(folder)
+            return {entry.name: Path(entry).read_bytes() for entry in os.scandir(folder) if entry.is_file()}
 
     @property
     def vocabulary_size(self) -> int:
@@ -128,6 +154,23 @@ class TransformerEncoder(nn.Module):
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
         return self.dropout(pooled)
+
+
+def _check_name(name: str) -> None:
+    """Refuses what is neither a folder of a model nor the name of one on the hub."""
+    if os.path.isdir(name):
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise ValueError(f"transformer {name!r}: the folder holds no config.json")
+    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise ValueError(f"transformer {name!r}: no such folder")
+
+
+def _positions(model: Any) -> int | None:
+    """The longest input in tokens, None where the architecture sets no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # RoBERTa counts positions from the one after it
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 def _import_transformers() -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.training.build import build_encoder, build_model
 from sparse_xmc.training.checkpoint import CheckpointError, read_folder, write_folder
 from sparse_xmc.training.config import TrainingConfig
-from sparse_xmc.training.prepare import Preparation, batches, restore_preparation
+from sparse_xmc.training.prepare import FILES, Preparation, batches, restore_preparation
 from sparse_xmc.training.tensor_file import ALONE, Shards
 from sparse_xmc.training.trainer import to_device
 
@@ -99,7 +101,7 @@ class Bundle:
         spec = documents["spec"]
         config = TrainingConfig(**spec["config"])
         vocabulary = LabelVocabulary(documents["labels"])
-        encoder = build_encoder(config, spec["num_features"], load_weights=False)
+        encoder = _restore_encoder(config, spec["num_features"], tensors["preparation"])
         clusters = tensors["model"]["auxiliary.clusters"] if spec["auxiliary"] else None
         model = build_model(config, encoder, len(vocabulary), clusters)
         model.load_state_dict(tensors["model"])
@@ -118,6 +120,20 @@ class Bundle:
             spec["num_train"],
             spec["num_features"],
         )
+
+
+def _restore_encoder(config: TrainingConfig, num_features: int, tensors: dict[str, Tensor]) -> Any:
+    """The encoder without its weights, a transformer from the files that were saved with the model."""
+    files = {name.removeprefix(FILES): t.numpy().tobytes() for name, t in tensors.items() if name.startswith(FILES)}
+    if not files:
+        return build_encoder(config, num_features, load_weights=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        here = dataclasses.replace(config, transformer=folder)
+        encoder: Any = build_encoder(here, num_features, load_weights=False)
+    encoder.name, encoder.files = config.transformer, files
+    return encoder
 
 
 def choose_device(name: str) -> torch.device:

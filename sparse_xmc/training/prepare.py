@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from sparse_xmc.data import (
     TokenInputs,
 )
 from sparse_xmc.data.tokens import cache_key, file_identity
+
+FILES = "files/"  # names of the tensors that hold a transformer's files begin so
 
 
 class Preparation(Protocol):
@@ -136,19 +139,28 @@ class Tokens:
             raise DataError(_source(split), None, "holds features: encoder 'transformer' needs texts")
         identity = file_identity(_source(split)) if os.path.exists(_source(split)) else []
         fields = getattr(split, "text_fields", None)
-        key = cache_key(file=identity, name=self.encoder.name, length=self.encoder.max_length, fields=fields)
+        tokenizer = {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in self.encoder.files.items()
+            if name != "config.json"
+        }
+        key = cache_key(file=identity, tokenizer=tokenizer, length=self.encoder.max_length, fields=fields)
         folder = os.path.join(self.folder, key)
-        if os.path.isdir(folder):
+        try:
             cache = TokenCache(folder)
-            for _ in split:  # only the labels are needed
-                pass
-        else:
+        except ValueError:  # none yet, or a damaged one
             os.makedirs(self.folder, exist_ok=True)
             cache = TokenCache.build(folder, iter(split), self.encoder.tokenize, self.encoder.vocabulary_size)
+        else:
+            for _ in split:  # only the labels are needed
+                pass
         return TokenInputs(cache, self.encoder.pad_id), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"kind": "tokens"}, {}
+        """The encoder's files as bytes, as a run must not need the folder that its transformer came from."""
+        files = self.encoder.files.items()
+        tensors = {FILES + name: torch.from_numpy(np.frombuffer(content, np.uint8).copy()) for name, content in files}
+        return {"kind": "tokens"}, tensors
 
 
 def restore_preparation(

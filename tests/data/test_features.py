@@ -71,7 +71,7 @@ def test_truncated_cache_is_refused(tmp_path):
     TokenCache.build(tmp_path / "c", TEXTS, tokenize, 10)
     ids = tmp_path / "c" / "ids.bin"
     ids.write_bytes(ids.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="ids.bin holds"):
+    with pytest.raises(ValueError, match="holds no complete token cache: ids.bin holds"):
         TokenCache(tmp_path / "c")
 
 

@@ -2,11 +2,13 @@
 
 import importlib.util
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from sparse_xmc.models.encoders import TransformerEncoder
+from sparse_xmc.models.encoders import TransformerEncoder, _positions
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,11 +60,76 @@ def test_texts_are_cut(tiny):
         TransformerEncoder(tiny, pooling="max")
 
 
+def test_wrong_folders_and_lengths_are_one_clear_message(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"max_length=1000, but transformer '.*' reads at most 512 tokens"):
+        TransformerEncoder(tiny, max_length=1000)
+    with pytest.raises(ValueError, match=r"transformer '.*none': no such folder"):
+        TransformerEncoder(tmp_path / "none")
+    with pytest.raises(ValueError, match="the folder holds no config.json"):
+        TransformerEncoder(tmp_path)
+    shutil.copy(tiny / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"^transformer '.*': folder cannot be loaded: .+$"):
+        TransformerEncoder(tmp_path)
+    shutil.copytree(tiny, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"^transformer '.*damaged': folder cannot be loaded: .+$"):
+        TransformerEncoder(tmp_path / "damaged")
+
+
+def test_positions_that_padding_takes():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.RobertaConfig(vocab_size=6, max_position_embeddings=12, pad_token_id=1, **shape)
+    model = transformers.RobertaModel(config)
+    assert _positions(model) == 10
+    model(input_ids=torch.full((1, 10), 3))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 11), 3))
+
+
+def test_a_copy_from_the_files_is_the_same(tiny, tmp_path):
+    """Also after the tokeniser was used: that changes what it would save."""
+    encoder = TransformerEncoder(tiny, max_length=3)
+    encoder.tokenize(["good cat dog bad"])
+    for name, content in encoder.files.items():
+        (tmp_path / name).write_bytes(content)
+    copy = TransformerEncoder(tmp_path, max_length=4, config_only=True)
+    assert copy.files == encoder.files
+    assert copy.tokenize(["good cat dog bad cat"]) == [[2, 4, 5, 3]]
+
+
+def test_damaged_token_caches_are_rebuilt(tiny, tmp_path):
+    from sparse_xmc.data import open_split
+    from sparse_xmc.training.prepare import Tokens
+
+    (tmp_path / "a.jsonl").write_text('{"text": "good cat", "labels": []}\n{"text": "dog", "labels": []}\n')
+    tokens = Tokens(TransformerEncoder(tiny), str(tmp_path / "tokens"))
+
+    def read():
+        inputs, labels = tokens.transform(open_split(tmp_path / "a.jsonl"))
+        assert len(labels) == 2
+        return inputs.batch(np.arange(2))["input_ids"].tolist()
+
+    assert read() == [[2, 4], [5, 0]]
+    (folder,) = (tmp_path / "tokens").iterdir()
+    for name in ("ids.bin", "offsets.npy", "tokens.json"):
+        content = (folder / name).read_bytes()
+        for damaged in (b"", content[: len(content) // 2], content[:-1]):
+            (folder / name).write_bytes(damaged)
+            assert read() == [[2, 4], [5, 0]]
+            assert (folder / name).read_bytes() == content
+        (folder / name).unlink()
+        assert read() == [[2, 4], [5, 0]]
+    assert list((tmp_path / "tokens").iterdir()) == [folder]
+
+
 def test_command_line_with_a_transformer(tiny, tmp_path):
+    """The run predicts without the folder that its transformer came from."""
     import json
 
     from sparse_xmc.cli import main
 
+    tiny = shutil.copytree(tiny, tmp_path / "bert")
     with (tmp_path / "d.jsonl").open("w") as file:
         for i in range(40):
             word, label = (("cat", "feline"), ("dog", "canine"))[i % 2]
@@ -72,7 +139,11 @@ def test_command_line_with_a_transformer(tiny, tmp_path):
     arguments += ["--fan-in", "4", "--intermediate", "16", "--epochs", "12", "--batch-size", "8", "--no-progress"]
     assert main([*arguments, "--encoder-lr", "5e-3", "--threads", "1", "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["P@1"] == 100
+    tiny.rename(tmp_path / "elsewhere")
+    caches = set((tmp_path / "run" / "tokens").iterdir())
     assert main(["evaluate", str(tmp_path / "run"), "--test", data, "--no-progress"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["P@1"] == 100
+    assert set((tmp_path / "run" / "tokens").iterdir()) == caches
 
 
 @pytest.mark.slow
