@@ -13,9 +13,8 @@ def balanced_clusters(vectors: np.ndarray | sp.csr_matrix, group_size: int, *, s
     """An order of the rows in which every run of ``group_size`` rows is a cluster; the last run may be short.
 
     Recursive bisection: a node's rows are split by their projection on the difference of two means (spherical 2-means
-    with
-    sizes balanced to a multiple of ``group_size``), until a node fits into one group. Near-linear: ``O(nnz log(L /
-    G))``.
+    with sizes balanced to a multiple of ``group_size``), until a node fits into one group. Near-linear:
+    ``O(nnz log(L / G))``.
 
     Args:
         vectors: one row per label ``[L, D]``: dense or sparse, of any length (rows are normalised).

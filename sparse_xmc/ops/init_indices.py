@@ -21,14 +21,14 @@ def init_indices(
     """Draws ``fan_in`` distinct features out of ``in_features`` for each of ``num_rows`` rows.
 
     Every subset has the same chance; the order within a row means nothing. The result depends on the seed and the sizes
-    only, and is the same on every device. Rows are
-    drawn one by one: with ``first_row`` they are the rows ``first_row`` to ``first_row + num_rows`` of a larger draw.
+    only, and is the same on every device. Rows are drawn one by one: with ``first_row`` they are the rows ``first_row``
+    to ``first_row + num_rows`` of a larger draw.
 
     Returns:
         ``[num_rows, fan_in]``: uint16 where ``in_features <= 65,536``, else int32.
 
     Raises:
-        ValueError: ``fan_in > in_features`` a size below 1, or a negative ``first_row``.
+        ValueError: ``fan_in > in_features``, a size below 1, or a negative ``first_row``.
     """
     for name, value in (("num_rows", num_rows), ("in_features", in_features), ("fan_in", fan_in)):
         check_positive_int(name, value)

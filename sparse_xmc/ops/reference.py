@@ -1,6 +1,6 @@
 """The ops in eager torch: their definition, in a few lines each and without a ``[B, L, K]`` tensor.
 
-Differentiable by torch's own autograd, on any device. Slow on purpose-built scales: for reading and for tests.
+Differentiable by torch's own autograd, on any device. Slow: for reading and for tests.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="sparse_xmc")
 
 
-# A forked child inherits the executor object but not its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # A forked child inherits the executor object but not its threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def num_threads() -> int:
@@ -37,7 +38,7 @@ def run(kernel: Callable[..., None], tasks: Sequence[tuple], *arguments: object)
     queue = iter(tasks)
 
     def work() -> None:
-        # next() on a tuple iterator is atomic under the GIL and the kernel runs without it.
+        # next() on the iterator of a list or tuple is atomic under the GIL and the kernel runs without it.
         for task in queue:
             kernel(*arguments, *task)
 
