@@ -1,5 +1,7 @@
 """What only the CPU kernels promise: memory, far offsets, threads and forks."""
 
+import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -77,22 +79,35 @@ def test_offsets_beyond_int32(G):
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_forked_process_computes_on():
-    """DataLoader workers are forks: a kernel must run in one after its parent ran kernels on several threads."""
+def _run_eight_tasks() -> None:
     from sparse_xmc.ops.cpu_kernels import _threads
 
+    done: list[int] = []
+    _threads.run(done.append, [(i,) for i in range(8)])
+    assert sorted(done) == list(range(8))
+
+
+def test_a_forked_process_computes_on():
+    """DataLoader workers are forks: a kernel must run in one after its parent ran kernels on several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    child = multiprocessing.get_context("fork").Process(target=_run_eight_tasks)
     try:
-        _threads.run(lambda task: None, [(i,) for i in range(8)])
-        child = os.fork()
-        if child == 0:
-            done: list[int] = []
-            _threads.run(done.append, [(i,) for i in range(8)])
-            os._exit(0 if sorted(done) == list(range(8)) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        _run_eight_tasks()
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0, "None: it hangs"
     finally:
         torch.set_num_threads(before)
+        child.kill()
+
+
+def test_threads_import_where_there_is_no_fork(monkeypatch):
+    monkeypatch.delattr(os, "register_at_fork")
+    spec = importlib.util.find_spec("sparse_xmc.ops.cpu_kernels._threads")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.num_threads() == torch.get_num_threads()
 
 
 def test_an_error_in_a_thread_reaches_the_caller():

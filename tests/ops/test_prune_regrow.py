@@ -19,7 +19,10 @@ from tests.conftest import INTERPRETING
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 CHECKS = settings(
-    max_examples=6 if INTERPRETING else 40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6 if INTERPRETING else 40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 KINDS = ("row", "global", "threshold")
 
@@ -91,7 +94,9 @@ def test_rewiring(device, layer, kind, amount, init, how):
     """Everything that is promised of one rewiring."""
     L, D, K, G = (layer[name] for name in "LDKG")
     weight, indices = make(**layer, device=device)
-    momentum, square = torch.randn(L, K, device=device).to(weight.dtype), torch.rand(L, K, device=device) + 1
+    generator = torch.Generator().manual_seed(abs(layer["seed"]) + 1)
+    momentum = torch.randn(L, K, generator=generator).to(weight.dtype).to(device)
+    square = (torch.rand(L, K, generator=generator) + 1).to(device)
     before = [t.clone() for t in (weight, indices, momentum, square)]
     choice = {"threshold": amount} if kind == "threshold" else {"fraction": amount, "scope": kind}
     count = ops.prune_regrow_(

@@ -182,10 +182,16 @@ def _write_entries(folder: str, writer: int) -> None:
 def test_concurrent_writers_lose_nothing(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_entries, args=(str(tmp_path), n)) for n in range(3)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    try:
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(60)
+        assert [writer.exitcode for writer in writers] == [0, 0, 0], "None: it hangs"
+    finally:
+        for writer in writers:
+            if writer.pid is not None:
+                writer.kill()
     entries = json.loads((tmp_path / "Test_GPU.json").read_text())
     assert len(entries) == 60
 
