@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -89,11 +90,13 @@ def _run_eight_tasks() -> None:
 
 def test_a_forked_process_computes_on():
     """DataLoader workers are forks: a kernel must run in one after its parent ran kernels on several threads."""
+    from sparse_xmc.ops.cpu_kernels import _threads
+
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     child = multiprocessing.get_context("fork").Process(target=_run_eight_tasks)
     try:
-        _run_eight_tasks()
+        _threads.run(threading.Barrier(3).wait, [(60,)] * 3)  # now the pool has all its threads
         child.start()
         child.join(60)
         assert child.exitcode == 0, "None: it hangs"
