@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_xmc.training.atomic_folder import existing_folder, flush, replace_folder
 from sparse_xmc.training.tensor_file import ALONE, Shards, load_tensors, save_tensors
 
 _MANIFEST = "manifest.json"
@@ -34,14 +35,6 @@ def _crc(path: str) -> int:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return value
-
-
-def _flush(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flatten_tensors(state: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -100,24 +93,13 @@ def write_folder(
         with open(os.path.join(partial, _MANIFEST), "w", encoding="utf-8") as file:
             json.dump(manifest, file)
         for name in [*names, _MANIFEST]:
-            _flush(os.path.join(partial, name))
-        _flush(partial)
-        _replace_folder(partial, folder)
-        _flush(os.path.dirname(os.path.abspath(folder)))
+            flush(os.path.join(partial, name))
+        flush(partial)
+        replace_folder(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
         raise CheckpointError(f"could not write {folder}: {reason}; checkpoints written before are intact") from error
-
-
-def _replace_folder(partial: str, folder: str) -> None:
-    """Puts a complete folder in place of an older one; at any moment one of the two exists under a findable name."""
-    old = f"{folder}.old"
-    if os.path.isdir(folder):
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -128,8 +110,7 @@ def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str
     Raises:
         CheckpointError: a file is missing, truncated or damaged.
     """
-    if not os.path.isdir(folder) and os.path.isdir(f"{folder}.old"):
-        folder = f"{folder}.old"
+    folder = existing_folder(folder)
     try:
         with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
             manifest = json.load(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +16,11 @@ from sparse_xmc.data import DataError, Features, Inputs, LabelRows, LabelVocabul
 from sparse_xmc.training.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
 from sparse_xmc.training.bundle import MODEL_FOLDER, Bundle, choose_device
 from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore, read_folder
-from sparse_xmc.training.config import TrainingConfig, to_toml
+from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.log import RunLog, draw_curves
 from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
+from sparse_xmc.training.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest, write_text
 from sparse_xmc.training.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.training.trainer import Trainer
 
@@ -39,49 +39,12 @@ def _open(config: TrainingConfig, path: str, labels: str | None, *, need_labels:
     )
 
 
-def _write_text(path: str, text: str) -> None:
-    """Writes a small file atomically."""
-    partial = f"{path}.partial"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise CheckpointError(f"could not write {path}: {error.strerror or error}") from error
-
-
 def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:
     if config.encoder == "transformer":
         return Tokens(encoder, os.path.join(config.out, "tokens"))
     if config.encoder == "features":
         return Precomputed()
     return Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
-
-
-def _check_resumable(config: TrainingConfig) -> None:
-    """Refuses a folder that holds another run."""
-    path = os.path.join(config.out, "identity.json")
-    identity = json.loads(json.dumps(config.identity()))
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            earlier = json.load(file)
-        changed = sorted(name for name in identity if earlier.get(name) != identity[name])
-        if changed:
-            raise ValueError(
-                f"{config.out} holds a run with other options ({', '.join(changed)}): "
-                "choose another --out, or --overwrite to begin anew"
-            )
-
-
-def _claim_folder(config: TrainingConfig) -> None:
-    """Makes the folder this run's, once its data are known to be readable; writes the effective configuration."""
-    os.makedirs(config.out, exist_ok=True)
-    _write_text(os.path.join(config.out, "identity.json"), json.dumps(config.identity()))
-    _write_text(os.path.join(config.out, "config.toml"), to_toml(config))
 
 
 def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
@@ -142,13 +105,11 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if config.threads:
         torch.set_num_threads(config.threads)
     device = ranks.ranks.device
-    if overwrite and ranks.first and os.path.isdir(config.out):
-        for name in ("checkpoints", MODEL_FOLDER, "identity.json", "metrics.jsonl", "metrics.json"):
-            path = os.path.join(config.out, name)
-            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else None
-            os.remove(path) if os.path.isfile(path) else None
-    ranks.meet()
-    _check_resumable(config)
+    if not overwrite:
+        check_resumable(config)  # before the work of reading the data
+    for path in (config.test, config.test_labels, config.test_filter):
+        if path is not None and not os.path.exists(path):
+            raise DataError(path, None, "no such file")
 
     encoder: Any = build_encoder(config, 0) if config.encoder == "transformer" else None
     preparation = _preparation(config, encoder)
@@ -158,26 +119,28 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
         raise DataError(config.train, None, "no rows with labels to train on")
     vocabulary = LabelVocabulary.from_rows(rows)
     config = config.completed(vocabulary.encode(rows), input_width(inputs))
-    if ranks.first:
-        _claim_folder(config)
     order = label_order(config, inputs, vocabulary.encode(rows))
     vocabulary = vocabulary.reordered(order)
     targets = vocabulary.encode(rows)
     frequencies = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64)
     num_features = input_width(inputs)
     report(f"{len(inputs):,} rows, {len(vocabulary):,} labels, {num_features:,} features")
-
     if encoder is None:
         encoder = build_encoder(config, num_features)
-    store = CheckpointStore(os.path.join(config.out, "checkpoints"), keep=config.keep_checkpoints)
-    model = build(config, encoder, inputs, targets, device, initialise=not store.steps(), ranks=ranks.ranks)
-    bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
-    report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
+    data = {"training data": digest(inputs, targets, vocabulary.names, preparation.state()[0])}
     valid: tuple[Inputs, LabelRows] | None = None
     if config.valid:
         with ranks.in_turn(config.encoder == "transformer"):
             valid = preparation.transform(_open(config, config.valid, config.valid_labels))
+        data["validation data"] = digest(valid[0], vocabulary.encode(valid[1]), valid[1].names)
+    if not overwrite:
+        check_resumable(config, data)
 
+    store = CheckpointStore(os.path.join(config.out, CHECKPOINTS), keep=config.keep_checkpoints)
+    initialise = overwrite or not store.steps()
+    model = build(config, encoder, inputs, targets, device, initialise=initialise, ranks=ranks.ranks)
+    bundle = Bundle(config, model, preparation, vocabulary, frequencies, len(inputs), num_features)
+    report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
     model_folder = os.path.join(config.out, MODEL_FOLDER)
     optimizers = build_optimizers(config, model)
     shards = store.shards = label_shards(model, [scheduled.optimizer for scheduled in optimizers], ranks.ranks)
@@ -202,6 +165,11 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
         log_every=config.log_every,
         progress=config.progress,
     )
+    if ranks.first:
+        if overwrite:
+            clear(config.out)
+        claim(config, data)
+    ranks.meet()
     torch.manual_seed(config.seed)
     if trainer.resume(report):
         report(f"resumed at step {trainer.progress.step} of {trainer.total}")
@@ -235,7 +203,7 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _publish(metrics: dict[str, Any], out: str, report: Report) -> None:
     """Writes ``metrics.json`` and reports the metrics."""
-    _write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+    write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage"):
         report("   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5)))
     for entry in metrics["bins"]:

@@ -90,7 +90,7 @@ def test_only_the_newest_stay(tmp_path):
     assert store.steps() == [2, 3]
 
 
-@pytest.mark.parametrize("target", ["save_tensors", "_flush", "_replace_folder"])
+@pytest.mark.parametrize("target", ["save_tensors", "flush", "replace_folder"])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, target):
     store = CheckpointStore(tmp_path / "s")
     store.save(1, TENSORS, {"n": 1})
