@@ -42,7 +42,13 @@ _CENTROID_ROWS = 100_000  # training rows that centroids of dense features are c
 
 
 def num_head_labels(config: TrainingConfig, num_labels: int) -> int:
-    """Labels with a dense row: ``head_share`` of them, a multiple of ``group_size``, at least one group."""
+    """Labels with a dense row: ``head_share`` of them in whole groups, at least one, but never all labels.
+
+    Raises:
+        ValueError: there is only one label.
+    """
+    if num_labels < 2:
+        raise ValueError(f"head='head_tail' needs at least 2 labels, got {num_labels}: use head='fixed_fan_in'")
     wanted = max(1, round(config.head_share * num_labels / config.group_size)) * config.group_size
     return min(wanted, num_labels - 1)
 
@@ -100,7 +106,8 @@ def build_model(
             raise ValueError("head='head_tail' on sparse terms is not supported: set embedding_dim (512, say)")
         num_head = num_head_labels(config, num_labels)
         tail_device = "meta" if spread else None
-        head = HeadTailLinear(D, num_labels, config.fan_in, num_head=num_head, tail_device=tail_device, **shape)
+        fan_in = min(config.fan_in, D)
+        head = HeadTailLinear(D, num_labels, fan_in, num_head=num_head, tail_device=tail_device, **shape)
     elif config.reads_terms:
         with place:
             head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
@@ -198,10 +205,15 @@ def _informed(
 
 
 def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
-    """Embeddings from a truncated SVD of the training rows, scaled so that entries of the sum are of order 1."""
+    """Embeddings from a truncated SVD of the training rows, scaled so that entries of the sum are of order 1.
+
+    One row or one term has no such SVD: its embeddings stay random.
+    """
     from sklearn.decomposition import TruncatedSVD
 
     rank = min(encoder.out_features, min(inputs.matrix.shape) - 1)
+    if rank < 1:
+        return
     svd = TruncatedSVD(rank, random_state=config.seed, n_iter=2).fit(inputs.matrix)
     vectors = svd.components_.T.astype(np.float32)
     projected = inputs.matrix[:4096] @ vectors
