@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sparse_xmc.training.option_checks import check_options, has_type
+
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
@@ -82,7 +84,7 @@ class TrainingConfig:
     amp: str = option("off", "autocast dtype", ("off", "bf16", "fp16"))
     patience: int = option(3, "early stopping: epochs without a better P@1 on --valid; 0: never stop")
     seed: int = option(0, "of everything random")
-    device: str = option("auto", "auto, cpu or cuda")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = option(0, "CPU threads; 0: torch's default")
     log_every: int = option(50, "optimizer steps between lines of the log")
     checkpoint_seconds: float = option(60.0, "least time between checkpoints within an epoch; each epoch ends with one")
@@ -92,16 +94,7 @@ class TrainingConfig:
     progress: bool = option(True, "show progress bars")
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value, choices = getattr(self, entry.name), entry.metadata["choices"]
-            if choices is not None and value not in choices:
-                raise ValueError(f"{entry.name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-        for name in ("epochs", "batch_size", "accumulate", "fan_in", "group_size", "max_features", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("input_dropout", "dropout", "warmup", "rewire_fraction", "auxiliary_weight"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_options(self)
         if self.fused and (self.accumulate > 1 or self.amp == "fp16"):
             raise ValueError("fused=true updates in backward: it takes neither accumulate > 1 nor amp='fp16'")
         if self.encoder == "transformer" and not self.transformer:
@@ -112,7 +105,7 @@ class TrainingConfig:
 
         A label with a handful of rows cannot fill many connections to terms (reports/accuracy.md).
         """
-        if self.lexical_fan_in is not None:
+        if self.lexical_fan_in is not None or self.encoder != "bow" or self.reads_terms:
             return self
         rare = targets.nnz < _FREQUENT * targets.shape[1]
         return dataclasses.replace(self, lexical_fan_in=64 if rare else max(64, min(256, num_features // 16)))
@@ -165,8 +158,7 @@ def _checked(path: str | os.PathLike[str], name: str, value: Any) -> Any:
     kind = str(entry.type).split(" | ")[0]
     if kind == "list[str]" and isinstance(value, str):
         value = value.split(",")
-    accepted: Any = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+    if not has_type(kind, value):
         raise ValueError(f"{os.fspath(path)}: option {name!r} must be {kind}, got {value!r}")
     return float(value) if kind == "float" else value
 
@@ -179,6 +171,9 @@ def to_toml(config: TrainingConfig) -> str:
     for name, value in dataclasses.asdict(config).items():
         if value is None:
             continue
-        text = {True: "true", False: "false"}[value] if isinstance(value, bool) else json.dumps(value)
+        if isinstance(value, float):
+            text = repr(float(value))  # TOML writes inf and nan as Python does
+        else:
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ KINDS = {
     "two heads": {},
     "random, in groups": {"topology": "random", "group_size": 4, "lexical_fan_in": 0},
     "informed, in groups": {"group_size": 4},
-    "terms": {"embedding_dim": 0},
+    "terms": {"embedding_dim": 0, "intermediate": 0, "lexical_fan_in": 0},
     "head and tail": {"head": "head_tail", "lexical_fan_in": 0},
     "fused": {"fused": True, "lexical_fan_in": 0},
 }
