@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _DESCRIPTION = "Train and use multi-label classifiers with very wide fixed fan-in heads."
+_RESUME = "; the same command resumes from the last checkpoint"
 
 
 def _flag(name: str) -> str:
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="JSON-lines file to write")
 
     for command in (evaluate, predict):
-        command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
         command.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
         command.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bars")
 
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; expected failures end with one line on stderr and status 1."""
     options = make_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    from sparse_xmc.distributed import RankFailure
     from sparse_xmc.training.checkpoint import CheckpointError
 
     shared = {name: getattr(options, name) for name in ("device", "threads", "progress") if hasattr(options, name)}
@@ -130,10 +132,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predict(options.run, options.input, options.out, k=options.k, options=shared)
         else:
             _memory(options)
-    except (ValueError, CheckpointError, FloatingPointError, ModuleNotFoundError, OSError) as error:
+    except (ValueError, CheckpointError, RankFailure, FloatingPointError, ModuleNotFoundError, OSError) as error:
         print(f"sparse_xmc: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no more to be had"])[0]
+        print(f"sparse_xmc: out of memory ({reason}){_RESUME * (options.command == 'train')}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("sparse_xmc: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(f"sparse_xmc: interrupted{_RESUME * (options.command == 'train')}", file=sys.stderr)
         return 130
     return 0
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Also of torch, which says so of a CPU by a bare RuntimeError."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from sparse_xmc.data import DataError, Features, Inputs, LabelRows, LabelVocabulary, TextSource, open_split, read_filter
@@ -22,10 +23,11 @@ from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
 from sparse_xmc.training.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest, write_text
 from sparse_xmc.training.sharding import TrainingRanks, label_shards, training_ranks
+from sparse_xmc.training.tensor_file import Shards
 from sparse_xmc.training.trainer import Trainer
 
 Report = Callable[[str], None]
-_EXTRA_CANDIDATES = 50  # predictions beyond k that a filter may remove
+_RANKED = 5  # labels of a row that the metrics look at
 
 
 def _open(config: TrainingConfig, path: str, labels: str | None, *, need_labels: bool = True) -> TextSource | Features:
@@ -53,12 +55,8 @@ def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | No
     targets = vocabulary.encode(rows)
     if not len(rows):
         raise ValueError("there is nothing to evaluate: the split has no rows")
-    top = bundle.top_labels(inputs, 5 + (_EXTRA_CANDIDATES if filter_path else 0), progress=config.progress)
-    if filter_path:
-        top = _without_filtered(top, filter_path, len(rows), vocabulary)
-    top = top[:, :5]
-    if top.shape[1] < 5:
-        top = np.pad(top, ((0, 0), (0, 5 - top.shape[1])), constant_values=-1)
+    excluded = read_filter(filter_path, len(rows), vocabulary) if filter_path else None
+    top = _ranking(bundle, inputs, excluded)
     truth = Truth.from_training(
         targets, rows.counts(), bundle.frequencies, bundle.num_train, config.propensity_a, config.propensity_b
     )
@@ -68,12 +66,24 @@ def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | No
     return metrics
 
 
-def _without_filtered(top: np.ndarray, path: str, num_rows: int, vocabulary: LabelVocabulary) -> np.ndarray:
-    """Moves predictions that a filter file excludes out of the ranking."""
-    excluded = read_filter(path, num_rows, vocabulary)
-    rows = np.repeat(np.arange(num_rows), np.diff(excluded.indptr))
-    keys = rows * len(vocabulary) + excluded.indices
-    bad = np.isin(np.arange(num_rows)[:, None] * len(vocabulary) + top, keys)
+def _ranking(bundle: Bundle, inputs: Inputs, excluded: sp.csr_matrix | None) -> np.ndarray:
+    """The best labels of each row ``[N, 5]`` that are not excluded, -1 where there are fewer."""
+    most = 0 if excluded is None else int(np.diff(excluded.indptr).max(initial=0))
+    parts, done = [], 0
+    for _, labels in bundle.predict(inputs, _RANKED + most, progress=bundle.config.progress):
+        top = labels.numpy()
+        if excluded is not None:
+            top = _without(top, excluded[done : done + len(top)])
+        done += len(top)
+        parts.append(np.pad(top[:, :_RANKED], ((0, 0), (0, max(0, _RANKED - top.shape[1]))), constant_values=-1))
+    return np.concatenate(parts)
+
+
+def _without(top: np.ndarray, excluded: sp.csr_matrix) -> np.ndarray:
+    """Moves excluded labels out of the ranking."""
+    num_rows, num_labels = excluded.shape
+    keys = np.repeat(np.arange(num_rows), np.diff(excluded.indptr)) * num_labels + excluded.indices
+    bad = np.isin(np.arange(num_rows)[:, None] * num_labels + top, keys)
     order = np.argsort(bad, axis=1, kind="stable")
     return np.take_along_axis(np.where(bad, -1, top), order, axis=1)
 
@@ -89,11 +99,23 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     """
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
-    with training_ranks(choose_device(config.device)) as ranks:
+    with training_ranks(_checked_device(config.device)) as ranks:
         ranks.check(config)
         if ranks.first:
             return _train(config, ranks, overwrite, report)
         return _train(dataclasses.replace(config, progress=False), ranks, overwrite, _silent)
+
+
+def _checked_device(name: str) -> torch.device:
+    """Raises:
+    ValueError: torch does not see the device.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _silent(text: str) -> None:
@@ -182,7 +204,7 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     else:
         report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
         ranks.meet()
-        model.load_state_dict(read_folder(model_folder, shards)[0]["model"])
+        model.load_state_dict(_best(model_folder, shards))
     if ranks.first:
         draw_curves(log_path, os.path.join(config.out, "curves.png"))
     report(f"trained in {time.monotonic() - began:.0f} s, model in {model_folder}")
@@ -194,6 +216,16 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if ranks.first:
         _publish(metrics, config.out, report)
     return metrics
+
+
+def _best(folder: str, shards: Shards) -> dict[str, torch.Tensor]:
+    """The model of the best validation, which no checkpoint holds."""
+    try:
+        return read_folder(folder, shards)[0]["model"]
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the best model of this run is lost ({error}): put that folder back, or train anew with --overwrite"
+        ) from error
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +269,10 @@ def evaluate(
 
 def _load(run: str, options: dict[str, Any] | None) -> Bundle:
     options = options or {}
-    bundle = Bundle.load(run, device=options.get("device", "auto"))
-    for name, value in options.items():
-        setattr(bundle.config, name, value)
+    device = TrainingConfig(**options).device  # checks them all, before the work of reading
+    _checked_device(device)
+    bundle = Bundle.load(run, device=device)
+    bundle.config = dataclasses.replace(bundle.config, **options)
     if bundle.config.threads:
         torch.set_num_threads(bundle.config.threads)
     return bundle
@@ -252,13 +285,19 @@ def predict(
 
     ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as
     estimates of the labels' probabilities. The file appears when it is complete.
+
+    Raises:
+        DataError, CheckpointError, ValueError: with one message that says what is wrong where.
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     bundle = _load(run, options)
     inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, need_labels=False))
     count, partial = 0, f"{out}.partial"
     names = bundle.vocabulary.names
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        # half of a surrogate pair, which JSON may hold but UTF-8 may not, becomes a JSON escape
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
             for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
                 values = bundle.model.as_probabilities(scores)
                 for row, value in zip(labels.tolist(), values.tolist(), strict=True):
@@ -267,8 +306,9 @@ def predict(
                     count += 1
         os.replace(partial, out)
     except OSError as error:
+        raise CheckpointError(f"could not write {out}: {error.strerror or error}") from error
+    finally:
         if os.path.exists(partial):
             os.remove(partial)
-        raise CheckpointError(f"could not write {out}: {error.strerror or error}") from error
     report(f"{count:,} rows written to {out}")
     return count

@@ -6,8 +6,11 @@ import random
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from sparse_xmc.cli import main, make_parser
+from sparse_xmc.distributed import RankFailure
+from sparse_xmc.training import run as run_module
 from sparse_xmc.training.config import TrainingConfig, load_toml, to_toml
 from tests.conftest import INTERPRETING
 
@@ -70,6 +73,43 @@ def test_predict_speaks_the_users_labels(run):
     assert len(second["labels"]) == 3
 
 
+def test_predict_escapes_what_utf8_cannot_hold(run, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "a word", "labels": ["half \\ud83d", "\u00e9"]}\n' * 4)
+    command = ["train", "--train", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*command, "--fan-in", "2", "--epochs", "1"]) == 0
+    arguments = ["predict", str(tmp_path / "run"), "--input", str(tmp_path / "train.jsonl"), "--no-progress"]
+    assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 0
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [set(json.loads(line)["labels"]) for line in lines] == [{"half \ud83d", "\u00e9"}] * 4
+    assert "\u00e9" in lines[0]
+
+
+def test_predict_leaves_nothing_half_done(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module.json, "dumps", lambda *args, **options: 1 / 0)
+    arguments = ["predict", str(run / "a"), "--input", str(run / "test.jsonl"), "--out", str(tmp_path / "p.jsonl")]
+    with pytest.raises(ZeroDivisionError):
+        main([*arguments, "--no-progress"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_filter_may_exclude_any_number():
+    class Ranked:
+        """Ranks 100 labels in their order, three rows at a time."""
+
+        config = TrainingConfig(progress=False)
+
+        def predict(self, inputs, k, progress):
+            for rows in (3, 3):
+                yield None, torch.arange(100).expand(rows, 100)[:, :k]
+
+    excluded = np.zeros((6, 100), dtype=np.float32)
+    excluded[0, :90] = excluded[4, :98] = excluded[5, 1] = 1
+    top = run_module._ranking(Ranked(), None, sp.csr_matrix(excluded))
+    assert top.tolist()[0] == [90, 91, 92, 93, 94]
+    assert top.tolist()[1] == [0, 1, 2, 3, 4]
+    assert top.tolist()[4:] == [[98, 99, -1, -1, -1], [0, 2, 3, 4, 5]]
+
+
 def test_a_filter_removes_pairs(run):
     (run / "filter.txt").write_text("".join(f"{row} {label}\n" for row in range(101) for label in range(0, 12, 2)))
     arguments = ["evaluate", str(run / "a"), "--test", str(run / "test.jsonl"), "--no-progress"]
@@ -89,8 +129,8 @@ def test_the_same_command_again_only_evaluates(run, capsys):
 
 
 VARIANTS = {
-    "terms": ["--embedding-dim", "0"],
-    "dense": ["--head", "dense", "--lexical-fan-in", "0"],
+    "terms": ["--embedding-dim", "0", "--intermediate", "0"],
+    "dense": ["--head", "dense", "--fan-in", "64", "--lexical-fan-in", "0"],
     "head_tail": ["--head", "head_tail", "--head-share", "0.3", "--auxiliary-weight", "0.4"],
     "groups": ["--group-size", "4", "--grouping", "clustered", "--rewire-fraction", "0.2", "--rewire-interval", "5"],
     "fused": ["--fused", "--head-lr", "0.5", "--loss", "squared_hinge", "--accumulate", "1"],
@@ -142,6 +182,63 @@ def test_failures_are_one_line(run, capsys, monkeypatch):
     assert "option 'epochs' must be int" in fails("train", "--config", str(run / "bad.toml"))
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "foo"], "device must be auto, cpu, cuda or cuda:N, got 'foo'"),
+        (["--device", "cuda:99"], "device='cuda:99' is not there: torch sees"),
+        (["--threads", "-1"], "threads must lie in [0, 1024], got -1"),
+        (["--threads", "100000"], "threads must lie in [0, 1024], got 100000"),
+    ],
+)
+def test_device_and_threads_are_checked(run, capsys, tmp_path, command, options, message):
+    arguments = {
+        "train": ["--train", str(run / "train.jsonl"), "--out", str(tmp_path / "new")],
+        "evaluate": [str(run / "a"), "--test", str(run / "test.jsonl")],
+        "predict": [str(run / "a"), "--input", str(run / "test.jsonl"), "--out", str(tmp_path / "p.jsonl")],
+    }[command]
+    assert main([command, *arguments, *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_k_is_at_least_one(run, capsys, tmp_path):
+    arguments = ["predict", str(run / "a"), "--input", str(run / "test.jsonl"), "--out", str(tmp_path / "p.jsonl")]
+    assert main([*arguments, "--k", "0"]) == 1
+    assert "k must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (MemoryError(), 1, "out of memory (no more to be had)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "out of memory (CUDA out of memory. Tried)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte"), 1, "out of memory (DefaultCPU"),
+        (RankFailure("rank 0 of 2: top-k failed"), 1, "rank 0 of 2: top-k failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_what_ends_a_command_in_one_line(monkeypatch, capsys, command, error, status, message):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(run_module, command, fails)
+    assert main({"train": ["train"], "evaluate": ["evaluate", "run", "--test", "x"]}[command]) == status
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparse_xmc: {message}") and said.count("\n") == 1
+    resumes = command == "train" and not isinstance(error, RankFailure)
+    assert ("the same command resumes from the last checkpoint" in said) == resumes
+
+
+def test_programming_errors_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(run_module, "train", lambda *args, **options: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError):
+        main(["train"])
+
+
 def test_a_damaged_model_says_so(run, capsys, tmp_path):
     import shutil
 
@@ -158,7 +255,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, capsys, monkeypatch):
     from sparse_xmc.training import checkpoint
 
     arguments = ["train", "--train", str(run / "train.jsonl"), *SMALL, "--fan-in", "8", "--epochs", "4"]
-    arguments += ["--out", str(run / "full")]
+    arguments += ["--checkpoint-seconds", "inf", "--out", str(run / "full")]
     save, calls = checkpoint.save_tensors, []
 
     def nearly_full(path, tensors, shards):

@@ -144,6 +144,13 @@ def test_overwrite_deletes_nothing_before_the_model_is_built(run, capsys, option
     assert main(COMMAND) == 0
 
 
+def test_a_lost_best_model_is_explained(run, capsys):
+    shutil.rmtree(run / "run" / "model")
+    assert main(COMMAND) == 1
+    error = capsys.readouterr().err
+    assert "the best model of this run is lost" in error and "train anew with --overwrite" in error
+
+
 def test_overwrite_begins_anew(run, capsys):
     write_texts(run / "train.jsonl", seed=2, rows=40)
     assert main([*COMMAND, "--overwrite", "--fan-in", "3"]) == 0
