@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+from sparse_xmc.training.checkpoint import CheckpointError
+
 
 class RunLog:
     """``metrics.jsonl``: every entry has ``step`` and ``kind`` ("train" or "valid").
@@ -13,6 +15,9 @@ class RunLog:
     Args:
         path: the file; entries after ``last_step`` (of a run that was killed) and a broken last line are removed.
         last_step: step of the checkpoint that the run goes on from, 0 for a new run.
+
+    Raises:
+        CheckpointError: a line of the file is no entry.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, last_step: int = 0) -> None:
@@ -29,15 +34,24 @@ class RunLog:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Entries of a log up to the first broken line; none where there is no file."""
+    """Entries of a log up to the first line that is cut off; none where there is no file.
+
+    Raises:
+        CheckpointError: a line is something else than an entry.
+    """
     entries: list[dict[str, Any]] = []
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
                 try:
-                    entries.append(json.loads(line))
+                    entry = json.loads(line)
                 except json.JSONDecodeError:
                     break
+                except UnicodeDecodeError:
+                    entry = None
+                if not isinstance(entry, dict) or not isinstance(entry.get("step"), int) or "kind" not in entry:
+                    raise CheckpointError(f"{os.fspath(path)}:{number}: no entry of a log: remove the line")
+                entries.append(entry)
     return entries
 
 

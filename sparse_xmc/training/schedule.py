@@ -119,7 +119,7 @@ class RewireSchedule:
         options = {**self.options, self.name: self.amount(self.last_step)}
         return self.layer.rewire_(optimizer=self.optimizer, seed=self.seed_at(self.last_step), batch=batch, **options)
 
-    def __call__(self, step: int, total: int | None = None) -> None:
+    def __call__(self, step: int) -> None:
         """Callback for a trainer that counts the steps itself: ``step`` has just been completed."""
         self.last_step = step - 1
         self.step()

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from sparse_xmc.data import Inputs, to_torch_csr
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.training.checkpoint import (
+    CheckpointError,
     CheckpointStore,
     flatten_tensors,
     random_state,
@@ -79,12 +80,11 @@ class Trainer:
         inputs, targets: rows to train on and their binary CSR targets ``[N, L]``.
         optimizers: each steps once per batch, after gradients are complete.
         epochs, batch_size, accumulate, amp, seed: as in ``TrainingConfig``.
-        rewire: called after each step as ``rewire(step, total)``; may change the head's topology.
+        rewire: called after each step as ``rewire(step)``, which is 1 at first; may change the head's topology.
         validate: called after each epoch; returns metrics, of which ``score`` ("P@1") decides about stopping.
         patience: epochs without a better score before training stops; 0: never.
         on_best: called when a validation is the best so far.
         store, log: where checkpoints and log entries go; None: nowhere.
-        extra_state: objects with ``state_dict`` / ``load_state_dict`` kept in checkpoints too.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Trainer:
         accumulate: int = 1,
         amp: str = "off",
         seed: int = 0,
-        rewire: Callable[[int, int], None] | None = None,
+        rewire: Callable[[int], None] | None = None,
         validate: Callable[[], dict[str, Any]] | None = None,
         score: str = "P@1",
         patience: int = 0,
@@ -109,7 +109,6 @@ class Trainer:
         agree: Callable[[bool], bool] = bool,
         log: RunLog | None = None,
         log_every: int = 50,
-        extra_state: dict[str, Any] | None = None,
         progress: bool = False,
     ) -> None:
         if len(inputs) != targets.shape[0]:
@@ -122,7 +121,6 @@ class Trainer:
         self.patience, self.on_best, self.store, self.log = patience, on_best, store, log
         self.checkpoint_seconds, self.log_every, self.show_progress = checkpoint_seconds, log_every, progress
         self.agree = agree
-        self.extra_state = extra_state or {}
         self.progress = Progress()
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
@@ -170,7 +168,7 @@ class Trainer:
             state.step += 1
             state.loss_count += 1
             if self.rewire is not None:
-                self.rewire(state.step, self.total)
+                self.rewire(state.step)
             epoch_ends = state.step % self.steps_per_epoch == 0
             if state.step % self.log_every == 0 or epoch_ends:
                 self._log_loss(float(running), bar)
@@ -229,13 +227,7 @@ class Trainer:
         """Writes a checkpoint of the present state."""
         assert self.store is not None
         optimizers = [scheduled.optimizer.state_dict() for scheduled in self.optimizers]
-        extra = {name: part.state_dict() for name, part in self.extra_state.items()}
-        dynamic = {
-            "optimizers": optimizers,
-            "extra": extra,
-            "random": random_state(),
-            "scaler": self.scaler.state_dict(),
-        }
+        dynamic = {"optimizers": optimizers, "random": random_state(), "scaler": self.scaler.state_dict()}
         structure, tensors = flatten_tensors(dynamic, "state")
         self.store.save(
             self.progress.step,
@@ -247,18 +239,21 @@ class Trainer:
         """Goes back to the newest intact checkpoint; False where there is none.
 
         Raises:
-            CheckpointError: there are checkpoints and every one is damaged.
+            CheckpointError: there are checkpoints and every one is damaged, or the newest intact one is of another
+                model or other optimizers.
         """
         loaded = self.store.load_latest(report) if self.store is not None else None
         if loaded is None:
             return False
-        _, tensors, documents = loaded
-        self.model.load_state_dict(tensors["model"])
+        step, tensors, documents = loaded
         dynamic = restore_tensors(documents["structure"], tensors["state"])
-        for scheduled, state in zip(self.optimizers, dynamic["optimizers"], strict=True):
-            scheduled.optimizer.load_state_dict(state)
-        for name, part in self.extra_state.items():
-            part.load_state_dict(dynamic["extra"][name])
+        try:
+            self.model.load_state_dict(tensors["model"])
+            for scheduled, state in zip(self.optimizers, dynamic["optimizers"], strict=True):
+                scheduled.optimizer.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint of step {step} does not fit this model: {reason}") from error
         self.scaler.load_state_dict(dynamic["scaler"])
         self.progress = Progress(**documents["progress"])
         set_random_state(dynamic["random"])

@@ -12,7 +12,7 @@ from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, intermediate_layer
 from sparse_xmc.models.head_tail import DenseLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear
-from sparse_xmc.training.checkpoint import CheckpointStore
+from sparse_xmc.training.checkpoint import CheckpointError, CheckpointStore
 from sparse_xmc.training.learning_rate import rate_factor
 from sparse_xmc.training.log import RunLog, draw_curves, read_log
 from sparse_xmc.training.row_sparse import RowSparseAdagrad
@@ -76,7 +76,7 @@ def test_resume_after_any_step_is_exact(tmp_path):
     assert curve[-1]["loss"] < curve[0]["loss"]
     for stop in (1, 5, 8, 11):
 
-        def kill(step, total, stop=stop):
+        def kill(step, stop=stop):
             if step == stop:
                 raise Killed
 
@@ -181,6 +181,24 @@ def test_row_sparse_adagrad_equals_the_formula():
     weight.grad = torch.ones(5, 3)
     with pytest.raises(TypeError, match="takes sparse gradients"):
         optimizer.step()
+
+
+def test_a_checkpoint_of_another_model_is_explained(tmp_path):
+    trainer, _ = make(tmp_path, "a")
+    trainer.save()
+    trainer.model.head = DenseLinear(16, L + 1)
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint of step 0 does not fit this model: .*head.weight"
+    ) as error:
+        trainer.resume()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", [b"3", b"[]", b"null", b'{"kind": "train"}', b'{"step": 1}', b'"\xff"'])
+def test_a_line_that_is_no_entry_is_named(tmp_path, line):
+    (tmp_path / "m.jsonl").write_bytes(b'{"kind": "train", "step": 1, "loss": 2}\n' + line + b"\n")
+    with pytest.raises(CheckpointError, match=r"m.jsonl:2: no entry of a log"):
+        RunLog(tmp_path / "m.jsonl", last_step=1)
 
 
 def test_curves_are_drawn(tmp_path):
