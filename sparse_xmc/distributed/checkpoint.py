@@ -26,6 +26,7 @@ from sparse_xmc.distributed.label_block import LabelBlock
 from sparse_xmc.distributed.linear import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import num_index_rows, validate_indices
+from sparse_xmc.training.atomic_folder import existing_folder, flush, replace_folder
 
 _DOCUMENT = "run.json"
 _STEP = re.compile(r"step-(\d{10})")
@@ -57,8 +58,9 @@ def save(
     if _is_first():
         with open(os.path.join(partial, _DOCUMENT), "w", encoding="utf-8") as file:
             json.dump({"extra": dict(extra or {}), "param_groups": groups}, file)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        flush(os.path.join(partial, _DOCUMENT))
+        flush(partial)
+        replace_folder(partial, folder)
     _meet()
 
 
@@ -74,7 +76,7 @@ def load(
         ValueError: a tensor is missing or has another shape or dtype than the checkpoint's, an optimizer has other
             parameter groups, or indices are out of range or not distinct.
     """
-    folder = os.fspath(folder)
+    folder = existing_folder(os.fspath(folder))
     if not os.path.exists(os.path.join(folder, _DOCUMENT)):
         raise FileNotFoundError(f"{folder} holds no complete checkpoint ({_DOCUMENT} is missing)")
     with open(os.path.join(folder, _DOCUMENT), encoding="utf-8") as file:
@@ -101,9 +103,10 @@ def latest(parent: str | os.PathLike[str]) -> str | None:
     """The newest complete checkpoint among the folders ``step-0000000123`` in ``parent``."""
     if not os.path.isdir(parent):
         return None
-    names = sorted(name for name in os.listdir(parent) if _STEP.fullmatch(name))
-    complete = [name for name in names if os.path.exists(os.path.join(parent, name, _DOCUMENT))]
-    return os.path.join(os.fspath(parent), complete[-1]) if complete else None
+    names = {name.removesuffix(".old") for name in os.listdir(parent)}  # .old: while it was being replaced
+    folders = [os.path.join(os.fspath(parent), name) for name in sorted(names) if _STEP.fullmatch(name)]
+    complete = [path for path in folders if os.path.exists(os.path.join(existing_folder(path), _DOCUMENT))]
+    return complete[-1] if complete else None
 
 
 def step_folder(parent: str | os.PathLike[str], step: int) -> str:

@@ -111,11 +111,7 @@ def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str
         CheckpointError: a file is missing, truncated or damaged.
     """
     folder = existing_folder(folder)
-    try:
-        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
-            manifest = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST}: {error}") from None
+    manifest = _manifest(folder)
     tensors: dict[str, dict[str, Tensor]] = {}
     documents: dict[str, Any] = {}
     for name, (size, crc) in manifest.items():
@@ -135,6 +131,22 @@ def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str
     return tensors, documents
 
 
+def _manifest(folder: str) -> dict[str, list[int]]:
+    """Size and checksum of every file of a checkpoint."""
+    try:
+        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
+            manifest = json.load(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST}: {error}") from None
+    written = {name for name in os.listdir(folder) if name.endswith((".json", ".safetensors"))} - {_MANIFEST}
+    sound = isinstance(manifest, dict) and all(
+        isinstance(entry, list) and [type(number) for number in entry] == [int, int] for entry in manifest.values()
+    )
+    if not sound or not manifest or not written <= manifest.keys():
+        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST} does not list its files")
+    return manifest
+
+
 class CheckpointStore:
     """The checkpoints of one run: ``folder/step-0000000123``; the newest ``keep`` stay.
 
@@ -142,11 +154,16 @@ class CheckpointStore:
         folder: made when the first checkpoint is written.
         keep: how many stay, so that a damaged newest one costs little.
 
+    Raises:
+        ValueError: ``keep`` is below 1.
+
     Attributes:
         shards: how the tensors are spread where several ranks save and load, all at once.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep = os.fspath(folder), keep
         self.shards = ALONE
 
@@ -161,14 +178,20 @@ class CheckpointStore:
         return os.path.join(self.folder, f"step-{step:010d}")
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of ``step``, then removes what is older than the ``keep`` newest."""
+        """Writes the checkpoint of ``step``, then removes all but the ``keep`` newest.
+
+        Later ones are of a run that went on from this one or an older one, as they were damaged: removed too.
+        """
         try:
             os.makedirs(self.folder, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"could not make {self.folder}: {error}") from error
         write_folder(self._path(step), tensors, documents, self.shards)
-        for old in self.steps()[: -self.keep] if self.shards.first else ():
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        steps = self.steps() if self.shards.first else []
+        kept = [other for other in steps if other <= step][-self.keep :]
+        for other in steps:
+            if other not in kept:
+                shutil.rmtree(self._path(other), ignore_errors=True)
 
     def load_latest(self, report: Any = print) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest intact checkpoint, None where there is none at all.

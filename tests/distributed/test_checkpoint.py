@@ -1,5 +1,7 @@
 """Checkpoints: N ranks to M, single process to sharded and back, optimizer state included, bit for bit."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,28 @@ def test_any_layout_reads_any_other_and_continues_the_same(pools, tmp_path, grou
                 assert lr == 0.02 * 0.5 * 0.5
                 after.append(stepped)
     assert all(torch.equal(one[name], tensor) for one in after for name, tensor in after[0].items())
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found(tmp_path, monkeypatch):
+    folder = checkpoint.step_folder(tmp_path, 3)
+    saved = make(False, 1, 0, torch.float32)
+    checkpoint.save(folder, saved)
+
+    def lost(partial, target):
+        raise KeyboardInterrupt
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: lost(a, b) if a.endswith(".partial") else replace(a, b))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(folder, make(False, 1, 5, torch.float32))
+    monkeypatch.undo()
+    assert not os.path.exists(folder)
+    assert checkpoint.latest(tmp_path) == folder
+    model = make(False, 1, 9, torch.float32)
+    checkpoint.load(folder, model)
+    assert torch.equal(model.head.weight, saved.head.weight)
+    checkpoint.save(folder, model)
+    assert os.listdir(tmp_path) == ["step-0000000003"]
 
 
 def test_errors(tmp_path):

@@ -2,11 +2,12 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparse_xmc.training import checkpoint, tensor_file
+from sparse_xmc.training import atomic_folder, checkpoint, tensor_file
 from sparse_xmc.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -76,6 +77,15 @@ def test_damage_is_recognised_and_the_checkpoint_before_is_used(tmp_path, damage
         store.load_latest(reports.append)
 
 
+@pytest.mark.parametrize("content", ["{}", "null", "[]", '{"n.json": 3}', '{"n.json": [1, 2]}', "{", "\\xff"])
+def test_a_damaged_manifest_is_passed_over(tmp_path, content):
+    store = CheckpointStore(tmp_path / "s")
+    store.save(3, TENSORS, {"n": 3})
+    store.save(4, TENSORS, {"n": 4})
+    (tmp_path / "s" / "step-0000000004" / "manifest.json").write_bytes(content.encode("latin-1"))
+    assert store.load_latest(lambda text: None)[0] == 3
+
+
 def test_a_manifest_is_required(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
@@ -88,6 +98,35 @@ def test_only_the_newest_stay(tmp_path):
     for step in (1, 2, 3):
         store.save(step, TENSORS, {})
     assert store.steps() == [2, 3]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newer_one_does_not_push_out_intact_ones(tmp_path, keep):
+    store = CheckpointStore(tmp_path / "s", keep=keep)
+    for step in (1, 9, 2, 3):
+        store.save(step, TENSORS, {})
+    assert store.steps() == [2, 3][-keep:]
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_one_stays_at_least(tmp_path, keep):
+    with pytest.raises(ValueError, match=f"keep must be at least 1, got {keep}"):
+        CheckpointStore(tmp_path / "s", keep=keep)
+
+
+def test_windows_flushes_files_open_for_writing_only(tmp_path, monkeypatch):
+    opened = []
+
+    def open_file(path, flags):
+        opened.append((path, flags))
+        return os.open(path, flags)
+
+    windows = SimpleNamespace(**{**vars(os), "name": "nt", "open": open_file})
+    monkeypatch.setattr(atomic_folder, "os", windows)
+    (tmp_path / "file").touch()
+    for path in (str(tmp_path), str(tmp_path / "file")):
+        atomic_folder.flush(path)
+    assert opened == [(str(tmp_path / "file"), os.O_RDWR)]
 
 
 @pytest.mark.parametrize("target", ["save_tensors", "flush", "replace_folder"])
