@@ -58,11 +58,6 @@ class Bundle:
                 scores, labels = self.model.topk(to_device(inputs.batch(rows), device), k)
                 yield scores.float().cpu(), labels.cpu()
 
-    def top_labels(self, inputs: Inputs, k: int, *, progress: bool = False) -> np.ndarray:
-        """Ranked labels ``[N, k]``."""
-        parts = [labels.numpy() for _, labels in self.predict(inputs, k, progress=progress)]
-        return np.concatenate(parts) if parts else np.empty((0, min(k, len(self.vocabulary))), dtype=np.int64)
-
     def save(self, folder: str, shards: Shards = ALONE) -> None:
         """Writes the model, atomically; all ranks of ``shards`` call it and the first one writes.
 

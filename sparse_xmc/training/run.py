@@ -30,13 +30,17 @@ Report = Callable[[str], None]
 _RANKED = 5  # labels of a row that the metrics look at
 
 
-def _open(config: TrainingConfig, path: str, labels: str | None, *, need_labels: bool = True) -> TextSource | Features:
+def _open(
+    config: TrainingConfig, path: str, labels: str | None, texts: bool, *, need_labels: bool = True
+) -> TextSource | Features:
+    """``texts``: whether a ``.txt`` holds texts whatever its first line looks like."""
     return open_split(
         path,
         labels=labels,
         text_fields=config.text_field or None,
         label_field=config.label_field,
         need_labels=need_labels,
+        texts=texts,
         progress=config.progress,
     )
 
@@ -53,8 +57,6 @@ def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | No
     """Metrics of a model on a split; a filter file takes pairs out of the ranking first."""
     config, vocabulary = bundle.config, bundle.vocabulary
     targets = vocabulary.encode(rows)
-    if not len(rows):
-        raise ValueError("there is nothing to evaluate: the split has no rows")
     excluded = read_filter(filter_path, len(rows), vocabulary) if filter_path else None
     top = _ranking(bundle, inputs, excluded)
     truth = Truth.from_training(
@@ -64,6 +66,12 @@ def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | No
     metrics["rows without a known label"] = int((np.diff(targets.indptr) == 0).sum())
     metrics["unseen label occurrences"] = int(rows.counts().sum() - targets.nnz)
     return metrics
+
+
+def _score_file(bundle: Bundle, path: str, inputs: Inputs, rows: LabelRows, filter_path: str | None) -> dict[str, Any]:
+    if not len(rows):
+        raise DataError(path, None, "no rows to evaluate")
+    return score(bundle, inputs, rows, filter_path)
 
 
 def _ranking(bundle: Bundle, inputs: Inputs, excluded: sp.csr_matrix | None) -> np.ndarray:
@@ -136,7 +144,9 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     encoder: Any = build_encoder(config, 0) if config.encoder == "transformer" else None
     preparation = _preparation(config, encoder)
     with ranks.in_turn(config.encoder == "transformer"):
-        inputs, rows = preparation.fit(_open(config, config.train, config.train_labels))
+        inputs, rows = preparation.fit(
+            _open(config, config.train, config.train_labels, config.encoder == "transformer")
+        )
     if len(rows) == 0 or len(rows.ids) == 0:
         raise DataError(config.train, None, "no rows with labels to train on")
     vocabulary = LabelVocabulary.from_rows(rows)
@@ -153,7 +163,9 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     valid: tuple[Inputs, LabelRows] | None = None
     if config.valid:
         with ranks.in_turn(config.encoder == "transformer"):
-            valid = preparation.transform(_open(config, config.valid, config.valid_labels))
+            valid = preparation.transform(_open(config, config.valid, config.valid_labels, preparation.reads_texts))
+        if not len(valid[1]):
+            raise DataError(config.valid, None, "no rows to validate on")
         data["validation data"] = digest(valid[0], vocabulary.encode(valid[1]), valid[1].names)
     if not overwrite:
         check_resumable(config, data)
@@ -211,8 +223,8 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
     if not config.test:
         return {}
     with ranks.in_turn(config.encoder == "transformer"):
-        test = preparation.transform(_open(config, config.test, config.test_labels))
-    metrics = score(bundle, *test, config.test_filter)
+        test = preparation.transform(_open(config, config.test, config.test_labels, preparation.reads_texts))
+    metrics = _score_file(bundle, config.test, *test, config.test_filter)
     if ranks.first:
         _publish(metrics, config.out, report)
     return metrics
@@ -261,8 +273,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
     bundle = _load(run, options)
-    inputs, rows = bundle.preparation.transform(_open(bundle.config, test, labels))
-    metrics = score(bundle, inputs, rows, filter_path)
+    split = bundle.preparation.transform(_open(bundle.config, test, labels, bundle.preparation.reads_texts))
+    metrics = _score_file(bundle, test, *split, filter_path)
     _publish(metrics, run, report)
     return metrics
 
@@ -283,8 +295,8 @@ def predict(
 ) -> int:
     """Writes the ``k`` best labels of each row with their scores, one JSON object a line; returns the number of rows.
 
-    ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as
-    estimates of the labels' probabilities. The file appears when it is complete.
+    ``{"labels": [...], "scores": [...]}``: labels as the training data wrote them, scores as estimates of the labels'
+    probabilities (of a squared hinge these may lie beyond [0, 1]). The file appears when it is complete.
 
     Raises:
         DataError, CheckpointError, ValueError: with one message that says what is wrong where.
@@ -292,7 +304,8 @@ def predict(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     bundle = _load(run, options)
-    inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, need_labels=False))
+    texts = bundle.preparation.reads_texts
+    inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, texts, need_labels=False))
     count, partial = 0, f"{out}.partial"
     names = bundle.vocabulary.names
     try:

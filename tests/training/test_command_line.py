@@ -73,6 +73,35 @@ def test_predict_speaks_the_users_labels(run):
     assert len(second["labels"]) == 3
 
 
+def test_texts_stay_texts_whatever_their_first_line(run, tmp_path):
+    (tmp_path / "texts.txt").write_text("2020 12 31\nword2 word4\n")
+    out = tmp_path / "p.jsonl"
+    arguments = ["predict", str(run / "a"), "--input", str(tmp_path / "texts.txt"), "--k", "2", "--out", str(out)]
+    assert main([*arguments, "--no-progress"]) == 0
+    assert set(json.loads(out.read_text().splitlines()[1])["labels"]) == {2, 4}
+
+
+def test_empty_files(run, tmp_path, capsys):
+    empty, out = tmp_path / "empty.jsonl", tmp_path / "p.jsonl"
+    empty.write_text("")
+    assert main(["predict", str(run / "a"), "--input", str(empty), "--out", str(out), "--no-progress"]) == 0
+    assert out.read_text() == ""
+    assert main(["evaluate", str(run / "a"), "--test", str(empty), "--no-progress"]) == 1
+    assert "empty.jsonl: no rows to evaluate" in capsys.readouterr().err
+    training = [
+        "train",
+        "--train",
+        str(run / "train.jsonl"),
+        "--valid",
+        str(empty),
+        "--out",
+        str(tmp_path / "b"),
+        *SMALL,
+    ]
+    assert main(training) == 1
+    assert "empty.jsonl: no rows to validate on" in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
 def test_predict_escapes_what_utf8_cannot_hold(run, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "a word", "labels": ["half \\ud83d", "\u00e9"]}\n' * 4)
     command = ["train", "--train", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "run"), *SMALL]
