@@ -25,7 +25,7 @@ from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.run import train
 
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
-MOST_OPERATIONS = 120  # from the start of a run to its kill; a step with its checkpoint has about 28
+MOST_OPERATIONS = 110  # from the start of a run to its kill; a step with its checkpoint has about 28
 
 
 def configuration(data: str, out: str) -> TrainingConfig:
@@ -39,7 +39,7 @@ def configuration(data: str, out: str) -> TrainingConfig:
         lexical_fan_in=4,
         svd_init=False,
         min_df=1,
-        epochs=4,
+        epochs=10,
         batch_size=8,
         patience=0,
         checkpoint_seconds=0,
