@@ -186,10 +186,13 @@ class FixedFanInLinear(nn.Module):
         Continue with ``x.backward(dx)`` through what made ``x``. See ``ops.fixed_fan_in_step_``.
 
         Raises:
-            RuntimeError: the layer has no fused optimizer.
+            RuntimeError: the layer has no fused optimizer, or a parameter is frozen.
         """
         if self._optimizer is None:
             raise RuntimeError("step needs a fused optimizer: call fuse_optimizer(...) first")
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            if parameter is not None and not parameter.requires_grad:
+                raise RuntimeError(f"{name} is frozen (requires_grad is False), but step updates the whole layer")
         check_input(x, self.in_features)
         return ops.fixed_fan_in_step_(
             *(x, self.weight, self.indices, self.bias, targets, self._optimizer),

@@ -54,7 +54,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def attach(self, weight: Tensor, bias: Tensor | None) -> None:
         """Makes these the parameters to update and allocates their state. Called by ``head.fuse_optimizer``.
 
-        State that fits the parameters is kept.
+        State that fits the parameters is kept; gradients from before are dropped.
 
         Raises:
             RuntimeError: it already updates other parameters.
@@ -65,6 +65,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise RuntimeError("a fused optimizer updates one head; this one already has another's parameters")
         group["params"] = parameters
         for parameter in parameters:
+            parameter.grad = None
             kinds = self._state_kinds(parameter, self.param_groups[0])
             known = {name: (value.shape, value.dtype) for name, value in self.state[parameter].items()}
             if known != kinds or any(value.device != parameter.device for value in self.state[parameter].values()):
@@ -92,18 +93,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """State and hyperparameters of the next update; see ``ops.step.UpdateRule``.
 
         Raises:
-            RuntimeError: the parameters are not this optimizer's or frozen, or there was an update since the last
-                ``step()``.
+            RuntimeError: the parameters are not this optimizer's, or there was an update since the last ``step()``.
         """
         group = self.param_groups[0]
         if not group["params"] or group["params"][0] is not weight:
             raise RuntimeError("the optimizer was not attached to this head: call head.fuse_optimizer(optimizer)")
-        for name, parameter in (("weight", weight), ("bias", bias)):
-            if parameter is not None and not parameter.requires_grad:
-                raise RuntimeError(
-                    f"{name} is frozen (requires_grad is False), but a fused optimizer updates the whole head: take it away "
-                    "with head.fuse_optimizer(None)"
-                )
         if self._updated:
             raise RuntimeError(
                 "a second backward before optimizer.step(): a fused optimizer updates in backward and cannot accumulate "
@@ -149,7 +143,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if parameter.grad is not None:
                 raise RuntimeError(
                     f"a parameter {list(parameter.shape)} has a gradient, which a fused optimizer does not apply: train with "
-                    "head.loss or head.step instead of head(x), and call zero_grad() if it is from before fuse_optimizer"
+                    "head.loss or head.step instead of head(x)"
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -87,7 +87,10 @@ def test_an_unknown_loss_scale_is_an_error():
 
 def test_gradients_that_would_be_lost_are_an_error():
     (x, targets), *_ = batches(1)
-    head = fused(FusedSGD(0.1))
+    head = make_head()
+    head(x).sum().backward()
+    head.fuse_optimizer(FusedSGD(0.1))
+    head.step(x, targets)
     head(x).sum().backward()
     with pytest.raises(
         RuntimeError, match=r"a parameter \[12, 6\] has a gradient, which a fused optimizer does not apply"
