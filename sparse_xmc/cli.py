@@ -33,6 +33,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
             options["choices"] = entry.metadata["choices"]
         if kind == "list[str]":
             options["type"] = lambda text: [part for part in text.split(",") if part]
+            options["action"] = "extend"  # given twice, it adds up
         else:
             options["type"] = {"str": str, "int": int, "float": float}[kind]
         parser.add_argument(_flag(entry.name), **options)
