@@ -32,7 +32,9 @@ class TrainingConfig:
     train_labels: str | None = option(None, "labels of --train where they are in a file of their own")
     test_labels: str | None = option(None, "labels of --test where they are in a file of their own")
     valid_labels: str | None = option(None, "labels of --valid where they are in a file of their own")
-    text_field: list[str] = option([], "JSON fields that hold the text, separated by commas; lists are joined")
+    text_field: list[str] = option(
+        [], "JSON fields that hold the text, separated by commas or one by one; lists are joined"
+    )
     label_field: str | None = option(None, "JSON field that holds the list of labels")
     test_filter: str | None = option(None, "file of 'row label' pairs left out when --test is evaluated")
     out: str = option("", "folder of the run: model, checkpoints, log, metrics")

@@ -309,6 +309,11 @@ def test_configuration_round_trip(tmp_path):
         TrainingConfig(loss="mse")
 
 
+def test_a_list_may_be_given_in_parts():
+    options = make_parser().parse_args(["train", "--text-field", "title,header", "--text-field", "body"])
+    assert options.text_field == ["title", "header", "body"]
+
+
 def test_memory_and_help(capsys):
     assert main(["memory", "--labels", "670091", "--fan-in", "32"]) == 0
     assert "GiB" in capsys.readouterr().out
