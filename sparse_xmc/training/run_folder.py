@@ -37,12 +37,11 @@ def digest(inputs: Inputs, targets: sp.csr_matrix, names: list[Any], document: A
 
 
 def _arrays(inputs: Inputs) -> list[np.ndarray]:
-    if isinstance(inputs, SparseInputs):
-        return [inputs.matrix.indptr, inputs.matrix.indices, inputs.matrix.data]
     if isinstance(inputs, TokenInputs):
         return [inputs.cache.offsets, inputs.cache.ids]
-    assert isinstance(inputs, DenseInputs)
-    return [inputs.array]
+    assert isinstance(inputs, (SparseInputs, DenseInputs))
+    features: Any = inputs.matrix if isinstance(inputs, SparseInputs) else inputs.array
+    return [features.indptr, features.indices, features.data] if sp.issparse(features) else [features]
 
 
 def check_resumable(config: TrainingConfig, data: Mapping[str, str] | None = None) -> None:

@@ -177,15 +177,20 @@ def test_variants(run, name):
     assert main(["evaluate", str(out), "--test", str(run / "test.jsonl"), "--no-progress"]) == 0
 
 
-def test_dense_features(run):
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_features(tmp_path, ending):
+    """The same numbers, dense and sparse."""
     rng = np.random.default_rng(0)
     y = sp.csr_matrix((rng.random((200, 10)) < 0.2).astype(np.float32))
-    np.save(run / "x.npy", (y @ rng.standard_normal((10, 16))).astype(np.float32))
-    sp.save_npz(run / "y.npz", y)
-    arguments = ["train", "--train", str(run / "x.npy"), "--train-labels", str(run / "y.npz"), "--encoder", "features"]
-    arguments += ["--test", str(run / "x.npy"), "--test-labels", str(run / "y.npz"), *SMALL, "--fan-in", "8"]
-    assert main([*arguments, "--epochs", "10", "--batch-size", "20", "--out", str(run / "features")]) == 0
-    assert json.loads((run / "features" / "metrics.json").read_text())["R@5"] > 80
+    x = (y @ rng.standard_normal((10, 16))).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    sp.save_npz(tmp_path / "x.npz", sp.csr_matrix(x))
+    sp.save_npz(tmp_path / "y.npz", y)
+    features, labels = str(tmp_path / f"x.{ending}"), str(tmp_path / "y.npz")
+    arguments = ["train", "--train", features, "--train-labels", labels, "--encoder", "features"]
+    arguments += ["--test", features, "--test-labels", labels, *SMALL, "--fan-in", "8"]
+    assert main([*arguments, "--epochs", "10", "--batch-size", "20", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["R@5"] > 80
 
 
 def test_failures_are_one_line(run, capsys, monkeypatch):
