@@ -21,7 +21,7 @@ from sparse_xmc.training.config import TrainingConfig
 from sparse_xmc.training.log import RunLog, draw_curves
 from sparse_xmc.training.metrics import Truth, ranking_metrics
 from sparse_xmc.training.prepare import Precomputed, Preparation, Terms, Tokens
-from sparse_xmc.training.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest, write_text
+from sparse_xmc.training.run_folder import CHECKPOINTS, check_resumable, claim, clear, complete_file, digest, write_text
 from sparse_xmc.training.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.training.tensor_file import Shards
 from sparse_xmc.training.trainer import Trainer
@@ -306,22 +306,13 @@ def predict(
     bundle = _load(run, options)
     texts = bundle.preparation.reads_texts
     inputs, _ = bundle.preparation.transform(_open(bundle.config, source, None, texts, need_labels=False))
-    count, partial = 0, f"{out}.partial"
-    names = bundle.vocabulary.names
-    try:
-        # half of a surrogate pair, which JSON may hold but UTF-8 may not, becomes a JSON escape
-        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
-                values = bundle.model.as_probabilities(scores)
-                for row, value in zip(labels.tolist(), values.tolist(), strict=True):
-                    entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    count += 1
-        os.replace(partial, out)
-    except OSError as error:
-        raise CheckpointError(f"could not write {out}: {error.strerror or error}") from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    count, names = 0, bundle.vocabulary.names
+    with complete_file(out) as file:
+        for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
+            values = bundle.model.as_probabilities(scores)
+            for row, value in zip(labels.tolist(), values.tolist(), strict=True):
+                entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                count += 1
     report(f"{count:,} rows written to {out}")
     return count

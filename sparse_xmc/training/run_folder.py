@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import numpy as np
 import scipy.sparse as sp
@@ -97,16 +98,24 @@ def clear(out: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a small file atomically.
+    """Writes a small file atomically; errors as of ``complete_file``."""
+    with complete_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def complete_file(path: str) -> Iterator[TextIO]:
+    """A text file to write, which appears under its name when it is complete.
+
+    What UTF-8 may not hold (half of a surrogate pair in a label or a path) becomes an escape.
 
     Raises:
         CheckpointError: the disk is full or not writable; what stood there before is untouched.
     """
     partial = f"{path}.partial"
     try:
-        # a path that is no Unicode cannot be said in TOML, which is no reason not to train
         with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+            yield file
         flush(partial)
         os.replace(partial, path)
     except OSError as error:
