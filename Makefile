@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest -q -n $(JOBS)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n $(JOBS) tests/ops tests/training/test_optim.py
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n $(JOBS) tests/ops tests/optim/test_fused.py
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

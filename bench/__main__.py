@@ -109,7 +109,7 @@ def _static(arguments: argparse.Namespace) -> int:
 
 
 def _train_demo(arguments: argparse.Namespace) -> int:
-    from bench.training_demo import main
+    from bench.studies.training_demo import main
 
     return main(arguments)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 FOLDER = "reports/accuracy"
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
-MARK = "<!-- rows: everything below is written by `python -m bench.accuracy_study report` -->"
+MARK = "<!-- rows: everything below is written by `python -m bench.studies.accuracy report` -->"
 FAMILIES = {  # a word of a variant's name and what it stands for, first match
     "dense": "dense",
     "default": "two heads: embeddings and terms",

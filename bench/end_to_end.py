@@ -17,7 +17,7 @@ from bench.providers._linear import sparse_bce
 from bench.registry import LEARNING_RATE, Point, get_provider
 from bench.rows import RowFile
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 
 HEADS = ("dense", "sparse_xmc", "sparse_xmc_group32")
 

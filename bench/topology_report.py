@@ -1,4 +1,4 @@
-"""The report of ``bench.topology_study``: reads rows, measures nothing."""
+"""The report of ``bench.studies.topology``: reads rows, measures nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cell(group: list[dict[str, Any]], metric: str) -> str:
 def write_report(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str] = ()) -> None:
     """Writes ``topology.md`` and ``topology.png``; ``missing`` names the planned runs that have no row."""
     if not rows:
-        raise ValueError("there are no rows to report: run python -m bench.topology_study first")
+        raise ValueError("there are no rows to report: run python -m bench.studies.topology first")
     lines = [
         "# Topology: where connections start and where they regrow",
         "",
@@ -39,7 +39,7 @@ def write_report(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str
         "training rows and 4 K sampled candidates, centroids from all rows. ± is the standard deviation over seeds; a line",
         "with 1 seed has no estimate of it. Precision is measured once, on the test split, after the last step.",
         "",
-        "Command: `python -m bench.topology_study`, then `--report`. Raw rows: `topology.jsonl`. Wall times in the rows were",
+        "Command: `python -m bench.studies.topology`, then `--report`. Raw rows: `topology.jsonl`. Wall times in the rows were",
         "taken on a shared machine and are not measurements.",
         "",
         "| intermediate | K | start | rewiring | epochs | seeds | P@1 | P@3 | P@5 |",

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sparse_xmc.app.sharding import label_shards
 from sparse_xmc.distributed import init_process_group
 from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.shared_rows import shard_model_
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.training.checkpoint import CheckpointStore, flatten_tensors
-from sparse_xmc.training.sharding import label_shards
+from sparse_xmc.storage.checkpoint import CheckpointStore, flatten_tensors
 
 
 def resident(kind: str) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from bench.studies.cost_model import Head, sent_bytes
 from sparse_xmc.distributed import LabelShardedLinear, init_process_group
-from sparse_xmc.distributed.cost_model import Head, sent_bytes
 
 
 def loopback_bytes() -> int:

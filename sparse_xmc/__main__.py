@@ -2,7 +2,7 @@
 
 import sys
 
-from sparse_xmc.cli import main
+from sparse_xmc.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -96,7 +96,7 @@ class SparseXmcFused(SparseXmc):
 
 
 def _fused_step(point: Point, problem: Problem, weights: EllWeights) -> Run:
-    from sparse_xmc.training.optim import FusedSGD
+    from sparse_xmc.optim.fused import FusedSGD
 
     optimizer = FusedSGD(LEARNING_RATE)
     optimizer.attach(weights.weight, weights.bias)

@@ -26,7 +26,7 @@ from sparse_xmc.distributed.label_block import LabelBlock
 from sparse_xmc.distributed.linear import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import num_index_rows, validate_indices
-from sparse_xmc.training.atomic_folder import existing_folder, flush, replace_folder
+from sparse_xmc.storage.atomic import existing_folder, flush, replace_folder
 
 _DOCUMENT = "run.json"
 _STEP = re.compile(r"step-(\d{10})")

@@ -37,7 +37,7 @@ class BagOfWordsEncoder(nn.Module):
     bias.
 
     The gradient of the table is sparse and holds only the words of the batch, so that a row-sparse optimizer
-    (``sparse_xmc.training.row_sparse.RowSparseAdagrad``) does not touch the rest.
+    (``sparse_xmc.optim.row_sparse.RowSparseAdagrad``) does not touch the rest.
 
     Args:
         in_features: ``V``, number of terms.

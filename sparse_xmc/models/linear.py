@@ -163,7 +163,7 @@ class FixedFanInLinear(nn.Module):
         )
 
     def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:
-        """Gives the layer an optimizer (``sparse_xmc.training.optim``) that updates it inside the loss kernel.
+        """Gives the layer an optimizer (``sparse_xmc.optim.fused``) that updates it inside the loss kernel.
 
         Afterwards ``loss(...).backward()`` updates weight and bias, which get no ``.grad``; or ``step`` does. Call it
         when the layer is on its device. None takes the optimizer away.
@@ -228,7 +228,7 @@ class FixedFanInLinear(nn.Module):
         """Replaces the weakest connections in place; see ``ops.prune_regrow_`` for the options.
 
         Call it between ``optimizer.step()`` and the next forward. ``optimizer`` is what trains the weight (one or several
-        of ``torch.optim`` or ``sparse_xmc.training``): where a connection changed, its momenta and gradient become zero
+        of ``torch.optim`` or ``sparse_xmc.optim``): where a connection changed, its momenta and gradient become zero
         and its squared gradients their label's mean. A fused optimizer of the layer is found without being named.
         ``seed=None`` draws the seed from torch's global generator.
 

@@ -44,7 +44,7 @@ class Update(NamedTuple):
 
 
 class UpdateRule(Protocol):
-    """What the fused head asks of an optimizer (``sparse_xmc.training.optim``)."""
+    """What the fused head asks of an optimizer (``sparse_xmc.optim.fused``)."""
 
     def attach(self, weight: Tensor, bias: Tensor | None) -> None:
         """Makes these the parameters that it updates."""

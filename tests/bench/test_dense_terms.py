@@ -3,7 +3,7 @@
 import scipy.sparse as sp
 import torch
 
-from bench.dense_terms import DenseOnTerms
+from bench.studies.dense_terms import DenseOnTerms
 from sparse_xmc.data.batches import to_torch_csr
 from sparse_xmc.models.losses import logits_loss
 

@@ -11,10 +11,10 @@ pytest.importorskip("scipy")
 
 import scipy.sparse as sp
 
-from bench import training_data
 from bench.environment import REPOSITORY
 from bench.rows import RowFile
-from bench.training_demo import Settings, main, train
+from bench.studies import training_data
+from bench.studies.training_demo import Settings, main, train
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="training never runs in the interpreter")
@@ -53,7 +53,7 @@ def test_command_leaves_a_row_per_head(data, tmp_path, monkeypatch, capsys) -> N
 
 
 DOCSTRINGS = """
-from bench.training_data import _docstrings
+from bench.studies.training_data import _docstrings
 (train_texts, train_labels), (test_texts, _) = _docstrings()
 print(len(train_texts), len(test_texts), len(train_labels), min(train_labels.counts()))
 """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from sparse_xmc.app.prepare import Precomputed, Terms
 from sparse_xmc.data import DataError, Features, open_split
-from sparse_xmc.training.prepare import Precomputed, Terms
 
 OPTIONS = {"max_features": 50, "min_df": 1, "max_ngram": 1}
 

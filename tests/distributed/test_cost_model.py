@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bench.studies.cost_model import Head, rank_memory, sent_bytes, step_seconds
 from sparse_xmc.distributed import LabelShardedLinear
-from sparse_xmc.distributed.cost_model import Head, rank_memory, sent_bytes, step_seconds
 
 D, L, B, POSITIVES = 32, 200, 8, 3
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from sparse_xmc.distributed import LabelShardedLinear
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 
 
 def message(call, kind: type[Exception] = ValueError) -> str:

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.training.optim import FusedAdagrad
+from sparse_xmc.optim.fused import FusedAdagrad
 
 D, L, K = 24, 103, 5
 ROWS = {1: [11], 2: [7, 4], 4: [3, 0, 6, 2]}  # uneven, and one rank without rows

@@ -11,15 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("sklearn")
 
+from sparse_xmc.app.build import build, build_encoder, build_optimizers
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.sharding import TrainingRanks, label_shards
+from sparse_xmc.app.trainer import Trainer
 from sparse_xmc.data import SparseInputs
 from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.shared_rows import SharedRows
-from sparse_xmc.training import tensor_file
-from sparse_xmc.training.build import build, build_encoder, build_optimizers
-from sparse_xmc.training.checkpoint import CheckpointStore, read_folder
-from sparse_xmc.training.config import TrainingConfig
-from sparse_xmc.training.sharding import TrainingRanks, label_shards
-from sparse_xmc.training.trainer import Trainer
+from sparse_xmc.storage import tensor_file
+from sparse_xmc.storage.checkpoint import CheckpointStore, read_folder
 
 N, V, L = 90, 40, 8300  # blocks of more than the 4,096 labels whose weights are drawn at a time
 SMALL = {"embedding_dim": 8, "intermediate": 16, "lexical_fan_in": 3, "fan_in": 5, "batch_size": 30, "device": "cpu"}

@@ -12,7 +12,7 @@ MEASURE = """
 import re, torch
 from pathlib import Path
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 
 def train(L):
     head = FixedFanInLinear(768, L, 32, seed=0)

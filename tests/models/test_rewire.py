@@ -7,7 +7,7 @@ from torch import nn
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops import RegrowBatch
 from sparse_xmc.ops._arguments import validate_indices
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

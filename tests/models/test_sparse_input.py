@@ -8,7 +8,7 @@ import torch
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_loss
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 
 
 def layer_and_batch(L, G, K=6, D=50, B=9, seed=0):

@@ -99,8 +99,8 @@ def test_a_copy_from_the_files_is_the_same(tiny, tmp_path):
 
 
 def test_damaged_token_caches_are_rebuilt(tiny, tmp_path):
+    from sparse_xmc.app.prepare import Tokens
     from sparse_xmc.data import open_split
-    from sparse_xmc.training.prepare import Tokens
 
     (tmp_path / "a.jsonl").write_text('{"text": "good cat", "labels": []}\n{"text": "dog", "labels": []}\n')
     tokens = Tokens(TransformerEncoder(tiny), str(tmp_path / "tokens"))
@@ -127,7 +127,7 @@ def test_command_line_with_a_transformer(tiny, tmp_path):
     """The run predicts without the folder that its transformer came from."""
     import json
 
-    from sparse_xmc.cli import main
+    from sparse_xmc.app.cli import main
 
     tiny = shutil.copytree(tiny, tmp_path / "bert")
     with (tmp_path / "d.jsonl").open("w") as file:

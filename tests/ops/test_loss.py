@@ -330,7 +330,7 @@ def test_ranges_of_labels_cover_all_in_whole_groups(L, parts, group_size):
 _MEMORY = """
 import resource, torch
 from sparse_xmc import ops
-from sparse_xmc.training.optim import FusedSGD
+from sparse_xmc.optim.fused import FusedSGD
 L, D, K, B = {L}, 128, 8, 64
 weight, bias = torch.zeros(L, K, requires_grad=True), torch.zeros(L, requires_grad=True)
 indices = torch.arange(8).repeat(L, 1).to(torch.uint16)

@@ -1,0 +1,1 @@
+"""The application behind the command line. It imports the library; nothing imports it."""

@@ -1,0 +1,5 @@
+"""Which connections a head has: when they are rewired, and what may be watched of them."""
+
+from sparse_xmc.topology.schedule import RewireSchedule
+
+__all__ = ["RewireSchedule"]

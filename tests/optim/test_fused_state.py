@@ -1,0 +1,146 @@
+"""State of fused optimizers: copies, loading, skipped updates; and uses in which an update would be lost or wrong."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.optim.fused import FusedAdagrad, FusedAdam, FusedSGD
+from tests.optim.test_fused import D, batches, make_head
+
+
+def fused(optimizer, **options):
+    head = make_head(**options)
+    head.fuse_optimizer(optimizer)
+    return head
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_a_copy_trains_like_the_original(clone):
+    data = list(batches(3))
+    head = fused(FusedAdam(0.1, 0.9))
+    head.step(*data[0])
+    twin = clone(head)
+    for x, targets in data[1:]:
+        for layer in (head, twin):
+            layer.loss(x, targets).backward()
+            layer._optimizer.step()
+    assert twin._optimizer is not head._optimizer
+    assert torch.equal(twin.weight, head.weight) and torch.equal(twin.bias, head.bias)
+
+
+def test_state_of_other_sizes_or_kinds_is_refused():
+    small, large = fused(FusedAdagrad(0.1)), fused(FusedAdagrad(0.1), out_features=900)
+    with pytest.raises(ValueError, match=r"does not fit a parameter \[900, 6\]: it holds \{'second_moment': \[12\]\}"):
+        large._optimizer.load_state_dict(small._optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"needed is \{'second_moment': \[12\]\}"):
+        small._optimizer.load_state_dict(fused(FusedSGD(0.1))._optimizer.state_dict())
+    with pytest.raises(ValueError, match="another kind of optimizer: it has no beta2"):
+        fused(FusedAdam(0.1))._optimizer.load_state_dict(small._optimizer.state_dict())
+
+
+def test_skipped_updates_do_not_count():
+    """After ten batches that are skipped, Adam's first step is as long as after none."""
+    steps = []
+    (x, targets), *_ = batches(1)
+    for skipped in (0, 10):
+        head = fused(FusedAdam(0.1, rounding="nearest"))
+        for _ in range(skipped):
+            head.step(torch.full_like(x, float("inf")), targets)
+        head.step(x, targets)
+        steps.append(head.weight.detach().clone())
+    assert torch.equal(*steps)
+
+
+def test_taking_the_optimizer_away_and_back_keeps_its_state():
+    (x, targets), *_ = batches(1)
+    optimizer = FusedSGD(0.1, 0.9)
+    head = fused(optimizer)
+    head.step(x, targets)
+    before = optimizer.state[head.weight]["momentum_buffer"].clone()
+    head.fuse_optimizer(None)
+    head.fuse_optimizer(optimizer)
+    assert before.any() and torch.equal(optimizer.state[head.weight]["momentum_buffer"], before)
+    head.double()
+    head.fuse_optimizer(optimizer)
+    assert optimizer.state[head.weight]["momentum_buffer"].dtype == torch.float64
+
+
+def test_an_unknown_loss_scale_is_an_error():
+    (x, targets), *_ = batches(1)
+    encoder, scaler = torch.nn.Linear(D, D), torch.amp.GradScaler("cpu")
+    for known in (scaler, None):
+        optimizer = FusedSGD(0.1, grad_scaler=known)
+        head = fused(optimizer)
+        other = torch.optim.SGD(encoder.parameters(), 0.1)
+        scaler.scale(head.loss(encoder(x), targets)).backward()
+        scaler.step(other)
+        if known is None:
+            with pytest.raises(RuntimeError, match=r"give it to the optimizer, FusedSGD\(..., grad_scaler=scaler\)"):
+                scaler.step(optimizer)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+
+def test_gradients_that_would_be_lost_are_an_error():
+    (x, targets), *_ = batches(1)
+    head = make_head()
+    head(x).sum().backward()
+    head.fuse_optimizer(FusedSGD(0.1))
+    head.step(x, targets)
+    head(x).sum().backward()
+    with pytest.raises(
+        RuntimeError, match=r"a parameter \[12, 6\] has a gradient, which a fused optimizer does not apply"
+    ):
+        head._optimizer.step()
+    head._optimizer.zero_grad()
+    head.step(x, targets)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_frozen_parameters_are_not_updated(name):
+    (x, targets), *_ = batches(1)
+    head = fused(FusedSGD(0.1))
+    getattr(head, name).requires_grad_(False)
+    before = head.weight.detach().clone(), head.bias.detach().clone()
+    with pytest.raises(RuntimeError, match=f"{name} is frozen"):
+        head.step(x, targets)
+    with pytest.raises(ValueError, match=f"{name}.requires_grad is False"):
+        head.loss(x, targets)
+    assert torch.equal(head.weight, before[0]) and torch.equal(head.bias, before[1])
+
+
+def test_a_changed_bias_is_noticed():
+    (x, targets), *_ = batches(1)
+    head = fused(FusedSGD(0.1))
+    loss = head.loss(x, targets)
+    with torch.no_grad():
+        head.bias.add_(1)
+    with pytest.raises(RuntimeError, match="parameters changed between its loss and backward"):
+        loss.backward()
+
+
+def test_options_and_seeds_are_checked():
+    (x, targets), *_ = batches(1)
+    head = fused(FusedSGD(0.1))
+    with pytest.raises(TypeError, match="takes no label_smoothing, reductoin"):
+        head.loss(x, targets, label_smoothing=0.1, reductoin="sum")
+    with pytest.raises(ValueError, match=rf"in_features={D}\], got shape \[3, 9\]"):
+        head.step(torch.randn(3, 9), targets)
+    with pytest.raises(TypeError, match="seed must be an int, got 1.5"):
+        FusedSGD(0.1, seed=1.5)
+    for seed in (-1, 2**64 - 1):
+        layer = FixedFanInLinear(D, 12, 4, seed=0, dtype=torch.bfloat16)
+        layer.fuse_optimizer(FusedSGD(0.1, seed=seed))
+        layer.step(x, targets)
+
+
+def test_the_input_gradient_has_the_dtype_of_the_input():
+    (x, targets), *_ = batches(1)
+    head = fused(FusedSGD(0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, dx = head.step(x, targets)
+    assert dx.dtype == torch.float32
