@@ -14,19 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bench.point import LEARNING_RATE, REWIRE_FRACTION, TOP_K, WORK, Point
 from bench.problem import Problem
-from bench.registry import (
-    LEARNING_RATE,
-    REWIRE_FRACTION,
-    TOP_K,
-    WORK,
-    Case,
-    Point,
-    Provider,
-    Unsupported,
-    get_provider,
-    providers,
-)
+from bench.provider import Case, Provider, Unsupported
+from bench.providers import get_provider, providers
 from bench.weights import EllWeights, Weights
 
 # Largest error as a share of the largest value: rounding of inputs and outputs, and of sums kept in the dtype itself.

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from bench import environment, memory
 from bench.measure import Budget, interleaved, warm_up
+from bench.point import LEARNING_RATE, Point
 from bench.problem import Problem
+from bench.providers import get_provider
 from bench.providers._linear import sparse_bce
-from bench.registry import LEARNING_RATE, Point, get_provider
 from bench.rows import RowFile
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.optim.fused import FusedSGD

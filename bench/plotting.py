@@ -15,30 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from bench.registry import providers
+from bench.providers import providers
 from bench.rows import Row, RowFile, newest
 
-_COLOURS = {
-    "sparse_xmc": "#d62728",
-    "sparse_xmc_fused": "#8b0000",
-    "sparse_xmc_group32": "#ff7f0e",
-    "sparse_xmc_group32_fused": "#b8560b",
-    "sparse_xmc_fused_loss": "#e377c2",
-    "dense": "#1f4e9c",
-    "dense_chunked": "#4f9bd9",
-    "torch_csr": "#2ca02c",
-    "embedding_bag": "#9467bd",
-    "bottleneck": "#7f7f7f",
-    "sparse_xmc_deterministic": "#ff9896",
-    "torch_bsr": "#8c564b",
-    "semi_structured_2_4": "#c49c94",
-    "dense_compiled": "#637939",
-    "eager_rewire": "#5254a3",
-    "gather_einsum": "#000000",
-    "haste": "#00917c",
-    "scipy_csr": "#17becf",
-    "sklearn": "#bcbd22",
-}
 _MARKERS = "osD^vP*Xh<>p"
 _POINT = ["L", "D", "K", "G", "B", "dtype", "device"]
 
@@ -83,7 +62,7 @@ def _style(name: str) -> dict[str, Any]:
     ours = name.startswith("sparse_xmc")
     return {
         "label": known[name].label if name in known else name,
-        "color": _COLOURS.get(name, "#dbdb8d"),
+        "color": known[name].colour if name in known else "#dbdb8d",
         "marker": _MARKERS[place % len(_MARKERS)],
         "linestyle": "-" if ours else "--",
         "linewidth": 2.4 if ours else 1.4,

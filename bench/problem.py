@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bench.registry import POSITIVES_PER_ROW, Point
+from bench.point import POSITIVES_PER_ROW, Point
 from sparse_xmc import ops
 
 _DRAWN = 4_194_301  # prime: no two rows of a matrix are alike

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.registry import WORK, providers
+from bench.point import WORK
+from bench.providers import providers
 from bench.rows import Row, RowFile, newest
 
 BASELINE = "dense"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bench.registry import POSITIVES_PER_ROW, TOP_K, Point
+from bench.point import POSITIVES_PER_ROW, TOP_K, Point
 from bench.weights import Weights
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.measure import Budget
-from bench.registry import Point, get_provider
+from bench.point import Point
+from bench.providers import get_provider
 from bench.worker import Task
 
 # label counts of real data sets, smallest first

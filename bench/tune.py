@@ -16,8 +16,10 @@ import torch
 from bench import environment
 from bench.check import check_provider
 from bench.measure import Budget, interleaved, warm_up
+from bench.point import Point
 from bench.problem import Problem
-from bench.registry import Point, Provider, get_provider
+from bench.provider import Provider
+from bench.providers import get_provider
 from bench.rows import RowFile
 
 _BUDGET = Budget(seconds=0.3, min_samples=5, max_samples=50)

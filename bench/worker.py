@@ -16,8 +16,10 @@ from bench import energy, memory
 from bench.check import UnequalWork, Wrong, check_provider
 from bench.environment import available_bytes
 from bench.measure import Budget, copy_bandwidth, interleaved, matrix_rate, warm_up
+from bench.point import DTYPES, WORK, Point
 from bench.problem import Problem
-from bench.registry import DTYPES, WORK, Case, Point, Provider, Unsupported, get_provider
+from bench.provider import Case, Provider, Unsupported
+from bench.providers import get_provider
 from bench.roofline import floor
 
 Report = Callable[[dict[str, Any]], None]

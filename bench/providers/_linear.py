@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from bench.point import LEARNING_RATE, TOP_K, Point
 from bench.problem import Problem
-from bench.registry import LEARNING_RATE, TOP_K, Case, Point, Provider
+from bench.provider import Case, Provider
 from bench.weights import Weights
 
 Produced = dict[str, Tensor | list[Tensor]]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.point import Point
 from bench.problem import Problem
-from bench.registry import Case, Point, Provider, Unsupported, register
+from bench.provider import Case, Provider, Unsupported
 from bench.weights import DenseWeights, Weights
 
 _BLOCK = 16
@@ -56,6 +57,7 @@ class BlockWeights(Weights):
 class TorchBsr(Provider):
     name = "torch_bsr"
     label = "torch.sparse BSR 16x16"
+    colour = "#8c564b"
     modes: Sequence[str] = ("forward",)
 
     def unsupported(self, point: Point) -> str | None:
@@ -83,6 +85,7 @@ class TorchBsr(Provider):
 class SemiStructured(Provider):
     name = "semi_structured_2_4"
     label = "torch 2:4 semi-structured"
+    colour = "#c49c94"
     modes: Sequence[str] = ("forward",)
 
     def unsupported(self, point: Point) -> str | None:
@@ -116,5 +119,4 @@ class SemiStructured(Provider):
         return Case(lambda: {"y": torch.nn.functional.linear(x, sparse)[:, : point.L]}, weights)
 
 
-register(TorchBsr())
-register(SemiStructured())
+PROVIDERS = (TorchBsr(), SemiStructured())

@@ -8,9 +8,10 @@ import torch
 from torch.nn.functional import linear as dense_linear
 from torch.nn.functional import softplus
 
+from bench.point import LEARNING_RATE, TOP_K, Point
 from bench.problem import Problem
+from bench.provider import Case, Provider
 from bench.providers._linear import Linear, LinearProvider, Objective, Produced, matrices_bytes, sparse_bce
-from bench.registry import LEARNING_RATE, TOP_K, Case, Point, Provider, register
 from bench.weights import DenseWeights, FactorWeights, Weights
 
 _CHUNK_ELEMENTS = 1 << 23  # logits that a chunk holds
@@ -24,6 +25,7 @@ def dense_weights(point: Point, problem: Problem) -> DenseWeights:
 class Dense(LinearProvider):
     name = "dense"
     label = "nn.Linear"
+    colour = "#1f4e9c"
 
     def predicted_bytes(self, point: Point) -> int:
         return matrices_bytes(point, point.L * point.D)
@@ -36,6 +38,7 @@ class Dense(LinearProvider):
 class DenseCompiled(Dense):
     name = "dense_compiled"
     label = "nn.Linear, torch.compile"
+    colour = "#637939"
     modes: Sequence[str] = ("forward", "full", "step")
 
     def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
@@ -55,6 +58,7 @@ class DenseChunked(Provider):
 
     name = "dense_chunked"
     label = "dense, chunked step"
+    colour = "#4f9bd9"
     modes: Sequence[str] = ("step", "topk")
 
     def predicted_bytes(self, point: Point) -> int:
@@ -116,6 +120,7 @@ class Bottleneck(LinearProvider):
 
     name = "bottleneck"
     label = "low rank, same FLOPs"
+    colour = "#7f7f7f"
 
     @staticmethod
     def rank(point: Point) -> int:
@@ -132,5 +137,4 @@ class Bottleneck(LinearProvider):
         return lambda x: dense_linear(dense_linear(x, down), up, weights.bias), weights
 
 
-for provider in (Dense(), DenseCompiled(), DenseChunked(), Bottleneck()):
-    register(provider)
+PROVIDERS = (Dense(), DenseCompiled(), DenseChunked(), Bottleneck())

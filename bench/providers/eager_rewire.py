@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bench.point import REWIRE_FRACTION, Point
 from bench.problem import Problem
-from bench.registry import REWIRE_FRACTION, Case, Point, Provider, Unsupported, register
+from bench.provider import Case, Provider, Unsupported
 from bench.weights import EllWeights
 
 _CHUNK_ELEMENTS = 1 << 20  # slots at a time: temporaries in the cache, measured fastest at K=32 on a CPU
@@ -44,6 +45,7 @@ class EagerRewire(Provider):
 
     name = "eager_rewire"
     label = "eager torch rewire"
+    colour = "#5254a3"
     modes: Sequence[str] = ("rewire",)
 
     def unsupported(self, point: Point) -> str | None:
@@ -70,4 +72,4 @@ class EagerRewire(Provider):
         return Case(run, weights)
 
 
-register(EagerRewire())
+PROVIDERS = (EagerRewire(),)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.point import Point
 from bench.problem import Problem
 from bench.providers._linear import Linear, LinearProvider, matrices_bytes
-from bench.registry import Point, register
 from bench.weights import EllWeights, Weights
 
 
 class EmbeddingBag(LinearProvider):
     name = "embedding_bag"
     label = "F.embedding_bag"
+    colour = "#9467bd"
 
     def unsupported(self, point: Point) -> str | None:
         if point.device == "cpu" and point.dtype == "bfloat16" and point.mode not in ("forward", "topk"):
@@ -35,4 +36,4 @@ class EmbeddingBag(LinearProvider):
         return linear, weights
 
 
-register(EmbeddingBag())
+PROVIDERS = (EmbeddingBag(),)

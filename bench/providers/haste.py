@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.point import Point
 from bench.problem import Problem
+from bench.provider import Unsupported
 from bench.providers._linear import Linear, LinearProvider, matrices_bytes
-from bench.registry import Point, Unsupported, register
 from bench.weights import EllWeights, Weights
 
 VARIABLE = "SPARSE_XMC_HASTE"
@@ -53,6 +54,7 @@ class _HasteLinear(torch.autograd.Function):
 class Haste(LinearProvider):
     name = "haste"
     label = "HASTE kernels"
+    colour = "#00917c"
     modes: Sequence[str] = ("forward", "backward_input", "backward_weight", "full")
 
     def unsupported(self, point: Point) -> str | None:
@@ -83,4 +85,4 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-register(Haste())
+PROVIDERS = (Haste(),)

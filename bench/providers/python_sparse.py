@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.point import TOP_K, Point
 from bench.problem import Problem
-from bench.registry import TOP_K, Case, Point, Provider, Unsupported, register
+from bench.provider import Case, Provider, Unsupported
 from bench.weights import EllWeights
 
 
 class ScipyCsr(Provider):
     name = "scipy_csr"
     label = "SciPy CSR"
+    colour = "#17becf"
     modes: Sequence[str] = ("forward", "backward_input")
     needs = "scipy"
 
@@ -50,6 +52,7 @@ class ScikitLearn(ScipyCsr):
 
     name = "sklearn"
     label = "scikit-learn decision_function"
+    colour = "#bcbd22"
     modes: Sequence[str] = ("forward", "topk")
     needs = "scikit-learn"
 
@@ -86,5 +89,4 @@ def _csr(point: Point, problem: Problem) -> tuple[Any, EllWeights]:
     return matrix, EllWeights(problem.weight, problem.label_indices, point.D, 1, problem.bias, stored_indices=stored)
 
 
-register(ScipyCsr())
-register(ScikitLearn())
+PROVIDERS = (ScipyCsr(), ScikitLearn())

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from bench.point import LEARNING_RATE, REWIRE_FRACTION, TOP_K, Point
 from bench.problem import Problem
+from bench.provider import Case
 from bench.providers._linear import Linear, LinearProvider, Objective, matrices_bytes
-from bench.registry import LEARNING_RATE, REWIRE_FRACTION, TOP_K, Case, Point, register
 from bench.weights import EllWeights, Weights
 from sparse_xmc import ops
 
@@ -30,8 +31,10 @@ class SparseXmc(LinearProvider):
 
     modes: Sequence[str] = (*LinearProvider.modes, "rewire")
 
-    def __init__(self, name: str, label: str, *, group_size: int | None = None, deterministic: bool | None = None):
-        self.name, self.label = name, label
+    def __init__(
+        self, name: str, label: str, colour: str, *, group_size: int | None = None, deterministic: bool | None = None
+    ):
+        self.name, self.label, self.colour = name, label, colour
         self.group_size, self.deterministic = group_size, deterministic
         if deterministic:
             self.modes = ("backward_input", "full")
@@ -142,12 +145,11 @@ class SparseXmcFusedLoss(SparseXmc):
         return lambda x, rows, labels: linear(x)
 
 
-for provider in (
-    SparseXmc("sparse_xmc", "sparse_xmc"),
-    SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused"),
-    SparseXmc("sparse_xmc_group32", "sparse_xmc G=32", group_size=32),
-    SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", group_size=32),
-    SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only"),
-    SparseXmc("sparse_xmc_deterministic", "sparse_xmc, deterministic", deterministic=True),
-):
-    register(provider)
+PROVIDERS = (
+    SparseXmc("sparse_xmc", "sparse_xmc", "#d62728"),
+    SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused", "#8b0000"),
+    SparseXmc("sparse_xmc_group32", "sparse_xmc G=32", "#ff7f0e", group_size=32),
+    SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", "#b8560b", group_size=32),
+    SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only", "#e377c2"),
+    SparseXmc("sparse_xmc_deterministic", "sparse_xmc, deterministic", "#ff9896", deterministic=True),
+)

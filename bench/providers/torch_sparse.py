@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.point import Point
 from bench.problem import Problem
 from bench.providers._linear import Linear, LinearProvider, matrices_bytes
-from bench.registry import Point, register
 from bench.weights import EllWeights, Weights
 
 
@@ -38,6 +38,7 @@ class _CsrLinear(torch.autograd.Function):
 class TorchCsr(LinearProvider):
     name = "torch_csr"
     label = "torch.sparse CSR"
+    colour = "#2ca02c"
 
     def unsupported(self, point: Point) -> str | None:
         if point.device == "cpu" and point.dtype not in ("float32", "float64"):
@@ -64,4 +65,4 @@ class TorchCsr(LinearProvider):
         return linear, weights
 
 
-register(TorchCsr())
+PROVIDERS = (TorchCsr(),)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from bench.check import UnequalWork, Wrong, check_provider
+from bench.point import Point
+from bench.provider import Case
+from bench.providers import get_provider, providers
 from bench.providers.dense import Dense
-from bench.registry import Case, Point, get_provider, providers
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="benchmarks never run in the interpreter")

@@ -6,7 +6,7 @@ import pytest
 
 from bench import energy
 from bench.measure import Budget
-from bench.registry import Point
+from bench.point import Point
 from bench.worker import Task, execute
 
 

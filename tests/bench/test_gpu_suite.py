@@ -13,7 +13,8 @@ pytest.importorskip("matplotlib")
 
 from bench import end_to_end, gpu_report
 from bench.environment import REPOSITORY
-from bench.registry import Point, get_provider
+from bench.point import Point
+from bench.providers import get_provider
 from bench.report_index import regenerate
 from bench.rows import RowFile
 from bench.tune import points

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from bench.point import Point
 from bench.problem import Problem
-from bench.registry import Point, get_provider
+from bench.providers import get_provider
 
 pytest.importorskip("pytest_benchmark")
 

@@ -8,8 +8,9 @@ import pytest
 
 from bench.environment import REPOSITORY
 from bench.measure import Budget, Timing, interleaved
+from bench.point import MODES, Point
 from bench.problem import Problem
-from bench.registry import MODES, Point, get_provider
+from bench.providers import get_provider
 from bench.roofline import floor
 
 

@@ -9,7 +9,7 @@ from matplotlib import pyplot
 
 from bench import plotting
 from bench.plotting import plot_folder
-from bench.registry import providers
+from bench.providers import providers
 from bench.report import IncomparableRows, speedup, write_table
 from bench.rows import RowFile
 

@@ -10,7 +10,7 @@ import pytest
 from bench.__main__ import main
 from bench.environment import REPOSITORY, available_bytes
 from bench.measure import Budget
-from bench.registry import Point
+from bench.point import Point
 from bench.rows import RowFile, job_key
 from bench.runner import run_suite, run_task
 from bench.suites import SUITES

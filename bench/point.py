@@ -1,18 +1,11 @@
-"""What is measured: points of the sweep, modes with the work they stand for, and the interface of a provider."""
+"""What is measured: points of the sweep and modes with the work they stand for."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from bench.problem import Problem
-    from bench.weights import Weights
 
 DTYPES = {
     "float32": torch.float32,
@@ -83,64 +76,3 @@ class Point:
 
     def __str__(self) -> str:
         return f"{self.mode} L={self.L:,} D={self.D} K={self.K} G={self.G} B={self.B} {self.dtype} {self.device}"
-
-
-@dataclass
-class Case:
-    """A provider set up at a point.
-
-    run: performs the mode once on the same inputs and returns what it produced, by the names in ``WORK``.
-    weights: the provider's own parameters, for the check and for counting bytes.
-    """
-
-    run: Callable[[], dict[str, Tensor | list[Tensor]]]
-    weights: Weights
-
-
-class Unsupported(Exception):
-    """A provider cannot serve a point; the message is the reason that the row reports."""
-
-
-class Provider(ABC):
-    """One way to compute the layer."""
-
-    name: str
-    label: str
-    modes: Sequence[str]
-
-    def unsupported(self, point: Point) -> str | None:
-        """Why the provider cannot serve a point, judged without building anything."""
-        return None
-
-    @abstractmethod
-    def predicted_bytes(self, point: Point) -> int:
-        """Peak memory that the mode takes, everything included, roughly: what does not fit is not tried."""
-
-    @abstractmethod
-    def build(self, point: Point, problem: Problem) -> Case:
-        """Sets the provider up. Raises ``Unsupported`` where that turns out to be impossible."""
-
-
-_PROVIDERS: dict[str, Provider] = {}
-
-
-def register(provider: Provider) -> Provider:
-    """Adds a provider under its name."""
-    if provider.name in _PROVIDERS:
-        raise ValueError(f"provider {provider.name!r} is registered twice")
-    _PROVIDERS[provider.name] = provider
-    return provider
-
-
-def providers() -> dict[str, Provider]:
-    """All providers, in the order of registration."""
-    import bench.providers  # noqa: F401  registers them
-
-    return dict(_PROVIDERS)
-
-
-def get_provider(name: str) -> Provider:
-    known = providers()
-    if name not in known:
-        raise ValueError(f"unknown provider {name!r}; known: {', '.join(known)}")
-    return known[name]
