@@ -1,0 +1,88 @@
+"""Imports run downwards only, in no circle, and nothing imports the application."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# from the bottom up: a package may import those before it (and itself)
+FLOORS = (
+    ("sparse_xmc._version",),
+    ("sparse_xmc.ops.cpu_kernels", "sparse_xmc.ops.triton_kernels", "sparse_xmc.ops"),
+    (
+        "sparse_xmc.models",
+        "sparse_xmc.solver",
+        "sparse_xmc.data",
+        "sparse_xmc.metrics",
+        "sparse_xmc.optim",
+        "sparse_xmc.topology",
+    ),
+    ("sparse_xmc.storage",),
+    ("sparse_xmc.distributed",),
+    ("sparse_xmc.app",),
+    ("sparse_xmc.sklearn", "bench"),
+)
+# names of former releases, and the package's face: they name what they pass on
+FACES = ("sparse_xmc", "sparse_xmc.training", "sparse_xmc.__main__")
+
+
+def _modules(folder: str) -> dict[str, Path]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def _imports(path: Path, known: dict[str, Path], *, deferred: bool) -> set[str]:
+    """Modules of this project that a file imports when it is run; ``deferred``: also those inside of functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if is_typing or (isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not deferred):
+            hidden.update(ast.walk(node))
+    found = set()
+    for node in set(ast.walk(tree)) - hidden:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(name if name in known else node.module for name in names)
+    return {name for name in found if name in known}
+
+
+def _floor(module: str) -> int:
+    for height, packages in enumerate(FLOORS):
+        if any(module == package or module.startswith(package + ".") for package in packages):
+            return height
+    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
+
+
+MODULES = _modules("sparse_xmc") | _modules("bench")
+INNER = [name for name in MODULES if name not in FACES]
+
+
+def test_imports_run_downwards():
+    for module in INNER:
+        imported = _imports(MODULES[module], MODULES, deferred=True) - set(FACES)
+        upwards = sorted(name for name in imported if _floor(name) > _floor(module))
+        assert not upwards, f"{module} imports from above: {', '.join(upwards)}"
+
+
+def test_there_is_no_circle():
+    imports = {name: _imports(MODULES[name], MODULES, deferred=False) - {name} for name in INNER}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, "circle: " + " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(imports.get(name, ())):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in INNER:
+        visit(name, ())
+
+
+def test_no_library_module_imports_the_application():
+    for name, path in MODULES.items():
+        if name.startswith(("sparse_xmc.app", "sparse_xmc.sklearn", "bench")) or name == "sparse_xmc.__main__":
+            continue
+        assert not {m for m in _imports(path, MODULES, deferred=False) if m.startswith("sparse_xmc.app")}, name
