@@ -26,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from bench.ptx_races import races
+
 
 class Target(NamedTuple):
     """A GPU architecture: what a block may have of shared memory, and what a multiprocessor has in all."""
@@ -97,6 +99,7 @@ class Facts(NamedTuple):
     occupancy: share of a multiprocessor's warps that registers and shared memory admit.
     load_bytes: widest global load of a thread. instructions: counts of tensor-core and other notable instructions.
     tensor_dots: whether it has a ``tl.dot`` that belongs on tensor cores.
+    races: what ``races`` finds in the PTX (AMD: nothing is looked for).
     """
 
     registers: int
@@ -107,6 +110,7 @@ class Facts(NamedTuple):
     load_bytes: int
     instructions: dict[str, int]
     tensor_dots: bool
+    races: tuple[str, ...] = ()
 
 
 def facts(compiled: Any, target: Target) -> Facts:
@@ -132,6 +136,7 @@ def facts(compiled: Any, target: Target) -> Facts:
         _widest_load(text, nvidia),
         {name: count for name, count in instructions.items() if count},
         _wants_tensor_cores(compiled.asm["ttir"]),
+        tuple(races(text)) if nvidia else (),
     )
 
 
@@ -147,6 +152,7 @@ def problems(found: Facts, target: Target, *, wgmma: bool = True, spill_toleranc
         found.instructions.get(wanted) or (wanted == "mma" and "wgmma" in found.instructions)
     ):
         out.append(f"has a tl.dot but no {wanted} instruction: {found.instructions}")
+    out += [f"races: {race}" for race in found.races]
     return out
 
 

@@ -79,18 +79,22 @@ def update_tile(
     WIDTH: tl.constexpr = gradient.shape[1]
     ACC: tl.constexpr = gradient.dtype
     value = tl.load(param_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    known = tl.max(mask.to(tl.int32), 1) > 0
+    if moment_ptr is not None:
+        v = tl.load(moment_ptr + label, mask=known, other=0.0)
+    if momentum_ptr is not None:
+        buffer = tl.load(momentum_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    # several warps may hold a value: all of them need the old one, and one of them stores the new one
+    tl.debug_barrier()
     direction = gradient
     if moment_ptr is not None:
-        known = tl.max(mask.to(tl.int32), 1) > 0
         square = tl.sum(tl.where(mask, gradient * gradient, 0.0), 1) / COUNT
-        v = tl.load(moment_ptr + label, mask=known, other=0.0)
         v = tl.full((1,), decay, ACC) * v + tl.full((1,), gain, ACC) * square
         tl.store(moment_ptr + label, v, mask=known)
         root = tl.sqrt(tl.full((1,), correction, ACC) * v) + tl.full((1,), eps, ACC)
         direction = direction / root[:, None]
     direction += tl.full((1, 1), weight_decay, ACC) * value
     if momentum_ptr is not None:
-        buffer = tl.load(momentum_ptr + offsets, mask=mask, other=0.0).to(ACC)
         direction = tl.full((1, 1), momentum, ACC) * buffer + direction
         STATE: tl.constexpr = momentum_ptr.dtype.element_ty
         stored = round_stored(direction, seed, label, step, STATE, STREAM + 1, WIDTH, STOCHASTIC)

@@ -328,6 +328,7 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _step_case(dtypes, K, G, "bce")
     for K, G in ((32, 1), (64, 32)):
         yield _step_case((half, half), K, G, "squared_hinge", momentum=True, moment=True)
+        yield _step_case((half, half), K, G, "bce", moment=True)
         yield _step_case((half, half), K, G, "bce", deterministic=True)
         args = _meta_layer(half, half, K, G)
         scale = torch.empty((), device="meta")

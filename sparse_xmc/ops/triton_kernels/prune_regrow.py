@@ -44,6 +44,7 @@ def _reset(state_ptr, offsets, known, pruned, K, TO_MEAN: tl.constexpr):
     if TO_MEAN:
         held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)
         value += (tl.sum(held, 1) / K)[:, None]
+        tl.debug_barrier()  # another thread may have yet to load what this one stores
     tl.store(state_ptr + offsets, round_nearest(value, state_ptr.dtype.element_ty), mask=pruned & known)
 
 
