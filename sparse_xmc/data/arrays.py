@@ -1,58 +1,94 @@
-"""Features and labels as arrays: scipy CSR ``.npz`` files and dense ``.npy`` files."""
+"""Features and labels as arrays: SciPy sparse ``.npz`` files and dense ``.npy`` files."""
 
 from __future__ import annotations
 
 import os
-import zipfile
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from sparse_xmc.data.checked import canonical_csr, check_compressed, check_coordinates
 from sparse_xmc.data.errors import DataError, reading
+from sparse_xmc.data.labels import LabelRows
 
-_ROWS = 4096  # checked at a time
+
+def _members(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        if not hasattr(archive, "files"):
+            raise ValueError("a single array")
+        names = {"format", "shape", "data", "indices", "indptr", "row", "col", "offsets"} & set(archive.files)
+        return {name: archive[name] for name in names}
+
+
+def _assembled(parts: dict[str, np.ndarray]) -> Any:
+    """The matrix that ``scipy.sparse.save_npz`` took apart, its structure checked before SciPy sees it."""
+    kind = parts["format"].item()
+    kind = kind.decode("ascii") if isinstance(kind, bytes) else str(kind)
+    shape = tuple(int(n) for n in parts["shape"])
+    if len(shape) != 2 or min(shape) < 0 or parts["shape"].dtype.kind not in "iu":
+        raise ValueError(f"shape {list(parts['shape'])}")
+    data = parts["data"]
+    if kind in ("csr", "csc"):
+        major, minor = shape if kind == "csr" else shape[::-1]
+        check_compressed(parts["indptr"], parts["indices"], data, major, minor)
+        make = sp.csr_matrix if kind == "csr" else sp.csc_matrix
+        return make((data, parts["indices"], parts["indptr"]), shape=shape)
+    if kind == "coo":
+        check_coordinates(parts["row"], parts["col"], data, shape)
+        return sp.coo_matrix((data, (parts["row"], parts["col"])), shape=shape)
+    raise ValueError(f"format {kind!r}, expected 'csr', 'csc' or 'coo'")
 
 
 def load_csr(path: str | os.PathLike[str]) -> sp.csr_matrix:
-    """A matrix saved by ``scipy.sparse.save_npz``, as CSR.
+    """A matrix saved by ``scipy.sparse.save_npz`` (CSR, CSC or COO) as canonical CSR.
 
     Raises:
-        DataError: the file is missing, truncated or holds something else.
+        DataError: the file is missing, truncated, inconsistent or holds something else.
     """
     with reading(path):
         try:
-            return sp.load_npz(path).tocsr()
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise DataError(path, None, f"not a scipy sparse matrix: {error}") from None
+            return canonical_csr(_assembled(_members(path)))
+        except OSError:
+            raise
+        except KeyError as error:
+            raise DataError(path, None, f"not a scipy sparse matrix: it lacks {error}") from None
+        except Exception as error:  # archives and array headers that are damaged raise errors of many kinds
+            raise DataError(path, None, f"not a scipy sparse matrix: {_reason(error)}") from None
 
 
 def load_features(path: str | os.PathLike[str]) -> sp.csr_matrix | np.ndarray:
-    """Features ``[N, D]``: dense float ``.npy``, memory-mapped, or sparse ``.npz`` in float32.
+    """Features ``[N, D]``: dense ``.npy``, memory-mapped, or sparse ``.npz``. Which of the two, the first bytes say.
+
+    Their values are for ``check_features`` to judge.
 
     Raises:
-        DataError: the file cannot be read, has the wrong shape or type, or holds values that are not finite in float32.
+        DataError: the file cannot be read or holds something else.
     """
-    if os.fspath(path).endswith(".npz"):
-        with np.errstate(over="ignore"):
-            matrix = load_csr(path).astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(matrix.data))
-        if len(bad):
-            row = np.searchsorted(matrix.indptr, bad[0], side="right") - 1
-            raise DataError(path, None, f"row {row} (from 0) holds a value that is not finite in float32")
-        return matrix
     with reading(path):
+        with open(path, "rb") as file:
+            dense = file.read(6) == b"\x93NUMPY"
+        if not dense:
+            return load_csr(path)
         try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise DataError(path, None, f"not a NumPy array: {error}") from None
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise DataError(path, None, f"expected a float array [rows, features], got {array.dtype} {list(array.shape)}")
-    for start in range(0, len(array), _ROWS):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(array[start : start + _ROWS].astype(np.float32, copy=False)).all(axis=1)
-        if not finite.all():
-            row = start + np.argmin(finite)
-            raise DataError(path, None, f"row {row} (from 0) holds a value that is not finite in float32")
-    return array
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:
+            raise DataError(path, None, f"not a NumPy array: {_reason(error)}") from None
+
+
+def load_label_rows(path: str | os.PathLike[str]) -> LabelRows:
+    """Labels ``[N, L]`` of a sparse ``.npz``; a label is named by its column.
+
+    Raises:
+        DataError: as of ``load_csr``, or a value is NaN.
+    """
+    try:
+        return LabelRows.from_csr(load_csr(path))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(path, None, str(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]

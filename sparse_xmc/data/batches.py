@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenCache
 
 
@@ -33,10 +34,10 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
 
 
 class SparseInputs:
-    """Sparse features ``[N, D]``; a batch is ``torch.sparse_csr [B, D]``."""
+    """Sparse features ``[N, D]``, checked in full; a batch is ``torch.sparse_csr [B, D]``."""
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
-        self.matrix = matrix.astype(np.float32, copy=False)
+        self.matrix = canonical_csr(matrix, "the features", np.float32)
 
     def __len__(self) -> int:
         return self.matrix.shape[0]
@@ -49,7 +50,7 @@ class DenseInputs:
     """Features ``[N, D]``, dense (possibly memory-mapped) or sparse; a batch is a dense float32 tensor ``[B, D]``."""
 
     def __init__(self, array: np.ndarray | sp.csr_matrix) -> None:
-        self.array = array
+        self.array = canonical_csr(array, "the features", np.float32) if sp.issparse(array) else array
 
     def __len__(self) -> int:
         return self.array.shape[0]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from sparse_xmc.data.checked import canonical_csr
+
 Label = Any  # what the file holds: str or int
 _INTEGER = re.compile("0|[1-9][0-9]{0,99}")
 
@@ -56,10 +58,14 @@ class LabelRows:
 
     @classmethod
     def from_csr(cls, matrix: sp.csr_matrix) -> LabelRows:
-        """Rows of a CSR matrix ``[N, L]``; labels are named by their column. A stored zero is no label."""
-        matrix = matrix.tocsr(copy=True)
-        matrix.sum_duplicates()
-        matrix.eliminate_zeros()
+        """Rows of a sparse matrix ``[N, L]``; labels are named by their column. A stored zero is no label.
+
+        Raises:
+            ValueError: the matrix is inconsistent, or a value is NaN.
+        """
+        matrix = canonical_csr(matrix, "the label matrix")
+        if np.isnan(matrix.data).any():
+            raise ValueError("the label matrix holds NaN")
         columns, ids = np.unique(matrix.indices, return_inverse=True)
         rows = cls(names=columns.tolist())
         rows.ids = array("q", ids.astype(np.int64).tobytes())

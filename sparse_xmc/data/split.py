@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.data.arrays import load_csr, load_features
+from sparse_xmc.data.arrays import load_features, load_label_rows
+from sparse_xmc.data.checked import check_features
 from sparse_xmc.data.errors import DataError, numbered_lines
 from sparse_xmc.data.labels import LabelRows
 from sparse_xmc.data.text import JsonLines, RawTexts, read_label_lines
@@ -28,11 +29,18 @@ class TextSource(Protocol):
 
 @dataclass
 class Features:
-    """Precomputed features ``[N, D]``, sparse or dense, with their labels."""
+    """Precomputed features ``[N, D]``, sparse or dense, with their labels.
+
+    Raises:
+        TypeError, ValueError: as of ``check_features``: the matrix is inconsistent or holds NaN.
+    """
 
     matrix: sp.csr_matrix | np.ndarray
     labels: LabelRows = field(default_factory=LabelRows)
     path: str = "the features"
+
+    def __post_init__(self) -> None:
+        self.matrix = check_features(self.matrix)
 
 
 def _without_gz(path: str) -> str:
@@ -48,6 +56,13 @@ def _labels_beside(path: str) -> str | None:
                 if os.path.exists(candidate):
                     return candidate
     return None
+
+
+def _features(matrix: sp.csr_matrix | np.ndarray, labels: LabelRows, path: str) -> Features:
+    try:
+        return Features(matrix, labels, path)
+    except ValueError as error:
+        raise DataError(path, None, str(error)) from None
 
 
 def open_split(
@@ -85,22 +100,22 @@ def open_split(
         beside = os.fspath(labels) if labels is not None else _labels_beside(name)
         first = next(numbered_lines(name), None)
         if beside is None and not texts and first is not None and parse_header(first[1]) is not None:
-            return Features(*read_xmc_text(name, progress=progress), name)
+            return _features(*read_xmc_text(name, progress=progress), name)
         if beside is None and need_labels:
             raise DataError(name, None, "a file of raw texts needs a file of labels (--train-labels, --test-labels)")
         return RawTexts(name, beside if need_labels else None, progress=progress)
     if ending in (".npz", ".npy"):
-        matrix = load_features(name)
+        features = _features(load_features(name), LabelRows(), name)
+        num_rows = features.matrix.shape[0]
         if not need_labels:
-            empty = LabelRows()
-            for _ in range(matrix.shape[0]):
-                empty.append([])
-            return Features(matrix, empty, name)
+            for _ in range(num_rows):
+                features.labels.append([])
+            return features
         if labels is None:
             raise DataError(name, None, "a file of features needs a file of labels (--train-labels, --test-labels)")
         names = os.fspath(labels)
-        rows = LabelRows.from_csr(load_csr(names)) if names.endswith(".npz") else read_label_lines(names)
-        if len(rows) != matrix.shape[0]:
-            raise DataError(names, None, f"has {len(rows)} rows, the features {name} have {matrix.shape[0]}")
-        return Features(matrix, rows, name)
+        features.labels = load_label_rows(names) if names.endswith(".npz") else read_label_lines(names)
+        if len(features.labels) != num_rows:
+            raise DataError(names, None, f"has {len(features.labels)} rows, the features {name} have {num_rows}")
+        return features
     raise DataError(name, None, f"unknown format {ending!r}: expected .jsonl, .json, .txt, .npz or .npy, perhaps .gz")
