@@ -26,7 +26,7 @@ from sparse_xmc import ops
 from sparse_xmc.data import to_torch_csr
 from sparse_xmc.metrics import hits
 from sparse_xmc.models import FixedFanInLinear, QuantizedFixedFanInLinear
-from sparse_xmc.optim.fused import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD
+from sparse_xmc.optim import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD
 
 ROWS = RowFile(environment.REPOSITORY / "reports", "head_study.jsonl")
 BATCH, FAN_IN = 128, 64

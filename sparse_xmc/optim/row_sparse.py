@@ -57,6 +57,27 @@ class RowSparseAdagrad(Optimizer):
                 parameter.index_copy_(0, rows, updated)
         return value
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the sums stay float32 (torch casts them to the table's dtype) and their shape is checked.
+
+        Raises:
+            ValueError: the state is that of another optimizer or of tables of other sizes.
+        """
+        tables = [table for group in self.param_groups for table in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        saved = [(table, state_dict["state"].get(number, {})) for number, table in zip(numbers, tables, strict=False)]
+        for table, state in saved:
+            found = {name: list(value.shape) for name, value in state.items()}
+            if found not in ({}, {"sum": [table.shape[0]]}):
+                raise ValueError(
+                    f"the state does not fit a table {list(table.shape)}: it holds {found}, "
+                    f"needed is {{'sum': [{table.shape[0]}]}}"
+                )
+        super().load_state_dict(state_dict)
+        for table, state in saved:
+            if state:
+                self.state[table]["sum"] = state["sum"].to(table.device, torch.float32, copy=True)
+
 
 def distinct_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers, each once, and values of a sparse gradient.

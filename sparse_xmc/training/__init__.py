@@ -3,8 +3,7 @@
 import sys
 import warnings
 
-from sparse_xmc.optim import fused, row_sparse
-from sparse_xmc.optim.fused import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD
+from sparse_xmc.optim import FusedAdagrad, FusedAdam, FusedOptimizer, FusedSGD, fused, row_sparse
 from sparse_xmc.optim.row_sparse import RowSparseAdagrad
 from sparse_xmc.topology import schedule
 from sparse_xmc.topology.schedule import RewireSchedule

@@ -46,6 +46,21 @@ def test_hf_trainer_learns():
     assert metrics["eval_P@1"] > 0.1  # chance: 0.005
 
 
+def test_lightning_module_learns_fused_and_not(tmp_path):
+    """Automatic and manual optimization of a fused head are one and the same training."""
+    pytest.importorskip("lightning")
+    small = ["--labels", "200", "--steps", "60"]
+    module = program("lightning_module")
+    plain = module.main(small)
+    fused = module.main([*small, "--fused", "--out", str(tmp_path / "model.ckpt")])
+    manual = module.main([*small, "--fused", "--manual"])
+    assert plain["P@1"] > 0.5 and fused["P@1"] > 0.5 and fused == manual
+    saved = torch.load(tmp_path / "model.ckpt", weights_only=False)
+    model = module.WideClassifier(200, fused=True, manual=False)
+    model.load_state_dict(saved["state_dict"])
+    model.configure_optimizers().load_state_dict(saved["optimizer_states"][0])
+
+
 @pytest.mark.parametrize("group_size, bias, dtype", [(1, True, torch.float32), (16, False, torch.bfloat16)])
 def test_serving_file_and_exports(tmp_path, group_size, bias, dtype):
     pytest.importorskip("scipy")
