@@ -2,10 +2,60 @@
 
 ``sparse_xmc.ops`` holds the kernels behind plain functions, ``sparse_xmc.models`` thin modules over them; ``optim``,
 ``topology``, ``metrics``, ``data``, ``storage`` and ``distributed`` what is needed to train and scale them, ``app`` the command
-line.
+line. The layers and ``sparsify_`` can be imported from here as well. Nothing is loaded, torch included, before it is
+asked for.
 """
 
-from sparse_xmc import models, ops
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sparse_xmc._version import __version__
 
-__all__ = ["__version__", "models", "ops"]
+if TYPE_CHECKING:
+    from sparse_xmc import data, distributed, metrics, models, ops, optim, storage, topology
+    from sparse_xmc.models import (
+        DenseLinear,
+        FixedFanInLinear,
+        HeadTailLinear,
+        QuantizedFixedFanInLinear,
+        SparseInputLinear,
+        XMCClassifier,
+        sparsify_,
+    )
+
+__all__ = [
+    "DenseLinear",
+    "FixedFanInLinear",
+    "HeadTailLinear",
+    "QuantizedFixedFanInLinear",
+    "SparseInputLinear",
+    "XMCClassifier",
+    "__version__",
+    "data",
+    "distributed",
+    "metrics",
+    "models",
+    "ops",
+    "optim",
+    "sparsify_",
+    "storage",
+    "topology",
+]
+
+_MODULES = frozenset({"data", "distributed", "metrics", "models", "ops", "optim", "storage", "topology"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = (
+        import_module(f"{__name__}.{name}") if name in _MODULES else getattr(import_module(f"{__name__}.models"), name)
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

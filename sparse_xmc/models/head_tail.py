@@ -51,14 +51,30 @@ def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tens
 class DenseLinear(nn.Linear):
     """``nn.Linear`` with the interface of a head: the rival that sparse heads are compared with."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, seed: int | None = None) -> None:
-        super().__init__(in_features, out_features, bias)
-        bound = 1 / math.sqrt(in_features)
-        if seed is not None:
-            with torch.no_grad():
-                self.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
-        if bias:
-            nn.init.zeros_(self.bias)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        if seed is not None and not self.weight.is_meta:
+            self.reset_parameters(seed)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draws weights as ``nn.Linear`` does, from torch's global generator or from ``seed``; the bias becomes zero."""
+        if seed is None:
+            super().reset_parameters()
+        else:
+            bound = 1 / math.sqrt(self.in_features)
+            self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(seed))
+        if self.bias is not None:
+            self.bias.zero_()
 
     def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
         return logits_loss(self(x), targets, loss=loss, reduction=reduction)
@@ -77,10 +93,11 @@ class HeadTailLinear(nn.Module):
     ``[0, num_head)`` are the head. Each part reads all of ``x`` or, with ``split``, its own features.
 
     Args:
-        in_features, out_features, fan_in, group_size, seed: as in ``FixedFanInLinear``.
+        in_features, out_features, fan_in, bias, group_size, device, dtype, seed: as in ``FixedFanInLinear``.
         num_head: labels with a dense row, in ``[1, out_features)``.
         split: number of first features that only the head reads; the tail reads the others. None: both read all.
-        tail_device: of the tail's parameters; "meta" where its labels are made later, on several ranks.
+        tail_device: of the tail's parameters where it is another one; "meta" where its labels are made later, on
+            several ranks.
 
     Source: HASTE, ICML 2026 (head-tail split, private features).
     """
@@ -90,10 +107,13 @@ class HeadTailLinear(nn.Module):
         in_features: int,
         out_features: int,
         fan_in: int,
+        bias: bool = True,
         *,
         num_head: int,
         group_size: int = 1,
         split: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         seed: int | None = None,
         tail_device: torch.device | str | None = None,
     ) -> None:
@@ -104,13 +124,15 @@ class HeadTailLinear(nn.Module):
         if split is not None and not 0 < split < in_features:
             raise ValueError(f"split must lie in (0, in_features={in_features}), got {split}")
         self.in_features, self.out_features, self.num_head, self.split = in_features, out_features, num_head, split
-        self.head = DenseLinear(split or in_features, num_head, seed=seed)
+        self.head = DenseLinear(split or in_features, num_head, bias, device=device, dtype=dtype, seed=seed)
         self.tail = FixedFanInLinear(
             in_features - (split or 0),
             out_features - num_head,
             fan_in,
+            bias,
             group_size=group_size,
-            device=tail_device,
+            device=device if tail_device is None else tail_device,
+            dtype=dtype,
             seed=seed,
         )
 

@@ -54,8 +54,8 @@ class FixedFanInLinear(nn.Module):
         in_features: ``D``, size of the input.
         out_features: ``L``, number of labels.
         fan_in: ``K``, connections per label, at most ``in_features``.
-        group_size: ``G``, number of neighbouring labels that share their connections; 1 gives every label its own.
         bias: whether the layer adds a bias.
+        group_size: ``G``, number of neighbouring labels that share their connections; 1 gives every label its own.
         device, dtype: of the parameters, as in ``nn.Linear``.
         seed: of the connections and initial weights; None draws it from torch's global generator.
 
@@ -78,9 +78,9 @@ class FixedFanInLinear(nn.Module):
         in_features: int,
         out_features: int,
         fan_in: int,
+        bias: bool = True,
         *,
         group_size: int = 1,
-        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = None,

@@ -21,7 +21,7 @@ class QuantizedFixedFanInLinear(nn.Module):
     weights are rounded: ``ops.quantize_weight``.
 
     Args:
-        in_features, out_features, fan_in, group_size, bias: as in ``FixedFanInLinear``.
+        in_features, out_features, fan_in, bias, group_size: as in ``FixedFanInLinear``.
         device: of the buffers.
 
     Raises:
@@ -38,9 +38,9 @@ class QuantizedFixedFanInLinear(nn.Module):
         in_features: int,
         out_features: int,
         fan_in: int,
+        bias: bool = True,
         *,
         group_size: int = 1,
-        bias: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()

@@ -36,12 +36,13 @@ class SparseInputLinear(FixedFanInLinear):
         in_features: int,
         out_features: int,
         fan_in: int,
+        bias: bool = True,
         *,
         group_size: int = 1,
         dropout: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(in_features, out_features, fan_in, group_size=group_size, **options)
+        super().__init__(in_features, out_features, fan_in, bias, group_size=group_size, **options)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.dropout = dropout
