@@ -7,7 +7,10 @@ JOBS ?= 2
 VENV_FLAGS := $(if $(SYSTEM_PACKAGES),--system-site-packages)
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+TRITON ?= 3.6.0
+OTHER_TRITON = $(VENV)/triton-$(TRITON)
+
+.PHONY: demo test test-triton test-without-triton lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench demo
@@ -15,6 +18,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest -q -n $(JOBS)
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q -n $(JOBS) tests/ops tests/optim/test_fused.py
+
+# The compile gate, and Triton's interpreter on the ops with the most kernels, with another version of Triton.
+test-triton: $(OTHER_TRITON)/.installed
+	PYTHONPATH=$(OTHER_TRITON) $(RUN) -m pytest -q -n $(JOBS) tests/compile_gate
+	PYTHONPATH=$(OTHER_TRITON) TRITON_INTERPRET=1 $(RUN) -m pytest -q -n $(JOBS) tests/ops/test_linear.py tests/ops/test_topk.py
+
+# Import and CPU kernels where there is no Triton.
+test-without-triton: $(VENV)/.installed
+	PYTHONPATH=tests/without_triton $(RUN) -m pytest -q -n $(JOBS) \
+	    tests/ops/test_linear_cpu.py tests/ops/test_topk.py tests/models/test_linear.py tests/test_readme.py
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
@@ -24,6 +37,10 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev,train]"
+	touch $@
+
+$(OTHER_TRITON)/.installed: $(VENV)/.installed
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --target $(OTHER_TRITON) triton==$(TRITON)
 	touch $@
 
 clean:
