@@ -5,6 +5,7 @@ from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.filters import read_filter
 from sparse_xmc.data.labels import LabelRows, LabelVocabulary
 from sparse_xmc.data.split import Features, TextSource, open_split
+from sparse_xmc.data.targets import targets_from_lists
 from sparse_xmc.data.tfidf import TfidfFeatures
 from sparse_xmc.data.tokens import TokenCache
 
@@ -22,5 +23,6 @@ __all__ = [
     "TokenInputs",
     "open_split",
     "read_filter",
+    "targets_from_lists",
     "to_torch_csr",
 ]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import PendingGather, Ranks
-from sparse_xmc.ops._arguments import Targets, csr_parts
+from sparse_xmc.ops._arguments import Targets
+from sparse_xmc.ops._target_forms import csr_tensor, num_target_rows
 
 _INVALID = -1  # sent in place of a count by a rank whose targets are not usable, so that every rank raises
 
@@ -48,26 +49,28 @@ def exchange_csr(targets: Targets, ranks: Ranks, labels: range, out_features: in
     Two integers per rank travel first (rows, positives), then 8 bytes for each positive, in the background.
 
     Raises:
-        TypeError: this rank's ``targets`` are neither a CSR matrix nor its two index tensors.
+        TypeError: this rank's ``targets`` are of no form that ``fixed_fan_in_loss`` takes.
         ValueError: the targets of any rank have the wrong number of labels or hold one outside ``[0, out_features)``.
     """
-    if isinstance(targets, tuple):
-        num_rows, num_labels = len(targets[0]) - 1, out_features
-    else:
-        num_rows, num_labels = targets.shape if targets.ndim == 2 else (0, 0)
-    parts = csr_parts(targets, num_rows, num_labels)
-    offsets, columns = (part.to(ranks.device, torch.int64) for part in parts)
-    usable = num_labels == out_features
-    if usable and columns.numel():
-        low, high = columns.aminmax()
-        usable = bool((low >= 0) & (high < out_features))
-    counts = ranks.gather_integers([num_rows, len(columns) if usable else _INVALID], "exchange of the batch's sizes")
-    bad = [rank for rank, (_, entries) in enumerate(counts) if entries == _INVALID]
+    num_rows, entries, failure = 0, _INVALID, None
+    offsets = columns = torch.empty(0, dtype=torch.int64, device=ranks.device)
+    try:
+        num_rows = num_target_rows(targets)
+        matrix = csr_tensor(targets, num_rows, out_features, ranks.device)
+        offsets, columns = matrix.crow_indices().long(), matrix.col_indices().long()
+        entries = len(columns)
+    except (TypeError, ValueError) as error:
+        failure = error
+    counts = ranks.gather_integers([num_rows, entries], "exchange of the batch's sizes")
+    bad = [rank for rank, (_, of_rank) in enumerate(counts) if of_rank == _INVALID]
+    if isinstance(failure, TypeError):
+        raise failure
     if bad:
+        own = "" if failure is None else f"; on this one: {failure}"
         raise ValueError(
-            f"targets must be [rows, {out_features}] with labels in [0, {out_features}): not so on ranks {bad}"
-        )
+            f"targets must be [rows, {out_features}] with labels in [0, {out_features}): not so on ranks {bad}{own}"
+        ) from failure
     keys = torch.repeat_interleave(offsets.diff()) * out_features + columns
-    entries = [count for _, count in counts]
-    pending = ranks.start_gather(keys, entries, "exchange of the targets")
-    return ExchangedTargets(pending, [rows for rows, _ in counts], entries, labels, out_features)
+    sent = [of_rank for _, of_rank in counts]
+    pending = ranks.start_gather(keys, sent, "exchange of the targets")
+    return ExchangedTargets(pending, [rows for rows, _ in counts], sent, labels, out_features)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.ops._arguments import Targets
+from sparse_xmc.ops._target_forms import csr_tensor
 
 
 class AuxiliaryObjective(nn.Module):
@@ -46,7 +48,7 @@ class AuxiliaryObjective(nn.Module):
         return self.weight * 0.5 * (1 + math.cos(math.pi * progress / self.cutoff))
 
     def cluster_targets(self, targets: Tensor) -> Tensor:
-        """Targets ``[B, L]`` (sparse CSR) as targets over clusters ``[B, C]``, each cluster once."""
+        """Targets ``[B, L]`` (``torch.sparse_csr``) as targets over clusters ``[B, C]``, each cluster once."""
         crow = targets.crow_indices()
         rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
         num_clusters = self.linear.out_features
@@ -61,6 +63,8 @@ class AuxiliaryObjective(nn.Module):
             check_invariants=False,
         )
 
-    def loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Binary cross-entropy of the clusters, summed over clusters, averaged over rows."""
+        rows = features.numel() // features.shape[-1]
+        targets = csr_tensor(targets, rows, len(self.clusters), features.device)
         return logits_loss(self.linear(features), self.cluster_targets(targets))

@@ -14,6 +14,7 @@ from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import check_input, check_positive_int
+from sparse_xmc.ops._target_forms import csr_tensor
 
 TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
@@ -76,7 +77,9 @@ class DenseLinear(nn.Linear):
         if self.bias is not None:
             self.bias.zero_()
 
-    def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
+    def loss(
+        self, x: Tensor, targets: ops.Targets, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+    ) -> Tensor:
         return logits_loss(self(x), targets, loss=loss, reduction=reduction)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -145,9 +148,12 @@ class HeadTailLinear(nn.Module):
         head, tail = self._parts(x)
         return torch.cat([self.head(head), self.tail(tail)], dim=-1)
 
-    def loss(self, x: Tensor, targets: Tensor, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean") -> Tensor:
-        """The loss over all labels, the tail's part fused."""
+    def loss(
+        self, x: Tensor, targets: ops.Targets, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+    ) -> Tensor:
+        """The loss over all labels, the tail's part fused; targets as in ``FixedFanInLinear.loss``."""
         head, tail = self._parts(x)
+        targets = csr_tensor(targets, x.numel() // self.in_features, self.out_features, self.head.weight.device)
         options: dict[str, Any] = {"loss": loss, "reduction": reduction}
         of_head = self.head.loss(head, csr_columns(targets, 0, self.num_head), **options)
         return of_head + self.tail.loss(tail, csr_columns(targets, self.num_head, self.out_features), **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 QUANTIZED_DTYPE = torch.float8_e4m3fn  # of 8-bit weights, which come with a scale per label
 INDEX_DTYPES = (torch.uint16, torch.int32)
 MAX_UINT16_FEATURES = 65_536
-Targets = Tensor | tuple[Tensor, Tensor]  # sparse CSR matrix, or its crow_indices and col_indices
+Targets = Any  # sparse CSR matrix, its crow_indices and col_indices, or another form of ``_target_forms``
 
 
 class LayerShape(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import Targets, csr_parts
 from sparse_xmc.ops._backend import debugging
+from sparse_xmc.ops._target_forms import csr_pair, is_plain
 
 
 class Positives(NamedTuple):
@@ -22,7 +23,9 @@ class Positives(NamedTuple):
     rows: Tensor
 
 
-def sorted_positives(targets: Targets, num_rows: int, out_features: int) -> Positives:
+def sorted_positives(
+    targets: Targets, num_rows: int, out_features: int, device: torch.device | None = None
+) -> Positives:
     """Sorts the entries of a CSR target matrix by label, on its device and without waiting for it.
 
     Labels outside ``[0, out_features)`` end up at either end of the sorted list, where kernels never look; with
@@ -30,8 +33,10 @@ def sorted_positives(targets: Targets, num_rows: int, out_features: int) -> Posi
 
     Args:
         targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``, whose values are ignored, or the pair of its
-            ``crow_indices`` and ``col_indices``.
+            ``crow_indices`` and ``col_indices``; or another form (``_target_forms``), which ends up on ``device``.
     """
+    if not is_plain(targets):
+        targets = csr_pair(targets, num_rows, out_features, device or torch.device("cpu"))
     offsets, labels = csr_parts(targets, num_rows, out_features)
     labels = labels.long()
     if debugging():

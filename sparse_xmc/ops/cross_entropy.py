@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from sparse_xmc.ops._arguments import autocast, check_float, check_layer, check_tensor, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._target_forms import class_ids
 
 IGNORE_INDEX = -100  # torch's
 _TILE_ELEMENTS = 1 << 20
@@ -246,7 +247,8 @@ def fixed_fan_in_cross_entropy(
 
     Args:
         x, weight, indices, bias, group_size: as in ``fixed_fan_in_linear``.
-        targets: class of every row, int64 ``[B]`` (``x``'s leading dimensions flattened or as they are).
+        targets: class of every row, integers ``[B]`` (``x``'s leading dimensions flattened or as they are); a tensor,
+            a NumPy array or a list.
         reduction: "mean" divides the sum by the summed class weights of the rows that count, as torch does; "sum".
         label_smoothing: share of the target spread evenly over all labels, in [0, 1).
         ignore_index: target of rows that do not count.
@@ -275,6 +277,7 @@ def fixed_fan_in_cross_entropy(
 
 def check_classes(targets: Tensor, leading: torch.Size, softmax: Softmax, device: torch.device) -> Tensor:
     """Checks the arguments that only cross-entropy has; returns the targets as ``[B]``."""
+    targets = class_ids(targets, device)
     check_tensor("targets", targets)
     L = softmax.num_classes
     if targets.dtype != torch.int64:

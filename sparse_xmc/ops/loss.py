@@ -104,7 +104,7 @@ def prepare(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     rows = x.numel() // shape.D
-    positives = sorted_positives(targets, rows, shape.L)
+    positives = sorted_positives(targets, rows, shape.L, weight.device)
     if positives.labels.device != weight.device:
         raise ValueError(f"targets must be on the weight's device {weight.device}, got {positives.labels.device}")
     if debugging():
@@ -138,7 +138,8 @@ def fixed_fan_in_loss(
         targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Values are ignored; a label
             that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored; ``SPARSE_XMC_DEBUG=1`` raises.
             Or the pair ``(crow_indices, col_indices)`` of such a matrix: ``torch.compile`` takes no sparse tensor, so
-            only with the pair does the call fit into one graph.
+            only with the pair does the call fit into one graph. Or COO, SciPy, dense multi-hot, or a list of lists of
+            label ids: see ``ops._target_forms``.
         loss: "bce": binary cross-entropy with logits. "squared_hinge": ``max(0, 1 - t z)^2`` with ``t`` = 1 for positives,
             -1 otherwise; labels whose rows are all at zero are skipped in backward. "cross_entropy": softmax over the
             labels; ``targets`` are class ids, int64 ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.

@@ -99,7 +99,7 @@ def test_errors(device):
     problem, targets, _ = values(device, torch.float32, 1, {})
     head = (problem.x, problem.weight, problem.indices, problem.bias)
     for bad, options, error, message in [
-        (targets.int(), {}, TypeError, "int64"),
+        (targets.float(), {}, TypeError, "int64"),
         (targets[:-1], {}, ValueError, rf"targets must be \[{B}\].*\[{B - 1}\]"),
         (targets, {"label_smoothing": 1.0}, ValueError, "label_smoothing"),
         (targets, {"reduction": "none"}, ValueError, "reduction"),

@@ -212,8 +212,10 @@ def test_errors_name_the_argument():
         call(x, weight, indices, bias, targets, loss="hinge")
     with pytest.raises(ValueError, match="reduction must be .* got 'none'"):
         call(x, weight, indices, bias, targets, reduction="none")
-    with pytest.raises(TypeError, match="targets must be a torch.sparse_csr tensor"):
-        call(x, weight, indices, bias, targets.to_dense())
+    with pytest.raises(
+        TypeError, match="targets must be a torch.sparse_csr or .* list of lists of label ids, got dict"
+    ):
+        call(x, weight, indices, bias, {})
     with pytest.raises(ValueError, match=r"targets must be \[3, 6\], got \[2, 6\]"):
         call(x, weight, indices, bias, oracle.make_targets(torch.zeros(2, 6)))
 
@@ -273,7 +275,7 @@ def test_compiles_without_a_graph_break(loss):
 @pytest.mark.parametrize(
     ("pair", "error", "message"),
     [
-        ((torch.zeros(4).long(),), ValueError, "targets must be a pair"),
+        ((torch.zeros(4).long(),), ValueError, "one list of labels for each of 3 rows, got 1"),
         ((torch.zeros(4), torch.zeros(2).long()), TypeError, r"targets\[0\] must be a 1-D int32 or int64 tensor"),
         (
             (torch.zeros(4).long(), torch.zeros(2, 1).long()),
