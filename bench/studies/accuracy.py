@@ -124,7 +124,7 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
     encoder = initialised_encoder(config, inputs, name, work)
     tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
     store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)
-    without_svd = dataclasses.replace(config, svd_init=False)
+    without_svd = config if config.reads_terms else dataclasses.replace(config, svd_init=False)
     model = build(without_svd, encoder, inputs, targets, torch.device("cpu"), initialise=not store.steps())
     optimizers = build_optimizers(config, model)
     total = -(-len(inputs) // config.batch_size) * config.epochs

@@ -79,7 +79,7 @@ def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bo
         return PrecomputedEncoder(num_features, dropout=config.dropout)
     if config.reads_terms:
         return SparseTerms(num_features)
-    return BagOfWordsEncoder(num_features, config.embedding_dim or 512, dropout=config.dropout, seed=config.seed)
+    return BagOfWordsEncoder(num_features, config.embedding_dim, dropout=config.dropout, seed=config.seed)
 
 
 def build_model(
@@ -94,36 +94,29 @@ def build_model(
     if config.intermediate and not config.reads_terms:
         penultimate = intermediate_layer(width, config.intermediate, dropout=config.dropout)
     D = width if config.reads_terms else config.intermediate or width
+    fan_in = config.connections(D)
     shape: dict[str, Any] = {"group_size": config.group_size, "seed": config.seed}
     place = torch.device("meta") if spread else nullcontext()
     head: nn.Module
     if config.head == "dense":
-        if config.reads_terms:
-            raise ValueError("head='dense' on sparse terms is not supported: set embedding_dim (512, say)")
         head = DenseLinear(D, num_labels, seed=config.seed)
     elif config.head == "head_tail":
-        if config.reads_terms:
-            raise ValueError("head='head_tail' on sparse terms is not supported: set embedding_dim (512, say)")
         num_head = num_head_labels(config, num_labels)
         tail_device = "meta" if spread else None
-        fan_in = min(config.fan_in, D)
         head = HeadTailLinear(D, num_labels, fan_in, num_head=num_head, tail_device=tail_device, **shape)
     elif config.reads_terms:
         with place:
-            head = SparseInputLinear(D, num_labels, min(config.fan_in, D), dropout=config.input_dropout, **shape)
+            head = SparseInputLinear(D, num_labels, fan_in, dropout=config.input_dropout, **shape)
     else:
         with place:
-            head = FixedFanInLinear(D, num_labels, min(config.fan_in, D), **shape)
+            head = FixedFanInLinear(D, num_labels, fan_in, **shape)
     lexical = None
     if config.lexical_fan_in and isinstance(encoder, BagOfWordsEncoder):
-        V = encoder.in_features
-        fan_in = min(config.lexical_fan_in, V)
+        V, terms = encoder.in_features, config.lexical_fan_in
         with place:
-            lexical = SparseInputLinear(V, num_labels, fan_in, dropout=config.input_dropout, **shape)
+            lexical = SparseInputLinear(V, num_labels, terms, dropout=config.input_dropout, **shape)
     auxiliary = None
     if clusters is not None:
-        if config.reads_terms:
-            raise ValueError("the auxiliary objective needs an encoder that learns: set embedding_dim (512, say)")
         auxiliary = AuxiliaryObjective(width, clusters, weight=config.auxiliary_weight, cutoff=config.auxiliary_cutoff)
     return XMCClassifier(
         encoder,
@@ -280,8 +273,7 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
             )
         )
     if sparse is not model.head and config.fused:
-        if not isinstance(model.head, FixedFanInLinear):
-            raise ValueError(f"fused=true needs head='fixed_fan_in', got {config.head!r}")
+        assert isinstance(model.head, FixedFanInLinear)
         fused = FusedAdagrad(config.head_lr, eps=TERM_VALUE / config.batch_size)
         model.head.fuse_optimizer(fused)
         heads.append(fused)
@@ -298,6 +290,12 @@ def build_rewiring(
     layer = model.head.tail if isinstance(model.head, HeadTailLinear) else model.head
     if not config.rewire_fraction or not isinstance(layer, FixedFanInLinear):
         return None
+    last = int(config.rewire_until * total_steps)
+    if last < config.rewire_interval:
+        raise ValueError(
+            f"rewire_fraction={config.rewire_fraction} has no effect: rewiring ends with step {last} of {total_steps}, "
+            f"before the first of every rewire_interval={config.rewire_interval}"
+        )
     holders = [
         scheduled.optimizer
         for scheduled in optimizers

@@ -94,7 +94,7 @@ class Bundle:
             raise CheckpointError(f"{os.fspath(run)} holds no trained model ({folder} is missing)")
         tensors, documents = read_folder(folder)
         spec = documents["spec"]
-        config = TrainingConfig(**spec["config"])
+        config = TrainingConfig.stored({**spec["config"], **_connections(tensors["model"])})
         vocabulary = LabelVocabulary(documents["labels"])
         encoder = _restore_encoder(config, spec["num_features"], tensors["preparation"])
         clusters = tensors["model"]["auxiliary.clusters"] if spec["auxiliary"] else None
@@ -115,6 +115,16 @@ class Bundle:
             spec["num_train"],
             spec["num_features"],
         )
+
+
+def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Connections per label as they are in a model, which once were cut to what its inputs have without a word."""
+    found = {}
+    for option, layers in (("fan_in", ("head", "head.tail")), ("lexical_fan_in", ("lexical",))):
+        for layer in layers:
+            if f"{layer}.indices" in tensors:
+                found[option] = tensors[f"{layer}.indices"].shape[1]
+    return found
 
 
 def _restore_encoder(config: TrainingConfig, num_features: int, tensors: dict[str, Tensor]) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from sparse_xmc.app.config import TrainingConfig, load_toml
+from sparse_xmc.app.options import entries
+
 _DESCRIPTION = "Train and use multi-label classifiers with very wide fixed fan-in heads."
+SHARED = ("device", "threads", "progress")  # options that evaluate and predict take too
 _RESUME = "; the same command resumes from the last checkpoint"
 
 
@@ -17,26 +20,23 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    from sparse_xmc.app.config import TrainingConfig
-
-    for entry in dataclasses.fields(TrainingConfig):
-        kind = str(entry.type).split(" | ")[0]
-        default = entry.default if entry.default is not dataclasses.MISSING else []
-        shown = "" if default in (None, "", []) else f" (default: {default})"
-        options: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
-        options["help"] = (entry.metadata["help"] + shown).replace("%", "%%")
-        if kind == "bool":
-            parser.add_argument(_flag(entry.name), action=argparse.BooleanOptionalAction, **options)
+def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    """Flags for the options of a training run, or for those of these names; what isn't given isn't set."""
+    for entry in entries(TrainingConfig):
+        if names is not None and entry.name not in names:
             continue
-        if entry.metadata["choices"] is not None:
-            options["choices"] = entry.metadata["choices"]
-        if kind == "list[str]":
-            options["type"] = lambda text: [part for part in text.split(",") if part]
-            options["action"] = "extend"  # given twice, it adds up
+        shown = "" if entry.default in (None, "", []) else f" (default: {entry.default})"
+        about: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
+        about["help"] = (entry.option.help + shown).replace("%", "%%")
+        if entry.kind == "bool":
+            parser.add_argument(_flag(entry.name), action=argparse.BooleanOptionalAction, **about)
+            continue
+        if entry.kind == "list[str]":
+            about["type"] = lambda text: [part for part in text.split(",") if part]
+            about["action"] = "extend"  # given twice, it adds up
         else:
-            options["type"] = {"str": str, "int": int, "float": float}[kind]
-        parser.add_argument(_flag(entry.name), **options)
+            about["type"] = {"str": str, "int": int, "float": float}[entry.kind]
+        parser.add_argument(_flag(entry.name), choices=entry.option.choices, **about)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", help="TOML file with any of the options below")
     train.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
-    _add_training_options(train)
+    _add_options(train)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a trained model", description="Evaluate a trained model.")
     evaluate.add_argument("run", help="folder of the run")
@@ -66,16 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="JSON-lines file to write")
 
     for command in (evaluate, predict):
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-        command.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-        command.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True, help="progress bars")
+        _add_options(command, SHARED)
 
     memory = commands.add_parser("memory", help="bytes that a head needs", description="Bytes that a head needs.")
     memory.add_argument("--labels", type=int, required=True, help="L, number of labels")
     memory.add_argument("--in-features", type=int, default=768, help="D, input size of the head (default: 768)")
-    memory.add_argument("--fan-in", type=int, default=64, help="K, connections per label (default: 64)")
-    memory.add_argument("--group-size", type=int, default=1, help="G, labels that share connections (default: 1)")
-    memory.add_argument("--batch-size", type=int, default=128, help="B, rows per step (default: 128)")
+    _add_options(memory, ("fan_in", "group_size", "batch_size"))
     memory.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     memory.add_argument(
         "--optimizer", default="sgd", choices=("sgd", "momentum", "adagrad", "adam"), help="of the head"
@@ -84,7 +80,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from sparse_xmc.app.config import TrainingConfig, load_toml
     from sparse_xmc.app.jobs import train
 
     given = vars(options)
@@ -98,12 +93,14 @@ def _memory(options: argparse.Namespace) -> None:
 
     from sparse_xmc.models import memory_report
 
+    given = {name: getattr(options, name) for name in ("fan_in", "group_size", "batch_size") if hasattr(options, name)}
+    config = TrainingConfig(**given)
     report = memory_report(
         options.labels,
         options.in_features,
-        options.fan_in,
-        group_size=options.group_size,
-        batch_size=options.batch_size,
+        config.connections(options.in_features),
+        group_size=config.group_size,
+        batch_size=config.batch_size,
         dtype=getattr(torch, options.dtype),
         optimizer=options.optimizer,
     )
@@ -117,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sparse_xmc.distributed import RankFailure
     from sparse_xmc.storage.checkpoint import CheckpointError
 
-    shared = {name: getattr(options, name) for name in ("device", "threads", "progress") if hasattr(options, name)}
+    shared = {name: getattr(options, name) for name in SHARED if hasattr(options, name)}
     try:
         if options.command == "train":
             _train(options)

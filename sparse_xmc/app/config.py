@@ -1,25 +1,37 @@
-"""Every option of a training run, with its default; the command line and TOML files fill it."""
+"""Every option of a training run; the command line, TOML files and ``sparse_xmc.train`` fill it.
+
+An option and all that is known of it stand in one line; ``options`` tells how to add one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sparse_xmc.app.option_checks import check_options, has_type
+from sparse_xmc.app.options import check, converted, entries, has_type, option, unless, when, without_effect
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
+_ABSENT = object()
+_CONNECTIONS = 64  # of a label where fan_in is left open
+_OPEN = ("fan_in", "lexical_fan_in")  # numbers of connections that ``completed`` decides
 _FREQUENT = 20  # training rows per label, on average, from which on labels count as frequent
+_FEWEST_TERMS, _MOST_TERMS = 64, 256  # connections of a label to terms that ``completed`` chooses
 
-
-def option(default: Any, help: str, choices: tuple[Any, ...] | None = None) -> Any:
-    """A field with the text that ``--help`` shows."""
-    extra = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(metadata={"help": help, "choices": choices}, **extra)
+_BOW, _TRANSFORMER = when("encoder", "bow"), when("encoder", "transformer")
+_TEXTS = unless("encoder", "features")
+_EMBEDS = unless("encoder", "bow") | unless("embedding_dim", 0)  # the head reads dense features
+_LEXICAL = _BOW & unless("embedding_dim", 0) & unless("lexical_fan_in", 0)  # there is a second head, on terms
+_READS_TERMS = _BOW & (when("embedding_dim", 0) | unless("lexical_fan_in", 0))  # some head reads terms
+_SPARSE = unless("head", "dense") | _LEXICAL  # some head has fixed fan-in
+_LEARNS = _EMBEDS & (_TEXTS | unless("intermediate", 0))  # something in front of the head learns
+_EMBED = "set embedding_dim (512, say)"
 
 
 @dataclass
@@ -27,104 +39,332 @@ class TrainingConfig:
     """A training run. Paths are as given; ``None`` means "decide from the rest"."""
 
     train: str = option("", "training split: .jsonl, .json, .txt, .npz or .npy, perhaps .gz")
-    test: str | None = option(None, "test split, evaluated once at the end")
+    test: str | None = option(None, "test split, evaluated once at the end", identity="never")
     valid: str | None = option(None, "validation split, evaluated after each epoch; enables early stopping")
     train_labels: str | None = option(None, "labels of --train where they are in a file of their own")
-    test_labels: str | None = option(None, "labels of --test where they are in a file of their own")
-    valid_labels: str | None = option(None, "labels of --valid where they are in a file of their own")
+    test_labels: str | None = option(
+        None,
+        "labels of --test where they are in a file of their own",
+        only_if=unless("test", None),
+        identity="never",
+    )
+    valid_labels: str | None = option(
+        None, "labels of --valid where they are in a file of their own", only_if=unless("valid", None)
+    )
     text_field: list[str] = option(
-        [], "JSON fields that hold the text, separated by commas or one by one; lists are joined"
+        [],
+        "JSON fields that hold the text, separated by commas or one by one; lists are joined",
+        only_if=_TEXTS,
     )
-    label_field: str | None = option(None, "JSON field that holds the list of labels")
-    test_filter: str | None = option(None, "file of 'row label' pairs left out when --test is evaluated")
-    out: str = option("", "folder of the run: model, checkpoints, log, metrics")
+    label_field: str | None = option(None, "JSON field that holds the list of labels", only_if=_TEXTS)
+    test_filter: str | None = option(
+        None,
+        "file of 'row label' pairs left out when --test is evaluated",
+        only_if=unless("test", None),
+        identity="never",
+    )
+    out: str = option("", "folder of the run: model, checkpoints, log, metrics", identity="never")
 
-    encoder: str = option("bow", "kind of encoder", ("bow", "features", "transformer"))
-    max_features: int = option(200_000, "bow: terms kept, the most frequent ones")
-    min_df: int = option(2, "bow: training texts that a term must occur in")
-    max_ngram: int = option(1, "bow: longest run of words that makes a term")
-    embedding_dim: int = option(512, "bow: size of the word embeddings; 0: the head reads the terms themselves")
-    svd_init: bool = option(True, "bow: start the embeddings from a truncated SVD")
-    transformer: str = option("", "transformer: local folder or hub id")
-    pooling: str = option("mean", "transformer: pooling", ("mean", "cls"))
-    max_length: int = option(128, "transformer: tokens kept of a text")
-    gradient_checkpointing: bool = option(False, "transformer: recompute activations to save memory")
+    encoder: str = option(
+        "bow",
+        "kind of encoder",
+        choices=("bow", "features", "transformer"),
+        needs=[
+            (
+                unless("encoder", "transformer") | unless("transformer", ""),
+                "encoder='transformer' needs transformer: a local folder or hub id",
+            )
+        ],
+    )
+    max_features: int = option(200_000, "bow: terms kept, the most frequent ones", range="[1, inf)", only_if=_BOW)
+    min_df: int = option(2, "bow: training texts that a term must occur in", range="[1, inf)", only_if=_BOW)
+    max_ngram: int = option(1, "bow: longest run of words that makes a term", range="[1, inf)", only_if=_BOW)
+    embedding_dim: int = option(
+        512, "bow: size of the word embeddings; 0: the head reads the terms themselves", range="[0, inf)", only_if=_BOW
+    )
+    svd_init: bool = option(
+        True, "bow: start the embeddings from a truncated SVD", only_if=_BOW & unless("embedding_dim", 0)
+    )
+    transformer: str = option("", "transformer: local folder or hub id", only_if=_TRANSFORMER)
+    pooling: str = option("mean", "transformer: pooling", choices=("mean", "cls"), only_if=_TRANSFORMER)
+    max_length: int = option(128, "transformer: tokens kept of a text", range="[1, inf)", only_if=_TRANSFORMER)
+    gradient_checkpointing: bool = option(
+        False, "transformer: recompute activations to save memory", only_if=_TRANSFORMER
+    )
     lexical_fan_in: int | None = option(
-        None, "bow: connections per label of a second head on the terms themselves; 0: none; None: 64 to 256"
+        None,
+        "bow: connections per label of a second head on the terms themselves; 0: none; None: 64 to 256, as many as "
+        "there are terms at most",
+        range="[0, inf)",
+        only_if=_BOW & unless("embedding_dim", 0),
+        none=0,
     )
-    lexical_loss: str = option("squared_hinge", "loss of the head on terms", ("bce", "squared_hinge"))
-    input_dropout: float = option(0.2, "share of input terms dropped in training (where the head reads terms)")
-    dropout: float = option(0.2, "share of features dropped in front of the head or intermediate layer")
+    lexical_loss: str = option(
+        "squared_hinge", "loss of the second head, on terms", choices=("bce", "squared_hinge"), only_if=_LEXICAL
+    )
+    input_dropout: float = option(
+        0.2,
+        "share of input terms dropped in training (where a head reads terms)",
+        range="[0, 1)",
+        only_if=_READS_TERMS,
+    )
+    dropout: float = option(
+        0.2, "share of features dropped in front of the head or intermediate layer", range="[0, 1)", only_if=_EMBEDS
+    )
 
-    head: str = option("fixed_fan_in", "kind of head", ("fixed_fan_in", "dense", "head_tail"))
-    fan_in: int = option(64, "connections per label")
-    group_size: int = option(1, "neighbouring labels that share their connections")
-    grouping: str = option("frequency", "which labels are neighbours", ("frequency", "random", "clustered"))
-    topology: str = option("informed", "initial connections", ("informed", "random"))
-    head_share: float = option(0.1, "head_tail: share of the labels, the most frequent ones, with a dense row")
-    intermediate: int = option(0, "width of a dense layer in front of the head; 0: none")
-    auxiliary_weight: float = option(0.0, "initial weight of the auxiliary objective over label clusters; 0: off")
-    auxiliary_cutoff: float = option(0.3, "share of the training after which the auxiliary objective is off")
-    auxiliary_clusters: int = option(256, "clusters of the auxiliary objective (approximate)")
+    head: str = option(
+        "fixed_fan_in",
+        "kind of head",
+        choices=("fixed_fan_in", "dense", "head_tail"),
+        needs=[(_EMBEDS, f"a head with dense rows on sparse terms is not supported: {_EMBED}")],
+    )
+    fan_in: int | None = option(
+        None,
+        "connections per label; None: 64, or all features that the head reads where there are fewer",
+        range="[1, inf)",
+        only_if=unless("head", "dense"),
+        none=_CONNECTIONS,
+    )
+    group_size: int = option(1, "neighbouring labels that share their connections", range="[1, inf)", only_if=_SPARSE)
+    grouping: str = option(
+        "frequency",
+        "which labels are neighbours",
+        choices=("frequency", "random", "clustered"),
+        only_if=_SPARSE & unless("group_size", 1),
+    )
+    topology: str = option("informed", "initial connections", choices=("informed", "random"), only_if=_SPARSE)
+    head_share: float = option(
+        0.1,
+        "head_tail: share of the labels, the most frequent ones, with a dense row",
+        range="(0, 1)",
+        only_if=when("head", "head_tail"),
+    )
+    intermediate: int = option(
+        0, "width of a dense layer in front of the head; 0: none", range="[0, inf)", only_if=_EMBEDS
+    )
+    auxiliary_weight: float = option(
+        0.0,
+        "initial weight of the auxiliary objective over label clusters; 0: off",
+        range="[0, 1)",
+        needs=[
+            (_TEXTS, "auxiliary_weight > 0 needs an encoder that learns"),
+            (_EMBEDS, f"auxiliary_weight > 0 needs an encoder that learns: {_EMBED}"),
+        ],
+    )
+    auxiliary_cutoff: float = option(
+        0.3,
+        "share of the training after which the auxiliary objective is off",
+        range="(0, 1]",
+        only_if=unless("auxiliary_weight", 0),
+    )
+    auxiliary_clusters: int = option(
+        256,
+        "clusters of the auxiliary objective (approximate)",
+        range="[1, inf)",
+        only_if=unless("auxiliary_weight", 0),
+    )
 
-    loss: str = option("bce", "loss, summed over labels", ("bce", "squared_hinge"))
-    epochs: int = option(6, "passes over the training split")
-    batch_size: int = option(128, "rows per optimizer step")
-    accumulate: int = option(1, "pieces that a batch is cut into to save memory")
-    head_lr: float = option(0.3, "learning rate of the head (Adagrad)")
-    lexical_lr: float = option(1.0, "learning rate of the head on terms (Adagrad)")
-    encoder_lr: float | None = option(None, "learning rate of encoder and intermediate layer (None: by kind)")
-    embedding_lr: float = option(0.1, "bow: learning rate of the embedding table (row-wise Adagrad)")
-    encoder_weight_decay: float = option(0.01, "transformer: decoupled weight decay")
-    head_schedule: str = option("linear", "decay of the head's learning rate", ("linear", "cosine", "constant"))
-    encoder_schedule: str = option("cosine", "decay of the encoder's learning rate", ("linear", "cosine", "constant"))
-    warmup: float = option(0.02, "share of the training over which learning rates rise from 0")
-    rewire_fraction: float = option(0.0, "share of each row's connections rewired at a time; 0: never")
-    rewire_interval: int = option(200, "optimizer steps between rewirings")
-    rewire_until: float = option(0.66, "share of the training after which the topology stays")
-    fused: bool = option(False, "update the head inside its loss kernel (row-wise adaptive), without weight gradients")
-    amp: str = option("off", "autocast dtype", ("off", "bf16", "fp16"))
-    patience: int = option(3, "early stopping: epochs without a better P@1 on --valid; 0: never stop")
-    seed: int = option(0, "of everything random")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = option(0, "CPU threads; 0: torch's default")
-    log_every: int = option(50, "optimizer steps between lines of the log")
-    checkpoint_seconds: float = option(60.0, "least time between checkpoints within an epoch; each epoch ends with one")
-    keep_checkpoints: int = option(2, "checkpoints kept")
-    propensity_a: float = option(0.55, "A of the propensity model (0.5 for Wikipedia, 0.6 for Amazon sets)")
-    propensity_b: float = option(1.5, "B of the propensity model (0.4 for Wikipedia, 2.6 for Amazon sets)")
-    progress: bool = option(True, "show progress bars")
+    loss: str = option("bce", "loss, summed over labels", choices=("bce", "squared_hinge"))
+    epochs: int = option(6, "passes over the training split", range="[1, inf)")
+    batch_size: int = option(128, "rows per optimizer step", range="[1, inf)")
+    accumulate: int = option(1, "pieces that a batch is cut into to save memory", range="[1, inf)")
+    head_lr: float = option(0.3, "learning rate of the head (Adagrad)", range="[0, inf)", only_if=_EMBEDS)
+    lexical_lr: float = option(
+        1.0, "learning rate of the head on terms (Adagrad)", range="[0, inf)", only_if=_READS_TERMS
+    )
+    encoder_lr: float | None = option(
+        None,
+        "learning rate of encoder and intermediate layer (None: by kind)",
+        range="[0, inf)",
+        only_if=_LEARNS,
+    )
+    embedding_lr: float = option(
+        0.1,
+        "bow: learning rate of the embedding table (row-wise Adagrad)",
+        range="[0, inf)",
+        only_if=_BOW & unless("embedding_dim", 0),
+    )
+    encoder_weight_decay: float = option(
+        0.01, "transformer: decoupled weight decay", range="[0, inf)", only_if=_TRANSFORMER
+    )
+    head_schedule: str = option("linear", "decay of the head's learning rate", choices=("linear", "cosine", "constant"))
+    encoder_schedule: str = option(
+        "cosine",
+        "decay of the encoder's learning rate",
+        choices=("linear", "cosine", "constant"),
+        only_if=_LEARNS,
+    )
+    warmup: float = option(0.02, "share of the training over which learning rates rise from 0", range="[0, 1)")
+    rewire_fraction: float = option(
+        0.0,
+        "share of each row's connections rewired at a time; 0: never",
+        range="[0, 1)",
+        only_if=unless("head", "dense"),
+    )
+    rewire_interval: int = option(
+        200, "optimizer steps between rewirings", range="[1, inf)", only_if=unless("rewire_fraction", 0)
+    )
+    rewire_until: float = option(
+        0.66,
+        "share of the training after which the topology stays",
+        range="[0, 1]",
+        only_if=unless("rewire_fraction", 0),
+    )
+    fused: bool = option(
+        False,
+        "update the head inside its loss kernel (row-wise adaptive), without weight gradients",
+        only_if=_EMBEDS,
+        needs=[
+            (when("head", "fixed_fan_in"), "fused=true needs head='fixed_fan_in'"),
+            (
+                when("accumulate", 1) & unless("amp", "fp16"),
+                "fused=true updates in backward: it takes neither accumulate > 1 nor amp='fp16'",
+            ),
+        ],
+    )
+    amp: str = option("off", "autocast dtype", choices=("off", "bf16", "fp16"), only_if=_EMBEDS)
+    patience: int = option(
+        3,
+        "early stopping: epochs without a better P@1 on --valid; 0: never stop",
+        range="[0, inf)",
+        only_if=unless("valid", None),
+        none=0,
+    )
+    seed: int = option(0, "of everything random", range="[0, 4294967295]")  # what scikit-learn takes
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
+    threads: int = option(0, "CPU threads; 0: torch's default", range="[0, 1024]", identity="never")
+    log_every: int = option(50, "optimizer steps between lines of the log", range="[1, inf)", identity="never")
+    checkpoint_seconds: float = option(
+        60.0,
+        "least time between checkpoints within an epoch; each epoch ends with one",
+        range="[0, inf]",
+        identity="never",
+    )
+    keep_checkpoints: int = option(2, "checkpoints kept", range="[1, inf)", identity="never")
+    propensity_a: float = option(
+        0.55,
+        "A of the propensity model (0.5 for Wikipedia, 0.6 for Amazon sets)",
+        range="(0, inf)",
+        identity="never",
+    )
+    propensity_b: float = option(
+        1.5,
+        "B of the propensity model (0.4 for Wikipedia, 2.6 for Amazon sets)",
+        range="(0, inf)",
+        identity="never",
+    )
+    progress: bool = option(True, "show progress bars", identity="never")
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if self.fused and (self.accumulate > 1 or self.amp == "fp16"):
-            raise ValueError("fused=true updates in backward: it takes neither accumulate > 1 nor amp='fp16'")
-        if self.encoder == "transformer" and not self.transformer:
-            raise ValueError("encoder='transformer' needs transformer: a local folder or hub id")
-
-    def completed(self, targets: sp.csr_matrix, num_features: int) -> TrainingConfig:
-        """With what was left open decided by the training split: its targets ``[N, L]`` and its number of features.
-
-        A label with a handful of rows cannot fill many connections to terms (reports/accuracy.md).
-        """
-        if self.lexical_fan_in is not None or self.encoder != "bow" or self.reads_terms:
-            return self
-        rare = targets.nnz < _FREQUENT * targets.shape[1]
-        return dataclasses.replace(self, lexical_fan_in=64 if rare else max(64, min(256, num_features // 16)))
+        check(self)
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate} cuts a batch into more pieces than its rows: at most "
+                f"batch_size={self.batch_size}"
+            )
+        if self.head == "dense" or self.width is not None:
+            self.fan_in = self.connections(self.width or _CONNECTIONS)
 
     @property
     def reads_terms(self) -> bool:
         """Whether the head sits straight on sparse terms."""
         return self.encoder == "bow" and self.embedding_dim == 0
 
+    @property
+    def width(self) -> int | None:
+        """Number of features that the head reads, None where the data or a transformer decide."""
+        return self.intermediate or (self.embedding_dim if self.encoder == "bow" else 0) or None
+
+    def connections(self, width: int) -> int:
+        """Connections of a label of a head that reads ``width`` features.
+
+        Raises:
+            ValueError: ``fan_in`` is more than that.
+        """
+        if self.fan_in is None:
+            return _CONNECTIONS if self.head == "dense" else min(_CONNECTIONS, width)
+        if self.head != "dense" and self.fan_in > width:
+            raise ValueError(
+                f"fan_in={self.fan_in} is more than the {width} features that the head reads: at most {width}"
+            )
+        return self.fan_in
+
+    def completed(self, targets: sp.csr_matrix, num_features: int, encoder_width: int | None = None) -> TrainingConfig:
+        """With what was left open decided by the training split: its targets ``[N, L]`` and its number of features.
+
+        A label with a handful of rows cannot fill many connections to terms (reports/accuracy.md).
+
+        Args:
+            encoder_width: features that a transformer makes.
+
+        Raises:
+            ValueError: an option asks for more than there is.
+        """
+        fan_in = self.connections(self.width or encoder_width or num_features)
+        terms = self.lexical_fan_in
+        if self.encoder == "bow" and not self.reads_terms:
+            if terms is None:
+                rare = targets.nnz < _FREQUENT * targets.shape[1]
+                terms = _FEWEST_TERMS if rare else max(_FEWEST_TERMS, min(_MOST_TERMS, num_features // 16))
+                terms = min(terms, num_features)
+            elif terms > num_features:
+                raise ValueError(
+                    f"lexical_fan_in={terms} is more than the {num_features} terms of the training split: at most "
+                    f"{num_features}"
+                )
+        return dataclasses.replace(self, fan_in=fan_in, lexical_fan_in=terms)
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result: what must be equal for a run to be resumed. What was left open to
         ``completed`` is missing, as the data decide it."""
-        irrelevant = {"out", "progress", "threads", "checkpoint_seconds", "keep_checkpoints", "test", "test_labels"}
-        irrelevant |= {"test_filter", "log_every", "propensity_a", "propensity_b"}
-        if self.lexical_fan_in is None:
-            irrelevant.add("lexical_fan_in")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in irrelevant}
+        result = {}
+        for entry in entries(self):
+            value, kind = getattr(self, entry.name), entry.option.identity
+            if kind == "never" or (kind == "if changed" and value == entry.default):
+                continue
+            if entry.name not in _OPEN or value is not None:
+                result[entry.name] = value
+        return result
+
+    def changed_since(self, earlier: Mapping[str, Any], num_features: int | None = None) -> list[str]:
+        """Names of options that differ from the ``identity`` of an earlier run (as JSON gives it back) in what they do.
+
+        Options without effect may differ, and a number of connections that was cut to ``num_features`` is that number.
+        """
+        result = []
+        by_name = {entry.name: entry for entry in entries(self)}
+        identity = self.identity()
+        for name, entry in by_name.items():
+            if entry.option.identity == "never" or (name in _OPEN and name not in identity):
+                continue
+            if entry.option.only_if is not None and entry.option.only_if.blamed(self):
+                continue
+            absent = entry.default if entry.option.identity == "if changed" else _ABSENT
+            then, now = earlier.get(name, absent), getattr(self, name)
+            cut = name == "lexical_fan_in" or (name == "fan_in" and self.width is None)
+            if cut and num_features is not None and isinstance(then, int):
+                then = min(then, num_features)
+            if then != now:
+                result.append(name)
+        return sorted(result)
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """The configuration that a trained model holds, in which options without effect were accepted once: they get
+        their defaults.
+
+        Raises:
+            ValueError: an option is unknown, of another type or out of range.
+        """
+        options = {entry.name: entry for entry in entries(cls)}
+        for name in values:
+            if name not in options:
+                raise ValueError(f"unknown option {name!r}")
+        whole = {name: converted(entry, values.get(name, entry.default)) for name, entry in options.items()}
+        for entry in options.values():
+            if without_effect(SimpleNamespace(**whole), entry):
+                whole[entry.name] = entry.default
+        return cls(**whole)
 
 
 def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -154,15 +394,14 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _checked(path: str | os.PathLike[str], name: str, value: Any) -> Any:
-    entry = {e.name: e for e in dataclasses.fields(TrainingConfig)}.get(name)
+    entry = {entry.name: entry for entry in entries(TrainingConfig)}.get(name)
     if entry is None:
         raise ValueError(f"{os.fspath(path)}: unknown option {name!r}")
-    kind = str(entry.type).split(" | ")[0]
-    if kind == "list[str]" and isinstance(value, str):
+    if entry.kind == "list[str]" and isinstance(value, str):
         value = value.split(",")
-    if not has_type(kind, value):
-        raise ValueError(f"{os.fspath(path)}: option {name!r} must be {kind}, got {value!r}")
-    return float(value) if kind == "float" else value
+    if not has_type(entry.kind, value):
+        raise ValueError(f"{os.fspath(path)}: option {name!r} must be {entry.kind}, got {value!r}")
+    return float(value) if entry.kind == "float" else value
 
 
 def to_toml(config: TrainingConfig) -> str:

@@ -168,7 +168,7 @@ def _train(config: TrainingConfig, ranks: TrainingRanks, overwrite: bool, report
             raise DataError(config.valid, None, "no rows to validate on")
         data["validation data"] = digest(valid[0], vocabulary.encode(valid[1]), valid[1].names)
     if not overwrite:
-        check_resumable(config, data)
+        check_resumable(config, data, num_features)
 
     store = CheckpointStore(os.path.join(config.out, CHECKPOINTS), keep=config.keep_checkpoints)
     initialise = overwrite or not store.steps()

@@ -45,7 +45,9 @@ def _arrays(inputs: Inputs) -> list[np.ndarray]:
     return [features.indptr, features.indices, features.data] if sp.issparse(features) else [features]
 
 
-def check_resumable(config: TrainingConfig, data: Mapping[str, str] | None = None) -> None:
+def check_resumable(
+    config: TrainingConfig, data: Mapping[str, str] | None = None, num_features: int | None = None
+) -> None:
     """Refuses a folder that holds another run; ``data`` are digests by what they are of ("training data").
 
     Raises:
@@ -58,13 +60,12 @@ def check_resumable(config: TrainingConfig, data: Mapping[str, str] | None = Non
             raise CheckpointError(f"{config.out} holds a run without {_IDENTITY}: {_ANEW}")
         return
     earlier = _read(path)
-    identity = json.loads(json.dumps(config.identity()))
     for name, value in (data or {}).items():
         if name not in earlier:
             raise ValueError(f"the run in {config.out} does not tell which {name} it had: {_ANEW}")
         if earlier[name] != value:
             raise ValueError(f"the {name} have changed since the run in {config.out}: {_ANEW}")
-    changed = sorted(name for name in identity if name not in earlier or earlier[name] != identity[name])
+    changed = config.changed_since(earlier, num_features)
     if changed:
         raise ValueError(f"{config.out} holds a run with other options ({', '.join(changed)}): {_ANEW}")
 

@@ -25,8 +25,10 @@ def test_one_row_or_one_term_keeps_random_embeddings(rows, terms):
 
 @pytest.mark.parametrize("head", ["fixed_fan_in", "head_tail"])
 def test_fan_in_is_at_most_the_width(head):
-    layer = make(6, 5, 7, head=head, fan_in=64).head
+    layer = make(6, 5, 7, head=head).head
     assert getattr(layer, "tail", layer).fan_in == 4
+    with pytest.raises(ValueError, match="fan_in=5 is more than the 4 features that the head reads: at most 4"):
+        make(6, 5, 7, head=head, fan_in=5)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,19 @@ def test_features(tmp_path, ending):
     sp.save_npz(tmp_path / "y.npz", y)
     features, labels = str(tmp_path / f"x.{ending}"), str(tmp_path / "y.npz")
     arguments = ["train", "--train", features, "--train-labels", labels, "--encoder", "features"]
-    arguments += ["--test", features, "--test-labels", labels, *SMALL, "--fan-in", "8"]
+    arguments += [
+        "--test",
+        features,
+        "--test-labels",
+        labels,
+        "--intermediate",
+        "32",
+        "--no-progress",
+        "--threads",
+        "1",
+        "--fan-in",
+        "8",
+    ]
     assert main([*arguments, "--epochs", "10", "--batch-size", "20", "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["R@5"] > 80
 

@@ -30,4 +30,4 @@ def test_what_is_given_stays():
 
 def test_open_options_are_no_part_of_the_identity():
     assert "lexical_fan_in" not in TrainingConfig().identity()
-    assert TrainingConfig().completed(targets(1), 50).identity()["lexical_fan_in"] == 64
+    assert TrainingConfig().completed(targets(1), 50).identity()["lexical_fan_in"] == 50
