@@ -15,19 +15,62 @@ DEFAULT_FOLDER = REPOSITORY / "reports" / "local"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bench import suites
+    from bench import suites, summary
+    from bench.rows import RowFile
     from bench.runner import run_suite
 
     device = arguments.device or _default_device()
     limit = None if arguments.memory_limit_gib is None else int(arguments.memory_limit_gib * 2**30)
-    tasks = suites.build(arguments.suite, device, arguments.providers, limit)
+    name, plan = arguments.suite or "demo", None
+    axes = {field: getattr(arguments, field) for field in _AXES if getattr(arguments, field) is not None}
+    if axes:
+        if arguments.suite or "L" not in axes:
+            raise ValueError("sizes of your own need --labels and take no --suite")
+        axes = {"mode": arguments.modes or ["step"], **axes}
+        name = "own " + json.dumps(axes)
+        plan = suites.own_shapes(axes, arguments.providers, arguments.kinds, device)
+    elif arguments.modes:
+        raise ValueError("--modes goes with sizes of your own: give --labels")
+    tasks = suites.build(plan or suites.SUITES[name](device), arguments.providers, limit, arguments.energy)
     if arguments.list:
         for task in tasks:
             print(task.kind, task.point, " ".join(task.providers))
         return 0
-    run = run_suite(arguments.suite, tasks, arguments.out, fresh=arguments.fresh, timeout=arguments.timeout)
-    print(f"run {run} is complete: {arguments.out}")
+    run = run_suite(name, tasks, arguments.out, fresh=arguments.fresh, timeout=arguments.timeout)
+    print(f"\n{summary.write(RowFile(arguments.out).read(), run, arguments.out)}\n")
+    print(f"run {run} is complete: {arguments.out} (rows.jsonl, summary.md; figures: python -m bench plot)")
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bench import compare
+
+    a, b = arguments.a, arguments.b
+    if Path(a).is_dir() and Path(b).is_dir():
+        lines = compare.folders(Path(a), Path(b))
+    else:
+        lines = compare.commits(a, b, arguments.rounds, arguments.run.split())
+    print(f"time of {a} over time of {b}: median [range]; above 1 the second is faster")
+    print("\n".join(lines))
+    return 0
+
+
+# a point's field: flag, type and help of a run of one's own sizes
+_AXES: dict[str, tuple[str, type, str]] = {
+    "L": ("--labels", int, "L, labels: a run of your own sizes"),
+    "D": ("--in-features", int, "D, input size (default: 768)"),
+    "K": ("--fan-in", int, "K, connections per label (default: 32)"),
+    "G": ("--group-size", int, "G, labels that share connections (default: 1)"),
+    "B": ("--batch-size", int, "B, rows (default: 64)"),
+    "dtype": ("--dtype", str, "float32, bfloat16, float16 or float64 (default: float32)"),
+}
+
+
+def _several(kind: type) -> Callable[[str], list[object]]:
+    def parse(text: str) -> list[object]:
+        return [kind(part.replace("_", "")) if kind is int else kind(part) for part in text.split(",") if part]
+
+    return parse
 
 
 def _default_device() -> str:
@@ -115,12 +158,17 @@ def _train_demo(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from bench import suites
+    from bench import suites, summary
+    from bench.rows import RowFile
     from bench.runner import run_suite
 
-    tasks = suites.build("demo", _default_device())
-    run_suite("demo", tasks, arguments.out, fresh=False, timeout=arguments.timeout)
-    return _plot(arguments) or _table(arguments) or _train_demo(arguments)
+    tasks = suites.build(suites.demo(_default_device()))
+    run = run_suite("demo", tasks, arguments.out, fresh=False, timeout=arguments.timeout)
+    outcome = _plot(arguments) or _table(arguments) or _train_demo(arguments)
+    print(
+        f"\n{summary.write(RowFile(arguments.out).read(), run, arguments.out)}\n\nfigures: {arguments.out / 'figures'}"
+    )
+    return outcome
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,17 +178,32 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help)
         sub.set_defaults(handler=handler)
+        sub.add_argument(
+            "--provider-file", type=Path, action="append", default=[], help="Python file with PROVIDERS of your own"
+        )
         sub.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="result folder (default: reports/local)")
         return sub
 
     run = verb("run", _run, "Measure a suite and append its rows; continues an interrupted run.")
-    run.add_argument("--suite", default="demo", choices=_suite_names(), help="which points (default: demo)")
+    run.add_argument("--suite", choices=_suite_names(), help="which points (default: demo)")
+    for field, (flag, kind, help) in _AXES.items():
+        run.add_argument(flag, dest=field, type=_several(kind), metavar="N,...", help=help)
+    run.add_argument("--modes", type=_several(str), help="of own sizes: step, forward, full, topk, ... (default: step)")
+    run.add_argument(
+        "--kinds", type=_several(str), default=["time", "memory"], help="of own sizes: time, memory (default: both)"
+    )
+    run.add_argument("--energy", action="store_true", help="also joules per call, where the driver tells them")
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     run.add_argument("--providers", nargs="+", default=(), metavar="NAME", help="only these")
     run.add_argument("--fresh", action="store_true", help="start anew even if the last run is unfinished")
     run.add_argument("--timeout", type=float, default=300.0, help="seconds that one process may take (default: 300)")
     run.add_argument("--memory-limit-gib", type=float, help="what counts as too large (default: the free memory)")
     run.add_argument("--list", action="store_true", help="print the tasks and stop")
+    compare = verb("compare", _compare, "Ratios of two folders of rows, or of two commits measured in alternation.")
+    compare.add_argument("a", help="result folder or commit")
+    compare.add_argument("b", help="result folder or commit")
+    compare.add_argument("--rounds", type=int, default=5, help="commits: how often each is measured (default: 5)")
+    compare.add_argument("--run", default="--suite target", help="commits: arguments of run (default: --suite target)")
     verb("plot", _plot, "Draw the figures from stored rows; measures nothing.")
     verb("table", _table, "Write the tables from stored rows; measures nothing.")
     verb("report", _report, "Regenerate reports/README.md with every figure and table from stored rows.")
@@ -180,7 +243,14 @@ def _suite_names() -> tuple[str, ...]:
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.provider_file:
+            from bench.providers import add_files
+
+            add_files(arguments.provider_file)
         return arguments.handler(arguments)
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 _RAPL = "/sys/class/powercap/intel-rapl:*"  # AMD processors use the same name
-_SECONDS = 1.0  # the counters move every 1 to 100 ms
+
+_QUEUED = 16  # calls between two waits for a GPU, which would otherwise idle between short calls
 
 Meter = Callable[[], float]
 
@@ -56,14 +57,18 @@ def meter(device: str) -> Meter | None:
     return _nvml_meter() if device == "cuda" else _rapl_meter()
 
 
-def joules_per_call(call: Callable[[], object], device: str, read: Meter, seconds: float | None = None) -> float | None:
-    """Mean energy of a call that is repeated back to back for a second; None where the counter ran over."""
+def joules_per_call(call: Callable[[], object], device: str, read: Meter, seconds: float) -> float | None:
+    """Mean energy of a call that is repeated back to back; None where the counter ran over.
+
+    The counters move every 1 to 100 ms, so a second is right.
+    """
     calls, start = 0, read()
-    end = time.perf_counter() + (_SECONDS if seconds is None else seconds)
+    end = time.perf_counter() + seconds
     while calls == 0 or time.perf_counter() < end:
-        call()
+        for _ in range(_QUEUED if device == "cuda" else 1):
+            call()
+            calls += 1
         if device == "cuda":
             torch.cuda.synchronize()
-        calls += 1
     used = read() - start
     return used / calls if used >= 0 else None

@@ -2,77 +2,53 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from bench.clock import clock
 from bench.environment import usable_cores
 
 _QUICK_SECONDS = 0.02  # a CPU without 16-bit arithmetic needs seconds for a product that others do in this time
 QUANTILES = (0.2, 0.5, 0.8)
-_FLUSH_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}  # beyond any last-level cache that is not shared by a whole server
+_HOST_SAMPLES = 10
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds of timed calls per variant, with bounds on their number; and of warm-up before them."""
+    """Seconds of timed calls per variant, with bounds on their number; of warm-up before them; and of calls whose energy
+    is counted after them."""
 
     seconds: float = 1.0
     warmup_seconds: float = 0.2
     min_samples: int = 3
     max_samples: int = 100
+    energy_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Quantiles in milliseconds."""
+    """Quantiles in milliseconds.
+
+    clock: "wall"; on a GPU "graph" (a captured call, replayed) or "eager" (launched while the device slept).
+    host_ms: median until a call returns, where that is not all of it.
+    """
 
     p20_ms: float
     p50_ms: float
     p80_ms: float
     samples: int
+    clock: str = "wall"
+    host_ms: float | None = None
 
     @classmethod
-    def of(cls, samples_ms: Sequence[float]) -> Timing:
+    def of(cls, samples_ms: Sequence[float], clock: str = "wall", host_ms: Sequence[float] = ()) -> Timing:
         values = torch.tensor(samples_ms, dtype=torch.float64)
         p20, p50, p80 = values.quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
-        return cls(p20, p50, p80, len(samples_ms))
-
-
-class _CpuClock:
-    def __init__(self) -> None:
-        self._junk = torch.zeros(_FLUSH_BYTES["cpu"] // 4)
-
-    def flush(self) -> None:
-        self._junk.add_(1)
-
-    def sample(self, call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return (time.perf_counter() - start) * 1e3
-
-
-class _CudaClock:
-    def __init__(self) -> None:
-        self._junk = torch.empty(_FLUSH_BYTES["cuda"], dtype=torch.uint8, device="cuda")
-
-    def flush(self) -> None:
-        self._junk.zero_()
-
-    def sample(self, call: Callable[[], object]) -> float:
-        # The flush before it keeps the device busy for ~0.1 ms, so that the launch is queued when the clock starts.
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-
-
-def _clock(device: str) -> _CpuClock | _CudaClock:
-    return _CudaClock() if device == "cuda" else _CpuClock()
+        return cls(p20, p50, p80, len(samples_ms), clock, statistics.median(host_ms) if host_ms else None)
 
 
 def warm_up(call: Callable[[], object], seconds: float, device: str) -> float:
@@ -93,15 +69,19 @@ def interleaved(calls: dict[str, Callable[[], object]], device: str, budget: Bud
 
     A variant leaves the rounds when its time is used up; a slow one still gets ``min_samples``.
     """
-    clock = _clock(device)
+    timer = clock(device)
+    timed = {name: timer.prepared(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    host: dict[str, list[float]] = {name: [] for name in calls}
     waiting = list(calls)
     while waiting:
         for name in waiting:
-            clock.flush()
-            samples[name].append(clock.sample(calls[name]))
+            timer.flush()
+            samples[name].append(timer.sample(timed[name][0]))
+            taken = timer.host_sample(calls[name]) if len(host[name]) < _HOST_SAMPLES else None
+            host[name] += [] if taken is None else [taken]
         waiting = [name for name in waiting if _wants_more(samples[name], budget)]
-    return {name: Timing.of(taken) for name, taken in samples.items()}
+    return {name: Timing.of(taken, timed[name][1], host[name]) for name, taken in samples.items()}
 
 
 def _wants_more(taken: list[float], budget: Budget) -> bool:

@@ -37,7 +37,7 @@ class Provider(ABC):
 
     name: str
     label: str
-    colour: str
+    colour: str = "#dbdb8d"
     modes: Sequence[str]
 
     def unsupported(self, point: Point) -> str | None:

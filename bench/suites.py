@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class Sweep:
 
 
 Plan = tuple[list[Sweep], Budget]
+_ENERGY_SECONDS = 1.0
 
 
 def sweep(base: Point, providers: Sequence[str], kinds: Sequence[str] = ("time",), **axes: Iterable[Any]) -> Sweep:
@@ -184,7 +186,7 @@ def gpu(device: str) -> Plan:
     base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
     full_sweep = (*STEP, "dense_compiled")
     return [
-        sweep(base, STEP, ("time", "memory"), L=ALL_LABELS),
+        sweep(base, STEP, ("time", "memory"), L=ALL_LABELS[::-1]),
         sweep(base, full_sweep, L=ALL_LABELS[1:2]),
         sweep(base, (*PRODUCTS, "haste", "sparse_xmc_deterministic"), mode=("forward", "full"), L=(131_072, 670_080)),
         sweep(base, (*OURS, "haste"), mode=("backward_input", "backward_weight"), L=(670_080,), G=(1, 16, 32, 64)),
@@ -203,9 +205,22 @@ SUITES: dict[str, Callable[[str], Plan]] = {
 }  # fmt: skip
 
 
-def build(name: str, device: str, only: Sequence[str] = (), memory_limit: int | None = None) -> list[Task]:
-    """Tasks of a suite, optionally restricted to some providers."""
-    sweeps, budget = SUITES[name](device)
+_DEFAULTS = {"step": (*FUSED, *CORE, "bottleneck"), "topk": TOP, "rewire": REWIRE}
+
+
+def own_shapes(axes: dict[str, Sequence[Any]], providers: Sequence[str], kinds: Sequence[str], device: str) -> Plan:
+    """All combinations of a user's own sizes, by the fields of ``Point``. ``providers``: by default those of the mode."""
+    points = [
+        Point(**dict(zip(axes, values, strict=True)), device=device) for values in itertools.product(*axes.values())
+    ]
+    chosen = {point: tuple(providers) or _DEFAULTS.get(point.mode, (*OURS, *CORE[1:])) for point in points}
+    return [Sweep((point,), names, tuple(kinds)) for point, names in chosen.items()], Budget(1.0, 0.2, 5, 60)
+
+
+def build(plan: Plan, only: Sequence[str] = (), memory_limit: int | None = None, energy: bool = False) -> list[Task]:
+    """Tasks of a plan, optionally restricted to some providers; ``energy``: with the joules of a call."""
+    sweeps, budget = plan
+    budget = dataclasses.replace(budget, energy_seconds=_ENERGY_SECONDS if energy else 0.0)
     if only:
         for provider in only:
             get_provider(provider)

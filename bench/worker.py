@@ -135,6 +135,8 @@ def _memory_row(task: Task, name: str) -> dict[str, Any]:
     provider = get_provider(name)
     predicted = _admit(task, provider)
     case = provider.build(task.point, Problem(task.point, task.seed))
+    if task.point.device == "cuda":
+        case.run()  # a search of configurations holds buffers of its own
     gc.collect()
     peak = memory.peak_growth(case.run, task.point.device)
     return {**_counts(task, case), "peak_bytes": peak, "predicted_bytes": predicted}
@@ -182,12 +184,14 @@ def _time_together(task: Task, names: Iterable[str], problem: Problem, report: R
     timed = _guarded(
         lambda: {"timings": interleaved({n: c.run for n, c in cases.items()}, task.point.device, task.budget)}
     )
-    meter = energy.meter(task.point.device)
+    meter = energy.meter(task.point.device) if task.budget.energy_seconds else None
     for name, case in cases.items():
         if timed["status"] == "ok":
             columns = {"status": "ok", "reason": None, **_counts(task, case), **asdict(timed["timings"][name])}
             if meter is not None:
-                columns["joules"] = energy.joules_per_call(case.run, task.point.device, meter)
+                columns["joules"] = energy.joules_per_call(
+                    case.run, task.point.device, meter, task.budget.energy_seconds
+                )
         else:
             columns = timed
         report({"provider": name, "interleaved_with": sorted(cases), **columns})
