@@ -138,6 +138,12 @@ def _profile(arguments: argparse.Namespace) -> int:
     return profile(arguments.out, arguments.device or _default_device(), small=arguments.small)
 
 
+def _atomics(arguments: argparse.Namespace) -> int:
+    from bench.atomics import measure
+
+    return measure(arguments.out, arguments.device or _default_device(), small=arguments.small)
+
+
 def _gpu_report(arguments: argparse.Namespace) -> int:
     from bench.gpu_report import make
 
@@ -215,9 +221,10 @@ def _parser() -> argparse.ArgumentParser:
     tune = verb("tune", _tune, "Search kernel configurations in full on this GPU and report the gain.")
     step = verb("end_to_end", _end_to_end, "Time a training step of encoder and head.")
     profiled = verb("profile", _profile, "Profile a fused step.")
-    for sub in (tune, step, profiled):
+    atomics = verb("atomics", _atomics, "Time atomic additions and gathers in a GPU's L2 cache.")
+    for sub in (tune, step, profiled, atomics):
         sub.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
-    for sub in (check, step, profiled):
+    for sub in (check, step, profiled, atomics):
         sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     gpu = verb("gpu_report", _gpu_report, "Turn a folder of bench/gpu_suite.sh into reports/<gpu>/.")
     gpu.add_argument("--reports", type=Path, default=REPOSITORY / "reports", help="where to (default: reports)")

@@ -1,4 +1,4 @@
-"""Turns a folder of ``bench/gpu_suite.sh`` into ``reports/<gpu>/``: rows, figures, tables, logs and a summary."""
+"""Turns a folder of ``bench/gpu_suite.sh`` into ``reports/gpu/<name>/``: rows, figures, tables, logs and a summary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from bench.environment import REPOSITORY
 from bench.plotting import plot_folder
+from bench.predictions import PREDICTIONS
 from bench.report import write_table
-from bench.rows import FILE_NAME, Row, RowFile
+from bench.rows import FILE_NAME, Row, RowFile, job_key, newest
 
 _KEPT = ("environment.json", "profile.txt", "tuning.json")
 _OUTCOME = re.compile(r"\d+ (?:passed|failed|error|skipped).*")
@@ -62,6 +63,60 @@ def _end_to_end(rows: list[Row]) -> list[str]:
     return [*out, ""]
 
 
+def _host(rows: list[Row]) -> list[str]:
+    """Host time beside the device's: above 100 % Python is the limit of an uncaptured call."""
+    timed = [
+        r for r in newest(rows) if r.get("kind") == "time" and r["status"] == "ok" and r.get("host_ms") is not None
+    ]
+    if not timed:
+        return []
+    out = [
+        "## Host and device",
+        "",
+        "| mode | provider | L | K | G | B | dtype | device ms | clock | host ms | host share |",
+    ]
+    out.append("|---|---|" + "---:|" * 4 + "---|---:|---|---:|---:|")
+    for r in timed:
+        sizes = " | ".join(f"{r[c]:,}" for c in ("L", "K", "G", "B"))
+        times = f"{r['p50_ms']:.3f} | {r['clock']} | {r['host_ms']:.3f} | {100 * r['host_ms'] / r['p50_ms']:.0f} %"
+        out.append(f"| {r['mode']} | {r['provider']} | {sizes} | {r['dtype']} | {times} |")
+    return [*out, ""]
+
+
+def _atomics(rows: list[Row]) -> list[str]:
+    measured = [r for r in rows if r.get("kind") == "atomics" and r["status"] == "ok"]
+    if not measured:
+        return []
+    out = ["## Additions and gathers in L2", "", "| D | B | T additions/s | gathered TB/s |", "|---:|---:|---:|---:|"]
+    for r in measured:
+        out.append(
+            f"| {r['D']:,} | {r['B']} | {r['additions_per_s'] / 1e12:.2f} | {r['gathered_bytes_per_s'] / 1e12:.2f} |"
+        )
+    return [*out, ""]
+
+
+def _predictions(rows: list[Row]) -> list[str]:
+    """Measured times beside what was predicted before anything had run on a GPU."""
+    timed = {job_key(r): r for r in newest(rows) if r.get("kind") == "time" and r["status"] == "ok"}
+    found = [(p, timed[key]) for p in PREDICTIONS for key in timed if p.is_of(timed[key])]
+    if not found:
+        return []
+    out = [
+        "## Predicted and measured",
+        "",
+        "Predictions are for an H100, from counted instructions, bytes and atomics.",
+        "",
+    ]
+    out += [
+        "| mode | provider | L | K | G | predicted ms | measured ms | limit named |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for p, r in found:
+        sizes = f"{p.L:,} | {p.K} | {r['G']}"
+        out.append(f"| {p.mode} | {p.provider} | {sizes} | {p.low:g} to {p.high:g} | {r['p50_ms']:.3f} | {p.limit} |")
+    return [*out, ""]
+
+
 def make(source: Path, reports: Path = REPOSITORY / "reports") -> Path:
     """Writes the report; returns its folder.
 
@@ -71,7 +126,7 @@ def make(source: Path, reports: Path = REPOSITORY / "reports") -> Path:
     rows = RowFile(source).read()
     if not rows:
         raise ValueError(f"no rows in {source}")
-    target = reports / name_of(rows)
+    target = reports / "gpu" / name_of(rows)
     target.mkdir(parents=True, exist_ok=True)
     for file in (FILE_NAME, *_KEPT):
         if (source / file).exists():
@@ -96,6 +151,9 @@ def make(source: Path, reports: Path = REPOSITORY / "reports") -> Path:
         "",
         *[f"![{path.stem}](figures/{path.name})" for path in figures],
         "",
+        *_predictions(rows),
+        *_host(rows),
+        *_atomics(rows),
         *_end_to_end(rows),
         *_tuning(rows),
     ]

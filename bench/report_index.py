@@ -29,8 +29,8 @@ def _machine(folder: Path) -> str:
     return f"{where}; torch {last['torch']}; commit {', '.join(commits)}"
 
 
-def _section(folder: Path) -> list[str]:
-    name = folder.name
+def _section(folder: Path, reports: Path) -> list[str]:
+    name = folder.relative_to(reports).as_posix()
     out = [f"## {name}: {_machine(folder)}", ""]
     if (folder / "figures" / "headline.png").exists():
         out += [f"![Peak memory and step time against the number of labels]({name}/figures/headline.png)", ""]
@@ -44,7 +44,8 @@ def _section(folder: Path) -> list[str]:
 
 def regenerate(reports: Path = REPORTS) -> Path:
     """Figures and tables of every folder with rows, then the index. Measures nothing."""
-    folders = [p.parent for p in sorted(reports.glob(f"*/{FILE_NAME}")) if p.parent.name != _LOCAL]
+    rows = [*sorted(reports.glob(f"*/{FILE_NAME}")), *sorted(reports.glob(f"gpu/*/{FILE_NAME}"))]
+    folders = [p.parent for p in rows if p.parent.name != _LOCAL]
     measured = []
     for folder in folders:
         if any(row.get("kind") in ("time", "memory") for row in RowFile(folder).read()):
@@ -63,7 +64,7 @@ def regenerate(reports: Path = REPORTS) -> Path:
     if not has_gpu:
         text += ["No GPU has been measured yet: every figure here is of a CPU.", ""]
     for folder in measured:
-        text += _section(folder)
+        text += _section(folder, reports)
     pages = [p for p in sorted(reports.glob("*.md")) if p.name != "README.md"]
     others = [p for p in sorted(reports.glob("*/*.md")) if p.parent not in measured and p.parent.name != _LOCAL]
     if pages or others:

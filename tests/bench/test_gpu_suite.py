@@ -1,9 +1,11 @@
 """The unattended suite: what its parts need outside a GPU, and the report made of its folder."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -49,10 +51,10 @@ def test_report_of_a_folder_and_index(tmp_path) -> None:
     (source / "tests.log").write_text("===== 12 passed, 3 skipped in 4.5s =====\n")
     folder = gpu_report.make(source, reports)
     text = (folder / "README.md").read_text()
-    assert folder.name == "nvidia-test-1" and (folder / "figures" / "headline.png").exists()
+    assert folder == reports / "gpu" / "nvidia-test-1" and (folder / "figures" / "headline.png").exists()
     assert "12 passed" in text and "2.00x" in text and "NVIDIA Test-1" in text
     index = regenerate(reports).read_text()
-    assert "nvidia-test-1/figures/headline.png" in index and "No GPU has been measured" not in index
+    assert "gpu/nvidia-test-1/figures/headline.png" in index and "No GPU has been measured" not in index
 
 
 def test_rows_of_two_gpus_do_not_mix() -> None:
@@ -68,6 +70,25 @@ def test_tuning_covers_what_providers_support() -> None:
 def _suite(*arguments, python=sys.executable):
     script = [shutil.which("bash") or "bash", str(REPOSITORY / "bench" / "gpu_suite.sh"), *map(str, arguments)]
     return subprocess.run(script, capture_output=True, text=True, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"})
+
+
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+    *"-c import torch"*) echo cpu ;;
+    *)
+        echo "$3" >> {folder}/rows.jsonl
+        case "$*" in *{slow}*) touch {mark}; sleep 600 ;; *{failing}*) exit 3 ;; esac ;;
+esac
+"""
+
+
+def _python(tmp_path, *, slow="no-such-part", failing="no-such-part", folder="out"):
+    python = tmp_path / f"python-{slow}-{failing}-{folder}"
+    values = {"folder": tmp_path / folder, "mark": tmp_path / "slow-part-runs", "slow": slow, "failing": failing}
+    python.write_text(FAKE_PYTHON.format(**values))
+    python.chmod(0o755)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    return python
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
@@ -86,10 +107,47 @@ def test_suite_refuses_a_python_without_torch(tmp_path) -> None:
 
 
 def test_suite_tells_failed_parts_from_complete_ones(tmp_path) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ncase "$*" in *"-c import torch"*) echo cpu;; *profile*) exit 3;; esac\n')
-    python.chmod(0o755)
-    done = _suite("--smoke", tmp_path / "out", python=python)
+    done = _suite("--smoke", tmp_path / "out", python=_python(tmp_path, failing="profile"))
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and lines[-1].endswith("to repeat one): profile ")
     assert "table" in lines[-2] and (tmp_path / "out" / "done" / "profile").read_text() == "3\n"
+
+
+def test_a_command_that_is_stopped_packs_what_it_has_and_a_fresh_machine_goes_on(tmp_path) -> None:
+    script = [shutil.which("bash") or "bash", str(REPOSITORY / "bench" / "gpu_suite.sh"), "--smoke", "1"]
+    env = {"PYTHON": str(_python(tmp_path, slow="end_to_end")), "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen([*script, str(tmp_path / "out")], env=env, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "slow-part-runs").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    fresh = tmp_path / "fresh"
+    python = _python(tmp_path, folder="fresh")
+    shutil.copy(tmp_path / "out" / "part-1.tar.gz", fresh)
+    first = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    done = _suite("--smoke", "1", fresh, python=python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "target: done before" in done.stdout and "end_to_end: exit code 0" in done.stdout
+    assert (fresh / "rows.jsonl").read_text().splitlines()[: len(first)] == first
+    again = _suite("--smoke", "2", fresh, python=python)
+    assert again.returncode == 0 and (fresh / "part-2.tar.gz").exists()
+    assert "environment" in again.stdout.splitlines()[-1], "parts of the command before count as done"
+
+
+def test_predictions_stand_beside_what_was_measured(tmp_path) -> None:
+    point = {"D": 768, "K": 64, "G": 1, "B": 128, "dtype": "bfloat16", "device": "cuda", "gpu": "NVIDIA Test-1"}
+    row = _row("sparse_xmc_group32_fused", 0.3, "step", 670_091) | point
+    RowFile(tmp_path / "out").append(row | {"host_ms": 0.6, "clock": "graph"})
+    text = (gpu_report.make(tmp_path / "out", tmp_path / "reports") / "README.md").read_text()
+    assert "0.2 to 0.45 | 0.300" in text and "| graph | 0.600 | 200 % |" in text
+
+
+def test_atomics_and_gathers_are_checked_before_they_are_timed(tmp_path) -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "bench", "atomics", "--small", "--device", "cpu", "--out", str(tmp_path)]
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = RowFile(tmp_path).read()
+    assert row["status"] == "ok" and row["additions_per_s"] > 0 and row["gathered_bytes_per_s"] > 0
