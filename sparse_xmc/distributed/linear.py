@@ -18,6 +18,7 @@ from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.models.linear import draw_seed
+from sparse_xmc.models.prior import bias_of_labels, log_odds, set_prior_
 from sparse_xmc.ops import Loss, Reduction
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_tensor
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
@@ -39,7 +40,7 @@ class LabelShardedLinear(nn.Module):
     ``fully_shard(model, ignored_params=set(head.parameters()))``.
 
     Args:
-        in_features, out_features, fan_in, group_size, bias, device, dtype, seed: of the whole head, as in
+        in_features, out_features, fan_in, group_size, bias, device, dtype, seed, prior: of the whole head, as in
             ``FixedFanInLinear``; the same seed makes the same head on any number of ranks.
         mesh: a ``DeviceMesh`` of one dimension (labels) or two (data and labels), or a process group whose ranks share
             the labels; None: all ranks share them.
@@ -73,6 +74,7 @@ class LabelShardedLinear(nn.Module):
         label_dim: str | int = "labels",
         sizes: Sequence[int] | None = None,
         average_gradients: bool = True,
+        prior: Any = None,
     ) -> None:
         super().__init__()
         label_group, data_group = _groups(mesh, label_dim)
@@ -95,6 +97,7 @@ class LabelShardedLinear(nn.Module):
         self.shard = FixedFanInLinear(
             in_features, len(self.labels), fan_in, group_size=group_size, bias=bias, device="meta", dtype=dtype
         ).to_empty(device=place)
+        set_prior_(self.shard, bias_of_labels(log_odds(prior, out_features), self.labels.start, self.labels.stop))
         if seed is None:
             seed = draw_seed()
         for dimension in (self.replicas, self.ranks):

@@ -17,6 +17,7 @@ from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.rewire import rewire_shard
 from sparse_xmc.distributed.rows import SumOverRanks
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.prior import bias_of_labels
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import num_index_rows
 
@@ -89,6 +90,7 @@ def shard_layer_(layer: FixedFanInLinear, ranks: Ranks, seed: int) -> None:
         layer.bias = nn.Parameter(torch.empty_like(layer.bias[: len(labels)], device=ranks.device))
     layer.indices = torch.empty_like(layer.indices[:rows], device=ranks.device)
     layer.out_features = len(labels)
+    layer._initial_bias = bias_of_labels(layer._initial_bias, labels.start, labels.stop)
     layer.reset_parameters(seed, first_label=labels.start)
     layer.__class__ = type(f"Sharded{type(layer).__name__}", (SharedRows, type(layer)), {})
     assert isinstance(layer, SharedRows)

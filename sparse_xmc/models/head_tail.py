@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
+from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import check_input, check_positive_int
 from sparse_xmc.ops._target_forms import csr_tensor
@@ -50,7 +51,13 @@ def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tens
 
 
 class DenseLinear(nn.Linear):
-    """``nn.Linear`` with the interface of a head: the rival that sparse heads are compared with."""
+    """``nn.Linear`` with the interface of a head: the rival that sparse heads are compared with.
+
+    Args:
+        in_features, out_features, bias, device, dtype, seed, prior: as in ``FixedFanInLinear``.
+    """
+
+    _initial_bias: InitialBias = None
 
     def __init__(
         self,
@@ -61,21 +68,23 @@ class DenseLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = None,
+        prior: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
+        set_prior_(self, log_odds(prior, out_features))
         if seed is not None and not self.weight.is_meta:
             self.reset_parameters(seed)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draws weights as ``nn.Linear`` does, from torch's global generator or from ``seed``; the bias becomes zero."""
+        """Draws weights as ``nn.Linear`` does, from torch's global generator or from ``seed``; the bias becomes
+        the prior's, or zero."""
         if seed is None:
             super().reset_parameters()
         else:
             bound = 1 / math.sqrt(self.in_features)
             self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(seed))
-        if self.bias is not None:
-            self.bias.zero_()
+        fill_bias_(self, self._initial_bias)
 
     def loss(
         self, x: Tensor, targets: ops.Targets, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
@@ -96,7 +105,7 @@ class HeadTailLinear(nn.Module):
     ``[0, num_head)`` are the head. Each part reads all of ``x`` or, with ``split``, its own features.
 
     Args:
-        in_features, out_features, fan_in, bias, group_size, device, dtype, seed: as in ``FixedFanInLinear``.
+        in_features, out_features, fan_in, bias, group_size, device, dtype, seed, prior: as in ``FixedFanInLinear``.
         num_head: labels with a dense row, in ``[1, out_features)``.
         split: number of first features that only the head reads; the tail reads the others. None: both read all.
         tail_device: of the tail's parameters where it is another one; "meta" where its labels are made later, on
@@ -119,6 +128,7 @@ class HeadTailLinear(nn.Module):
         dtype: torch.dtype | None = None,
         seed: int | None = None,
         tail_device: torch.device | str | None = None,
+        prior: Any = None,
     ) -> None:
         super().__init__()
         check_positive_int("num_head", num_head)
@@ -138,6 +148,9 @@ class HeadTailLinear(nn.Module):
             dtype=dtype,
             seed=seed,
         )
+        initial_bias = log_odds(prior, out_features)
+        set_prior_(self.head, bias_of_labels(initial_bias, 0, num_head))
+        set_prior_(self.tail, bias_of_labels(initial_bias, num_head, out_features))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_input(x, self.in_features)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
+from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
 from sparse_xmc.ops._arguments import (
     QUANTIZED_DTYPE,
@@ -58,6 +59,8 @@ class FixedFanInLinear(nn.Module):
         group_size: ``G``, number of neighbouring labels that share their connections; 1 gives every label its own.
         device, dtype: of the parameters, as in ``nn.Linear``.
         seed: of the connections and initial weights; None draws it from torch's global generator.
+        prior: what the bias starts from, log-odds: each label's frequency ``[L]`` (its share of the rows), the expected
+            positives per row (a number), or "none" / None for a bias of zero. See ``models.prior``.
 
     A state dict holds these three tensors, and so neither ``in_features`` nor ``group_size``: load it into a layer made
     with the same ones. Its indices are checked against the layer's.
@@ -72,6 +75,7 @@ class FixedFanInLinear(nn.Module):
     weight: Tensor
     indices: Tensor
     bias: Tensor | None
+    _initial_bias: InitialBias = None
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class FixedFanInLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = None,
+        prior: Any = None,
     ) -> None:
         super().__init__()
         check_layer_sizes(in_features, out_features, fan_in, group_size)
@@ -94,12 +99,14 @@ class FixedFanInLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, fan_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
+        set_prior_(self, log_odds(prior, out_features))
         if not self.weight.is_meta:
             self.reset_parameters(seed)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int | None = None, *, first_label: int = 0) -> None:
-        """Draws new connections and weights, uniform in ``+-1 / sqrt(fan_in)``; the bias becomes zero.
+        """Draws new connections and weights, uniform in ``+-1 / sqrt(fan_in)``; the bias becomes the
+        prior's, or zero.
 
         ``first_label``, a multiple of ``group_size``, makes the layer the labels from there on of a larger one.
         """
@@ -114,8 +121,7 @@ class FixedFanInLinear(nn.Module):
             )
             first_row += len(part)
         self._draw_weights(seed, first_label)
-        if self.bias is not None:
-            self.bias.zero_()
+        fill_bias_(self, self._initial_bias)
 
     def _draw_weights(self, seed: int, first_label: int) -> None:
         """A stream of its own for every ``_DRAWN_LABELS`` labels, so that a shard draws what the whole layer would."""

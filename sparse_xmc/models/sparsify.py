@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.models.prior import log_odds, set_prior_
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1) -> ModuleT:
+def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1, prior: Any = None) -> ModuleT:
     """Replaces the ``nn.Linear`` called ``name`` in ``module`` by a ``FixedFanInLinear``, in place.
 
     Every label keeps its ``fan_in`` connections of largest magnitude (labels that share connections: of largest mean
@@ -25,6 +26,8 @@ def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1) -
         name: dotted name of the layer as in ``module.named_modules()``, e.g. ``"decoder.out"``.
         fan_in: ``K``, connections per label, at most the layer's ``in_features``.
         group_size: ``G``, number of neighbouring labels that share their connections.
+        prior: for a model that is trained from scratch: the bias becomes the labels' log-odds, as in ``FixedFanInLinear``.
+            None keeps the layer's bias. The weights are kept as they are in either case.
 
     Returns:
         ``module``.
@@ -32,15 +35,21 @@ def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1) -
     Raises:
         TypeError: the name belongs to something other than a plain ``nn.Linear``.
         ValueError: there is no such layer, its weight or bias is shared with another layer, it carries hooks, or
-            ``fan_in`` exceeds its ``in_features``.
+            ``fan_in`` exceeds its ``in_features``, or there is a ``prior`` but no bias.
+
+    Example:
+        >>> sparsify_(model, "decoder.out", fan_in=32, prior=2)  # two positives per row
+        >>> optimizer = torch.optim.AdamW(optim.parameter_groups(model, lr=1e-3))
     """
     linear = _find(module, name)
+    initial_bias = log_odds(prior, linear.out_features)
     _check_not_shared(module, name, linear)
     if any(getattr(linear, hooks) for hooks in _HOOKS):
         raise ValueError(
             f"{name!r} carries hooks, which would be lost: remove them before sparsify_ and add them again after"
         )
     layer = FixedFanInLinear.from_dense(linear, fan_in, group_size=group_size)
+    set_prior_(layer, initial_bias)
     layer.train(linear.training)
     layer.weight.requires_grad_(linear.weight.requires_grad)
     if layer.bias is not None:

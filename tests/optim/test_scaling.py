@@ -1,0 +1,126 @@
+"""Learning rates by fan-in: which parameter gets which, and that a rate of the dense model serves the sparse one."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, SparseInputLinear, sparsify_
+from sparse_xmc.optim import FusedAdagrad, FusedAdam, FusedSGD, parameter_groups, rate_multiplier
+from tests.conftest import INTERPRETING
+
+
+def test_weights_of_sparse_layers_get_rates_by_fan_in():
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.Linear(8, 64),
+            "head": FixedFanInLinear(64, 20, 8),
+            "both": HeadTailLinear(64, 20, 16, num_head=5),
+            "terms": SparseInputLinear(100, 20, 5),
+        }
+    )
+    model["encoder"].bias.requires_grad_(False)
+    groups = parameter_groups(model, 0.1, weight_decay=0.4)
+    assert [(round(g["lr"], 6), round(g["weight_decay"], 6)) for g in groups] == [(0.1, 0.4), (0.4, 0.1), (0.8, 0.05)]
+    assert groups[1]["params"] == [model["both"].tail.weight] and groups[2]["params"] == [model["head"].weight]
+    trained = {p for p in model.parameters() if p.requires_grad}
+    assert set().union(*(g["params"] for g in groups)) == trained and sum(len(g["params"]) for g in groups) == len(
+        trained
+    )
+    assert [rate_multiplier(layer) for layer in model.values()] == [1, 8, 1, 1]
+    assert all("weight_decay" not in g for g in parameter_groups(model, 0.1))
+    torch.optim.AdamW(groups)
+
+
+def test_fused_and_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(8, 16), FixedFanInLinear(16, 20, 4))
+    model[1].fuse_optimizer(FusedSGD(0.1 * rate_multiplier(model[1])))
+    (group,) = parameter_groups(model, 0.1)
+    assert group["params"] == list(model[0].parameters())
+    with pytest.raises(ValueError, match="no parameters"):
+        parameter_groups(model[1], 0.1)
+    with pytest.raises(ValueError, match="lr must not be negative, got -1"):
+        parameter_groups(model, -1)
+    with pytest.raises(ValueError, match="weight_decay must not be negative, got nan"):
+        parameter_groups(model, 1, weight_decay=math.nan)
+
+
+@pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.SGD], ids=lambda rule: rule.__name__)
+def test_a_step_moves_logits_as_in_the_dense_layer(rule):
+    """The quantity that the rates are derived from, over random topologies: the mean over labels agrees within 5 %."""
+    torch.manual_seed(0)
+    D, L, K, B = 256, 2000, 16, 32
+    x, slopes = torch.randn(B, D).abs(), torch.randn(B, L)
+    moved = []
+    for layer in (nn.Linear(D, L), FixedFanInLinear(D, L, K, seed=0)):
+        with torch.no_grad():
+            before = layer(x)
+        optimizer = rule(parameter_groups(layer, 1e-3), lr=1e-3)
+        (layer(x) * slopes).sum().backward()
+        layer.bias.grad = None
+        optimizer.step()
+        with torch.no_grad():
+            moved.append((layer(x) - before).square().mean().sqrt())
+    assert abs(float(moved[1] / moved[0]) - 1) < (0.05 if rule is torch.optim.SGD else 0.15)
+
+
+D, L, ROWS, BATCH, STEPS = 256, 2000, 512, 64, 48
+
+
+def problem(seed):
+    """Rows near 64 centres, each of which has two labels of its own among many that never occur."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(64, 64, generator=generator)
+    labels = torch.randperm(L, generator=generator)[:128].view(64, 2).sort(1).values
+    centre = torch.randint(64, (ROWS,), generator=generator)
+    return centres[centre] + 0.3 * torch.randn(ROWS, 64, generator=generator), labels[centre]
+
+
+def precision(optimizer, fan_in, rate, seed):
+    """P@1 after ``STEPS`` steps of a model that has an ``nn.Linear``, or with ``fan_in`` its sparse replacement."""
+    torch.manual_seed(seed)
+    x, labels = problem(seed)
+    model = nn.Sequential(nn.Linear(64, D), nn.ReLU(), nn.Linear(D, L))
+    if fan_in is None:
+        nn.init.constant_(model[2].bias, math.log(2 / (L - 2)))
+    else:
+        sparsify_(model, "2", fan_in, prior=2)
+    fused = None
+    if fan_in is not None and optimizer.startswith("Fused"):
+        fused = {"FusedAdam": FusedAdam, "FusedSGD": FusedSGD, "FusedAdagrad": FusedAdagrad}[optimizer](
+            rate * rate_multiplier(model[2])
+        )
+        model[2].fuse_optimizer(fused)
+    plain = {"FusedAdam": "AdamW", "FusedSGD": "SGD", "FusedAdagrad": "Adagrad"}.get(optimizer, optimizer)
+    body = getattr(torch.optim, plain)(parameter_groups(model, rate), lr=rate)
+    order = torch.Generator().manual_seed(seed)
+    for step in range(STEPS):
+        if step % (ROWS // BATCH) == 0:
+            batches = torch.randperm(ROWS, generator=order).view(-1, BATCH)
+        rows = batches[step % (ROWS // BATCH)]
+        features = model[:2](x[rows])
+        if fan_in is None:
+            dense = torch.zeros(BATCH, L).scatter_(1, labels[rows], 1.0)
+            loss = F.binary_cross_entropy_with_logits(model[2](features), dense, reduction="sum") / BATCH
+        else:
+            loss = model[2].loss(features, list(labels[rows]))
+        body.zero_grad()
+        loss.backward()
+        body.step()
+        if fused is not None:
+            fused.step()
+    with torch.no_grad():
+        return float((model(x).argmax(1)[:, None] == labels).any(1).float().mean())
+
+
+@pytest.mark.skipif(INTERPRETING, reason="about the rates, not the kernels")
+@pytest.mark.parametrize("fan_in", [16, 64])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("AdamW", 5e-3), ("SGD", 0.3), ("FusedAdam", 5e-3), ("FusedSGD", 0.3), ("FusedAdagrad", 5e-2)],
+)
+def test_a_dense_rate_serves_the_sparse_model(optimizer, rate, fan_in):
+    dense, sparse = precision(optimizer, None, rate, 0), precision(optimizer, fan_in, rate, 0)
+    assert dense > 0.9 and sparse >= 0.98 * dense
