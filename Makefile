@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 TRITON ?= 3.6.0
 OTHER_TRITON = $(VENV)/triton-$(TRITON)
 
-.PHONY: demo test test-triton test-without-triton lint clean
+.PHONY: demo test test-triton test-without-triton docs lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench demo
@@ -28,6 +28,10 @@ test-triton: $(OTHER_TRITON)/.installed
 test-without-triton: $(VENV)/.installed
 	PYTHONPATH=tests/without_triton $(RUN) -m pytest -q -n $(JOBS) \
 	    tests/ops/test_linear_cpu.py tests/ops/test_topk.py tests/models/test_linear.py tests/test_readme.py
+
+# The documentation as a static site in build/site.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

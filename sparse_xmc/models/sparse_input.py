@@ -28,7 +28,7 @@ class SparseInputLinear(FixedFanInLinear):
 
     Args:
         dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
-        The others as in ``FixedFanInLinear``.
+        in_features, out_features, fan_in, bias, group_size, options: as in ``FixedFanInLinear``.
     """
 
     def __init__(
