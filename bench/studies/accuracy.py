@@ -22,21 +22,12 @@ import torch
 
 from bench import environment
 from bench.rows import RowFile
-from sparse_xmc.app.build import (
-    build,
-    build_encoder,
-    build_optimizers,
-    build_rewiring,
-    initialise_embeddings,
-    input_width,
-    label_order,
-)
-from sparse_xmc.app.bundle import Bundle
+from sparse_xmc.app.assemble import Prepared, assemble
+from sparse_xmc.app.build import initialise_embeddings
 from sparse_xmc.app.config import TrainingConfig
-from sparse_xmc.app.jobs import score
+from sparse_xmc.app.jobs.evaluation import score
 from sparse_xmc.app.prepare import Terms
-from sparse_xmc.app.trainer import Trainer
-from sparse_xmc.data import LabelVocabulary, open_split
+from sparse_xmc.data import open_split
 from sparse_xmc.storage.checkpoint import CheckpointStore
 
 ROWS = RowFile(environment.REPOSITORY / "reports" / "accuracy")
@@ -85,7 +76,7 @@ def features_name(name: str, config: TrainingConfig) -> str:
     return f"{name}-{config.max_ngram}-{config.min_df}-{config.max_features}"
 
 
-def prepared(name: str, config: TrainingConfig, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms]:
+def prepared_rows(name: str, config: TrainingConfig, data: str, work: str) -> tuple[Any, Any, Any, Any, Terms]:
     """Inputs and labels of both splits, from a cache where they have been made before."""
     path = os.path.join(work, f"{features_name(name, config)}.pickle")
     if not os.path.exists(path):
@@ -102,44 +93,34 @@ def prepared(name: str, config: TrainingConfig, data: str, work: str) -> tuple[A
         return pickle.load(file)
 
 
-def initialised_encoder(config: TrainingConfig, inputs: Any, name: str, work: str) -> Any:
-    """The encoder with its truncated SVD, which is the same for all variants and seeds of a set."""
-    encoder = build_encoder(config, input_width(inputs))
+def set_embeddings(prepared: Prepared, name: str, work: str) -> None:
+    """Embeddings from the truncated SVD, which is the same for all variants and seeds of a set."""
+    config, encoder = prepared.config, prepared.encoder
     if config.embedding_dim and config.svd_init:
         path = os.path.join(work, f"{features_name(name, config)}-{config.embedding_dim}.npy")
         if not os.path.exists(path):
-            initialise_embeddings(dataclasses.replace(config, seed=0), encoder, inputs)
+            initialise_embeddings(dataclasses.replace(config, seed=0), encoder, prepared.inputs)
             np.save(path, encoder.weight.detach().numpy())
         encoder.weight.data.copy_(torch.from_numpy(np.load(path)))
-    return encoder
 
 
 def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data: str, work: str) -> dict[str, Any]:
     config = TrainingConfig(**{**VARIANTS[variant], **overrides, "seed": seed, "progress": False})
-    inputs, rows, test_inputs, test_rows, terms = prepared(name, config, data, work)
-    vocabulary = LabelVocabulary.from_rows(rows)
-    vocabulary = vocabulary.reordered(label_order(config, inputs, vocabulary.encode(rows)))
-    targets = vocabulary.encode(rows)
-    config = config.completed(targets, input_width(inputs))
-    encoder = initialised_encoder(config, inputs, name, work)
+    inputs, rows, test_inputs, test_rows, terms = prepared_rows(name, config, data, work)
+    prepared = Prepared.from_rows(config, terms, inputs, rows)
+    config = prepared.config
+    set_embeddings(prepared, name, work)
     tag = "".join(c if c.isalnum() else "-" for c in f"{name}-{variant}-{seed}-{sorted(overrides.items())}")
     store = CheckpointStore(os.path.join(work, "checkpoints", tag), keep=1)
-    without_svd = config if config.reads_terms else dataclasses.replace(config, svd_init=False)
-    model = build(without_svd, encoder, inputs, targets, torch.device("cpu"), initialise=not store.steps())
-    optimizers = build_optimizers(config, model)
-    total = -(-len(inputs) // config.batch_size) * config.epochs
-    trainer = Trainer(
-        model,
-        inputs,
-        targets,
-        optimizers,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=seed,
-        rewire=build_rewiring(config, model, optimizers, total),
+    assembly = assemble(
+        prepared,
+        torch.device("cpu"),
+        initialise=not store.steps(),
+        embed=False,
         store=store if len(inputs) > 10_000 else None,
         checkpoint_seconds=25,
     )
+    bundle, trainer = assembly.bundle, assembly.trainer
     torch.manual_seed(seed)
     trainer.resume()
     first = trainer.progress.step
@@ -147,10 +128,8 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
     trainer.fit()
     epochs = max(trainer.progress.step - first, 1) / trainer.steps_per_epoch
     seconds, cpu_seconds = (time.monotonic() - began) / epochs, (time.process_time() - cpu) / epochs
-    frequencies = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64)
-    bundle = Bundle(config, model, terms, vocabulary, frequencies, len(inputs), input_width(inputs))
     metrics = score(bundle, test_inputs, test_rows)
-    width = model.encoder.out_features if config.reads_terms else config.intermediate or config.embedding_dim
+    width = bundle.model.encoder.out_features if config.reads_terms else config.intermediate or config.embedding_dim
     return {
         "dataset": name,
         "variant": variant,
@@ -158,8 +137,8 @@ def run_one(name: str, variant: str, seed: int, overrides: dict[str, Any], data:
         "overrides": overrides,
         **{k: v for k, v in metrics.items() if isinstance(v, (int, float))},
         "bins": metrics["bins"],
-        "head_bytes": model.head_bytes(),
-        "dense_head_bytes": len(vocabulary) * (width + 1) * 4,
+        "head_bytes": bundle.model.head_bytes(),
+        "dense_head_bytes": len(bundle.vocabulary) * (width + 1) * 4,
         "seconds_per_epoch": seconds,
         "cpu_seconds_per_epoch": cpu_seconds,
         "epochs": config.epochs,

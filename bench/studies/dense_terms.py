@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from bench import environment
-from bench.studies.accuracy import DENSE_ON_TERMS, FILES, ROWS, key, prepared
+from bench.studies.accuracy import DENSE_ON_TERMS, FILES, ROWS, key, prepared_rows
 from sparse_xmc.app.build import TERM_BIAS_DIVISOR, TERM_VALUE
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.trainer import rate_factor
@@ -70,7 +70,7 @@ class DenseOnTerms:
 
 def run_one(name: str, epochs: int, lr: float, seed: int, data: str, work: str) -> dict[str, Any]:
     config = TrainingConfig(epochs=epochs, lexical_lr=lr, seed=seed)
-    inputs, rows, test_inputs, test_rows, _ = prepared(name, config, data, work)
+    inputs, rows, test_inputs, test_rows, _ = prepared_rows(name, config, data, work)
     vocabulary = LabelVocabulary.from_rows(rows)
     targets, test_targets = vocabulary.encode(rows), vocabulary.encode(test_rows)
     (N, V), L = inputs.matrix.shape, len(vocabulary)

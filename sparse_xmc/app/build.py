@@ -320,17 +320,19 @@ def build(
     device: torch.device,
     *,
     initialise: bool = True,
+    embed: bool = True,
     ranks: Ranks | None = None,
 ) -> XMCClassifier:
     """The model for training, its labels in the order of the columns of ``targets``.
 
-    ``initialise=False`` leaves out what a checkpoint overwrites: embeddings from the SVD and informed connections.
+    ``initialise=False`` leaves out what a checkpoint overwrites: embeddings from the SVD and informed connections;
+    ``embed=False`` the embeddings only, which have been set then.
     Each of several ``ranks`` makes its own labels of the fixed fan-in layers only.
     """
     torch.manual_seed(config.seed)
     spread = ranks is not None and ranks.size > 1
     first = ranks is None or ranks.rank == 0
-    if initialise and first and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
+    if initialise and embed and first and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
         assert isinstance(inputs, SparseInputs)
         initialise_embeddings(config, encoder, inputs)
     clusters = label_clusters(config, inputs, targets)

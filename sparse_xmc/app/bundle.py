@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparse_xmc.app.build import build_encoder, build_model
 from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.device import choose_device
 from sparse_xmc.app.prepare import FILES, Preparation, batches, restore_preparation
 from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
@@ -139,8 +140,3 @@ def _restore_encoder(config: TrainingConfig, num_features: int, tensors: dict[st
         encoder: Any = build_encoder(here, num_features, load_weights=False)
     encoder.name, encoder.files = config.transformer, files
     return encoder
-
-
-def choose_device(name: str) -> torch.device:
-    """``"auto"``: a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

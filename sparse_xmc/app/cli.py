@@ -80,12 +80,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from sparse_xmc.app.jobs import train
+    from sparse_xmc.app import jobs
 
     given = vars(options)
     values = load_toml(options.config) if options.config else {}
     values |= {name: value for name, value in given.items() if name not in ("command", "config", "overwrite")}
-    train(TrainingConfig(**values), overwrite=options.overwrite)
+    jobs.train(TrainingConfig(**values), overwrite=options.overwrite)
 
 
 def _memory(options: argparse.Namespace) -> None:
@@ -119,15 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "train":
             _train(options)
         elif options.command == "evaluate":
-            from sparse_xmc.app.jobs import evaluate
+            from sparse_xmc.app import jobs
 
-            evaluate(
+            jobs.evaluate(
                 options.run, options.test, labels=options.test_labels, filter_path=options.test_filter, options=shared
             )
         elif options.command == "predict":
-            from sparse_xmc.app.jobs import predict
+            from sparse_xmc.app import jobs
 
-            predict(options.run, options.input, options.out, k=options.k, options=shared)
+            jobs.predict(options.run, options.input, options.out, k=options.k, options=shared)
         else:
             _memory(options)
     except (ValueError, CheckpointError, RankFailure, FloatingPointError, ModuleNotFoundError, OSError) as error:

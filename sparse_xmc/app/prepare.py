@@ -49,11 +49,15 @@ def _source(split: TextSource | Features) -> str:
 
 
 class Terms:
-    """Texts to tf-idf rows; sparse count or binary features (repository format) to tf-idf rows likewise."""
+    """Texts to tf-idf rows; sparse features (repository format) to tf-idf rows likewise.
+
+    Features that are counts in the training split grow with their logarithm, as those of texts do.
+    """
 
     def __init__(self, options: dict[str, int]) -> None:
         self.tfidf = TfidfFeatures(**options)
         self.idf: np.ndarray | None = None  # of precomputed features
+        self.counts = False
 
     @property
     def reads_texts(self) -> bool:
@@ -61,15 +65,18 @@ class Terms:
 
     def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
-            counts = np.bincount(_sparse(split).indices, minlength=split.matrix.shape[1])
-            self.idf = (np.log((1 + split.matrix.shape[0]) / (1 + counts)) + 1).astype(np.float32)
+            matrix = _sparse(split)
+            rows = np.bincount(matrix.indices, minlength=matrix.shape[1])
+            self.idf = (np.log((1 + matrix.shape[0]) / (1 + rows)) + 1).astype(np.float32)
+            self.counts = bool(matrix.nnz) and _are_counts(matrix.data) and matrix.data.max() > 1
             return self.transform(split)
         try:
-            return SparseInputs(self.tfidf.fit_transform(iter(split))), split.labels
+            matrix = self.tfidf.fit_transform(iter(split))
         except DataError:
             raise
         except ValueError as error:
             raise DataError(_source(split), None, str(error)) from None
+        return SparseInputs(matrix), split.labels  # which the pass over the texts has read
 
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
@@ -78,20 +85,34 @@ class Terms:
             if split.matrix.shape[1] != len(self.idf):
                 found = split.matrix.shape[1]
                 raise DataError(_source(split), None, f"holds {found} features, the model reads {len(self.idf)}")
-            matrix = _sparse(split) @ sp.diags(self.idf)
+            matrix = _sparse(split)
+            if self.counts:
+                if not _are_counts(matrix.data):
+                    raise DataError(_source(split), None, "holds other values than counts, which the model reads")
+                matrix = matrix.copy()
+                matrix.data = 1 + np.log(matrix.data)
+            matrix = matrix @ sp.diags(self.idf)
             norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
             matrix = (sp.diags(1 / np.maximum(norms, 1e-12)) @ matrix).tocsr().astype(np.float32)
             return SparseInputs(matrix), split.labels
         if self.idf is not None:
             raise DataError(_source(split), None, "holds texts, the model was trained on features")
-        return SparseInputs(self.tfidf.transform(iter(split))), split.labels
+        matrix = self.tfidf.transform(iter(split))
+        return SparseInputs(matrix), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.idf is not None:
-            return {"kind": "terms", "options": self.tfidf.options, "terms": None}, {"idf": torch.from_numpy(self.idf)}
+            of_counts = {"counts": True} if self.counts else {}
+            features = {"kind": "terms", "options": self.tfidf.options, "terms": None, **of_counts}
+            return features, {"idf": torch.from_numpy(self.idf)}
         terms, idf = self.tfidf.state()
-        document = {"kind": "terms", "options": self.tfidf.options, "terms": terms}
-        return document, {"idf": torch.from_numpy(np.asarray(idf, dtype=np.float32))}
+        return {"kind": "terms", "options": self.tfidf.options, "terms": terms}, {
+            "idf": torch.from_numpy(np.asarray(idf, dtype=np.float32))
+        }
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    return bool((values >= 1).all() and (values == np.floor(values)).all())
 
 
 def _sparse(split: Features) -> sp.csr_matrix:
@@ -170,7 +191,7 @@ def restore_preparation(
     if document["kind"] == "terms":
         terms = Terms(document["options"])
         if document["terms"] is None:
-            terms.idf = tensors["idf"].numpy()
+            terms.idf, terms.counts = tensors["idf"].numpy(), document.get("counts", False)
         else:
             terms.tfidf = TfidfFeatures.from_state(document["options"], document["terms"], tensors["idf"].numpy())
         return terms

@@ -8,9 +8,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sparse_xmc.app import jobs as run_module
+from sparse_xmc.app import jobs
 from sparse_xmc.app.cli import main, make_parser
 from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
+from sparse_xmc.app.jobs import prediction, training
+from sparse_xmc.app.jobs.evaluation import ranking
 from sparse_xmc.distributed import RankFailure
 from tests.conftest import INTERPRETING
 
@@ -114,11 +116,35 @@ def test_predict_escapes_what_utf8_cannot_hold(run, tmp_path):
 
 
 def test_predict_leaves_nothing_half_done(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module.json, "dumps", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(prediction.json, "dumps", lambda *args, **options: 1 / 0)
     arguments = ["predict", str(run / "a"), "--input", str(run / "test.jsonl"), "--out", str(tmp_path / "p.jsonl")]
     with pytest.raises(ZeroDivisionError):
         main([*arguments, "--no-progress"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_this_kind_of_data_cannot_follow(run, capsys, tmp_path):
+    (tmp_path / "x.txt").write_text("2 5 3\n0,1 1:1 2:3\n2 3:1 4:2\n")
+    (tmp_path / "t_raw_texts.txt").write_text("some words\nmore words\n")
+    (tmp_path / "t_labels.txt").write_text("1\n2\n")
+    texts, features = str(tmp_path / "t_raw_texts.txt"), str(tmp_path / "x.txt")
+    for file, option in ((texts, "text_field"), (features, "label_field"), (features, "max_ngram")):
+        value = "2" if option == "max_ngram" else "a"
+        flag = "--" + option.replace("_", "-")
+        assert main(["train", "--train", file, flag, value, "--out", str(tmp_path / "r"), "--no-progress"]) == 1
+        assert f"{option}=" in (error := capsys.readouterr().err) and "has no effect" in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_picture_costs_no_result(run, capsys, monkeypatch, tmp_path):
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "draw_curves", fails)
+    arguments = ["train", "--train", str(run / "train.jsonl"), "--test", str(run / "test.jsonl"), *SMALL]
+    assert main([*arguments, "--fan-in", "8", "--epochs", "1", "--out", str(tmp_path / "r")]) == 0
+    assert "no curves.png" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["rows"] == 101
 
 
 def test_a_filter_may_exclude_any_number():
@@ -133,7 +159,7 @@ def test_a_filter_may_exclude_any_number():
 
     excluded = np.zeros((6, 100), dtype=np.float32)
     excluded[0, :90] = excluded[4, :98] = excluded[5, 1] = 1
-    top = run_module._ranking(Ranked(), None, sp.csr_matrix(excluded))
+    top = ranking(Ranked(), None, sp.csr_matrix(excluded))
     assert top.tolist()[0] == [90, 91, 92, 93, 94]
     assert top.tolist()[1] == [0, 1, 2, 3, 4]
     assert top.tolist()[4:] == [[98, 99, -1, -1, -1], [0, 2, 3, 4, 5]]
@@ -271,7 +297,7 @@ def test_what_ends_a_command_in_one_line(monkeypatch, capsys, command, error, st
     def fails(*args, **options):
         raise error
 
-    monkeypatch.setattr(run_module, command, fails)
+    monkeypatch.setattr(jobs, command, fails)
     assert main({"train": ["train"], "evaluate": ["evaluate", "run", "--test", "x"]}[command]) == status
     said = capsys.readouterr().err
     assert said.startswith(f"sparse_xmc: {message}") and said.count("\n") == 1
@@ -280,7 +306,7 @@ def test_what_ends_a_command_in_one_line(monkeypatch, capsys, command, error, st
 
 
 def test_programming_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(run_module, "train", lambda *args, **options: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(jobs, "train", lambda *args, **options: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError):
         main(["train"])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sparse_xmc.app.prepare import Precomputed, Terms
+from sparse_xmc.app.prepare import Precomputed, Terms, restore_preparation
 from sparse_xmc.data import DataError, Features, open_split
 
 OPTIONS = {"max_features": 50, "min_df": 1, "max_ngram": 1}
@@ -50,3 +50,27 @@ def test_sparse_features_are_never_dense_as_a_whole():
     batch = inputs.batch(np.array([4, 5]))
     assert batch.shape == (2, 1_000_000)
     assert batch.nonzero().tolist() == [[1, 7]]
+
+
+def test_counts_grow_with_their_logarithm_as_those_of_texts_do():
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(0.8, (40, 12)).astype(np.float32))
+    terms = Terms(OPTIONS)
+    got, _ = terms.fit(Features(counts))
+    expected = TfidfTransformer(sublinear_tf=True).fit_transform(counts.astype(np.float64))
+    np.testing.assert_allclose(got.matrix.toarray(), expected.toarray(), atol=1e-6)
+    restored = restore_preparation(*terms.state())
+    again, _ = restored.transform(Features(counts))
+    assert (again.matrix != got.matrix).nnz == 0
+    with pytest.raises(DataError, match="holds other values than counts"):
+        restored.transform(Features(counts * 0.5))
+
+
+@pytest.mark.parametrize("values", [[1, 1, 1], [0.5, 2, 3], [-1, 2, 3]])
+def test_binary_and_weighted_features_stay_linear(values):
+    weighted = sp.csr_matrix(np.diag(values).astype(np.float32))
+    terms = Terms(OPTIONS)
+    inputs, _ = terms.fit(Features(weighted))
+    assert not terms.counts and "counts" not in terms.state()[0]
+    assert np.array_equal(inputs.matrix.diagonal(), np.sign(values))

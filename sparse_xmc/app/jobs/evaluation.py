@@ -1,0 +1,105 @@
+"""Metrics of a model on a split, and their publication in its run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparse_xmc.app.bundle import Bundle
+from sparse_xmc.app.loading import load_bundle
+from sparse_xmc.app.run_folder import write_text
+from sparse_xmc.app.splits import prepared_split
+from sparse_xmc.data import Inputs, LabelRows, read_filter
+from sparse_xmc.metrics import Truth, ranking_metrics
+
+Report = Callable[[str], None]
+_RANKED = 5  # labels of a row that the metrics look at
+
+
+def evaluate(
+    run: str,
+    test: str,
+    *,
+    labels: str | None = None,
+    filter_path: str | None = None,
+    options: dict[str, Any] | None = None,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
+    bundle = load_bundle(run, options)
+    inputs, rows = prepared_split(bundle.config, bundle.preparation, test, labels, purpose="evaluate")
+    metrics = score(bundle, inputs, rows, filter_path)
+    publish(metrics, run, report)
+    return metrics
+
+
+def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
+    """Metrics of a model on a split; a filter file takes pairs out of the ranking first."""
+    config, vocabulary = bundle.config, bundle.vocabulary
+    targets = vocabulary.encode(rows)
+    excluded = read_filter(filter_path, len(rows), vocabulary) if filter_path else None
+    top = ranking(bundle, inputs, excluded)
+    truth = Truth.from_training(
+        targets, rows.counts(), bundle.frequencies, bundle.num_train, config.propensity_a, config.propensity_b
+    )
+    metrics = ranking_metrics(top, truth)
+    metrics["rows without a known label"] = int((np.diff(targets.indptr) == 0).sum())
+    metrics["unseen label occurrences"] = int(rows.counts().sum() - targets.nnz)
+    return metrics
+
+
+def ranking(bundle: Bundle, inputs: Inputs, excluded: sp.csr_matrix | None = None) -> np.ndarray:
+    """The best labels of each row ``[N, 5]`` that are not excluded, -1 where there are fewer."""
+    most = 0 if excluded is None else int(np.diff(excluded.indptr).max(initial=0))
+    parts, done = [], 0
+    for _, labels in bundle.predict(inputs, _RANKED + most, progress=bundle.config.progress):
+        top = labels.numpy()
+        if excluded is not None:
+            top = _without(top, excluded[done : done + len(top)])
+        done += len(top)
+        parts.append(np.pad(top[:, :_RANKED], ((0, 0), (0, max(0, _RANKED - top.shape[1]))), constant_values=-1))
+    return np.concatenate(parts)
+
+
+def _without(top: np.ndarray, excluded: sp.csr_matrix) -> np.ndarray:
+    """Moves excluded labels out of the ranking."""
+    num_rows, num_labels = excluded.shape
+    keys = np.repeat(np.arange(num_rows), np.diff(excluded.indptr)) * num_labels + excluded.indices
+    bad = np.isin(np.arange(num_rows)[:, None] * num_labels + top, keys)
+    order = np.argsort(bad, axis=1, kind="stable")
+    return np.take_along_axis(np.where(bad, -1, top), order, axis=1)
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of one number each, for the log."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def publish(metrics: dict[str, Any], out: str, report: Report) -> None:
+    """Writes ``metrics.json`` and reports the metrics."""
+    write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+    for line in table(metrics):
+        report(line)
+
+
+def table(metrics: dict[str, Any]) -> list[str]:
+    """Metrics as lines to read."""
+    lines = [
+        "   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5))
+        for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage")
+    ]
+    for entry in metrics["bins"]:
+        recall = "   -  " if entry["R@5"] is None else f"{entry['R@5']:6.2f}"
+        lines.append(
+            f"labels with {entry['training rows']:>6} training rows: {entry['labels']:7,} labels, "
+            f"{entry['positives']:7,} occurrences, R@5 {recall}"
+        )
+    unseen = metrics["unseen label occurrences"]
+    if unseen:
+        lines.append(f"{unseen:,} label occurrences were never seen in training: counted as missed")
+    return lines

@@ -1,0 +1,208 @@
+"""A training run in four steps: prepare, assemble, fit, publish; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparse_xmc.app.assemble import Assembly, Prepared, assemble
+from sparse_xmc.app.build import build_encoder
+from sparse_xmc.app.bundle import MODEL_FOLDER
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.device import choose_device
+from sparse_xmc.app.jobs.evaluation import plain, publish, score
+from sparse_xmc.app.log import RunLog, draw_curves
+from sparse_xmc.app.prepare import Precomputed, Preparation, Terms, Tokens
+from sparse_xmc.app.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest
+from sparse_xmc.app.sharding import TrainingRanks, label_shards, training_ranks
+from sparse_xmc.app.splits import check_effects, check_paths, open_data, prepared_split
+from sparse_xmc.data import DataError, Inputs, LabelRows
+from sparse_xmc.storage.checkpoint import CheckpointError, CheckpointStore, read_folder
+from sparse_xmc.storage.tensor_file import Shards
+
+Report = Callable[[str], None]
+
+
+def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = print) -> dict[str, Any]:
+    """Trains, or goes on where a killed run stopped; evaluates on the test split.
+
+    Returns:
+        The test metrics (nothing where there is no test split).
+
+    Raises:
+        DataError, CheckpointError, ValueError: with one message that says what is wrong where.
+    """
+    if not config.train or not config.out:
+        raise ValueError("a run needs train (a data file) and out (a folder)")
+    with training_ranks(choose_device(config.device)) as ranks:
+        ranks.check(config)
+        if not ranks.first:
+            config, report = dataclasses.replace(config, progress=False), _silent
+        return _Run(config, ranks, overwrite, report).train()
+
+
+def _silent(text: str) -> None:
+    """Ranks other than the first report nothing."""
+
+
+@dataclass
+class _Data:
+    """What a run reads: the training split, the validation split where there is one, and their digests."""
+
+    train: Prepared
+    valid: tuple[Inputs, LabelRows] | None
+    digests: dict[str, str]
+
+
+@dataclass
+class _Run:
+    """One run, on one of its ranks."""
+
+    config: TrainingConfig
+    ranks: TrainingRanks
+    overwrite: bool
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.model_folder = os.path.join(self.config.out, MODEL_FOLDER)
+        self.log_path = os.path.join(self.config.out, "metrics.jsonl")
+
+    def train(self) -> dict[str, Any]:
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        data = self.prepare()
+        assembly, shards = self.assemble(data)
+        self.fit(data, assembly, shards)
+        return self.publish(assembly)
+
+    def prepare(self) -> _Data:
+        """Reads the data; refuses a folder that holds another run."""
+        config = self.config
+        if not self.overwrite:
+            check_resumable(config)  # before the work of reading the data
+        check_paths(config.test, config.test_labels, config.test_filter)
+        encoder: Any = None
+        if config.encoder == "transformer":
+            encoder = build_encoder(config, 0)
+            config.connections(config.width or encoder.out_features)
+        preparation = _preparation(config, encoder)
+        with self.ranks.in_turn(encoder is not None):
+            source = open_data(config, config.train, config.train_labels, texts=encoder is not None)
+            check_effects(config, source)
+            inputs, rows = preparation.fit(source)
+        if len(rows) == 0 or len(rows.ids) == 0:
+            raise DataError(config.train, None, "no rows with labels to train on")
+        train = Prepared.from_rows(config, preparation, inputs, rows, encoder)
+        self.report(f"{len(inputs):,} rows, {len(train.vocabulary):,} labels, {train.num_features:,} features")
+        data = _Data(train, None, {"training data": _digest(train)})
+        if config.valid:
+            with self.ranks.in_turn(encoder is not None):
+                inputs, rows = prepared_split(
+                    config, preparation, config.valid, config.valid_labels, purpose="validate on"
+                )
+            data.valid = inputs, rows
+            data.digests["validation data"] = digest(inputs, train.vocabulary.encode(rows), rows.names)
+        if not self.overwrite:
+            check_resumable(train.config, data.digests, train.num_features)
+        return data
+
+    def assemble(self, data: _Data) -> tuple[Assembly, Shards]:
+        """Makes the model and its trainer; only then is the folder this run's."""
+        config, ranks, valid = data.train.config, self.ranks, data.valid
+        store = CheckpointStore(os.path.join(config.out, CHECKPOINTS), keep=config.keep_checkpoints)
+        assembly: Assembly
+        shards: Shards
+        assembly = assemble(
+            data.train,
+            ranks.ranks.device,
+            initialise=self.overwrite or not store.steps(),
+            ranks=ranks.ranks,
+            validate=None if valid is None else lambda: plain(score(assembly.bundle, *valid)),
+            patience=config.patience if valid is not None else 0,
+            on_best=lambda: assembly.bundle.save(self.model_folder, shards),
+            store=store,
+            checkpoint_seconds=config.checkpoint_seconds,
+            agree=ranks.agree,
+            log_every=config.log_every,
+        )
+        model, trainer = assembly.bundle.model, assembly.trainer
+        self.report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
+        shards = label_shards(model, [scheduled.optimizer for scheduled in trainer.optimizers], ranks.ranks)
+        store.shards = shards
+        if ranks.first:
+            if self.overwrite:
+                clear(config.out)
+            claim(config, data.digests)
+        ranks.meet()
+        return assembly, shards
+
+    def fit(self, data: _Data, assembly: Assembly, shards: Shards) -> None:
+        """Trains to the end; the model is then the best one."""
+        bundle, trainer = assembly.bundle, assembly.trainer
+        torch.manual_seed(bundle.config.seed)
+        if trainer.resume(self.report):
+            self.report(f"resumed at step {trainer.progress.step} of {trainer.total}")
+        if self.ranks.first:
+            trainer.log = RunLog(self.log_path, last_step=trainer.progress.step)
+        progress = trainer.fit()
+        if progress.best_score is None:
+            bundle.save(self.model_folder, shards)
+        else:
+            self.report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
+            self.ranks.meet()
+            bundle.model.load_state_dict(_best(self.model_folder, shards))
+        self.report(f"trained in {time.monotonic() - self.began:.0f} s, model in {self.model_folder}")
+
+    def publish(self, assembly: Assembly) -> dict[str, Any]:
+        """Evaluates on the test split; draws the curves."""
+        config, bundle, metrics = self.config, assembly.bundle, {}
+        if config.test:
+            with self.ranks.in_turn(config.encoder == "transformer"):
+                inputs, rows = prepared_split(
+                    config, bundle.preparation, config.test, config.test_labels, purpose="evaluate"
+                )
+            metrics = score(bundle, inputs, rows, config.test_filter)
+        if self.ranks.first:
+            if metrics:
+                publish(metrics, config.out, self.report)
+            _draw(self.log_path, os.path.join(config.out, "curves.png"), self.report)
+        return metrics
+
+
+def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:
+    if config.encoder == "transformer":
+        return Tokens(encoder, os.path.join(config.out, "tokens"))
+    if config.encoder == "features":
+        return Precomputed()
+    return Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
+
+
+def _digest(train: Prepared) -> str:
+    return digest(train.inputs, train.targets, train.vocabulary.names, train.preparation.state()[0])
+
+
+def _best(folder: str, shards: Shards) -> dict[str, torch.Tensor]:
+    """The model of the best validation, which no checkpoint holds."""
+    try:
+        return read_folder(folder, shards)[0]["model"]
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the best model of this run is lost ({error}): put that folder back, or train anew with --overwrite"
+        ) from error
+
+
+def _draw(log_path: str, image_path: str, report: Report) -> None:
+    """The curves of a run; nothing of a run depends on them."""
+    try:
+        draw_curves(log_path, image_path)
+    except ImportError:
+        report("no curves.png: matplotlib is not installed")
+    except (OSError, ValueError, RuntimeError) as error:
+        report(f"no curves.png: {image_path} could not be drawn: {error}")
