@@ -162,10 +162,8 @@ class FixedFanInLinear(nn.Module):
             )
         if loss == "cross_entropy":
             raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
-        if options:
-            raise TypeError(f"loss of a layer with a fused optimizer takes no {', '.join(sorted(options))}")
         return ops.updating_loss(
-            *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size
+            *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size, **options
         )
 
     def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:
@@ -186,10 +184,12 @@ class FixedFanInLinear(nn.Module):
         loss: ops.Loss = "bce",
         reduction: ops.Reduction = "mean",
         need_input_grad: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
+        need_loss: bool = True,
+        **options: Any,
+    ) -> tuple[Any, Tensor | None]:
         """Loss, gradient of ``x`` and update by the fused optimizer in one sweep: the fastest way to train the layer.
 
-        Continue with ``x.backward(dx)`` through what made ``x``. See ``ops.fixed_fan_in_step_``.
+        Continue with ``x.backward(dx)`` through what made ``x``. See ``ops.fixed_fan_in_step_``, also for ``options``.
 
         Raises:
             RuntimeError: the layer has no fused optimizer, or a parameter is frozen.
@@ -206,6 +206,8 @@ class FixedFanInLinear(nn.Module):
             reduction=reduction,
             group_size=self.group_size,
             need_input_grad=need_input_grad,
+            need_loss=need_loss,
+            **options,
         )
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:

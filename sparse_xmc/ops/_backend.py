@@ -3,12 +3,27 @@
 With ``TRITON_INTERPRET=1`` the Triton kernels serve CPU tensors too; that is meant for tests only.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import os
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+
+if TYPE_CHECKING:
+    from sparse_xmc.ops._contract import (
+        CentroidKernels,
+        InitKernels,
+        LinearKernels,
+        LossKernels,
+        RewireKernels,
+        TargetKernels,
+        TopkKernels,
+        TransposeKernels,
+    )
 
 
 @functools.cache
@@ -41,10 +56,28 @@ def cpu_kernels(op: str) -> ModuleType:
     return _load("cpu", op)
 
 
-def kernels(op: str, tensor: torch.Tensor) -> ModuleType:
+@overload
+def kernels(op: Literal["linear"], tensor: torch.Tensor) -> LinearKernels: ...
+@overload
+def kernels(op: Literal["loss"], tensor: torch.Tensor) -> LossKernels: ...
+@overload
+def kernels(op: Literal["targets"], tensor: torch.Tensor) -> TargetKernels: ...
+@overload
+def kernels(op: Literal["topk"], tensor: torch.Tensor) -> TopkKernels: ...
+@overload
+def kernels(op: Literal["prune_regrow"], tensor: torch.Tensor) -> RewireKernels: ...
+@overload
+def kernels(op: Literal["transpose"], tensor: torch.Tensor) -> TransposeKernels: ...
+@overload
+def kernels(op: Literal["init_indices"], tensor: torch.Tensor) -> InitKernels: ...
+@overload
+def kernels(op: Literal["informed_indices"], tensor: torch.Tensor) -> CentroidKernels: ...
+
+
+def kernels(op: str, tensor: torch.Tensor) -> Any:
     """The kernel module of ``op`` for the device that ``tensor`` is on."""
-    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and interpreting()):
+    if tensor.is_cuda or (tensor.is_cpu and interpreting()):
         return _load("triton", op)
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         return _load("cpu", op)
     raise ValueError(f"sparse_xmc has kernels for 'cuda' and 'cpu' tensors, got a tensor on {tensor.device}")

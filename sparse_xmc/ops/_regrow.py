@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import LayerShape, check_float, compute_dtype, num_index_rows
 from sparse_xmc.ops._backend import kernels
-from sparse_xmc.ops._targets import Positives, sorted_positives
+from sparse_xmc.ops._contract import Layer, Needed, Objective, Positives, Scaling
+from sparse_xmc.ops._targets import sorted_positives
 from sparse_xmc.ops.linear import linear_backward_weight
 
 BLOCK_ELEMENTS = 1 << 21  # of [labels, features] at a time
@@ -130,10 +131,16 @@ def _gradients(
     labels = (positives.labels - first).clamp(0, last - first - 1)
     rows = positives.rows.masked_fill(~inside, batch.x.shape[0])
     bias = None if batch.bias is None else batch.bias[first:last]
-    scale = torch.ones((), dtype=compute_dtype(weight.dtype), device=weight.device)
+    num_rows, num_labels = batch.x.shape[0], weight.shape[0]
     _, dw, _ = kernels("loss", batch.x).loss_gradients(
-        batch.x, wide, both, bias, labels, rows, batch.loss, group_size, scale, False, True, False
+        batch.x,
+        Layer(wide, both, bias, group_size),
+        Positives(labels, rows, num_rows, num_labels),
+        Objective(batch.loss),
+        Scaling(),
+        Needed(False, True, False),
     )
+    assert dw is not None
     return dw[:, weight.shape[1] :].abs()
 
 

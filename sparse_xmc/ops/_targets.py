@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import Targets, csr_parts
-from sparse_xmc.ops._backend import debugging
-from sparse_xmc.ops._target_forms import csr_pair, is_plain
+from sparse_xmc.ops._arguments import Targets, check_positive_int, csr_parts
+from sparse_xmc.ops._backend import kernels
+from sparse_xmc.ops._contract import Positives
+from sparse_xmc.ops._dispatch import define, direct
+from sparse_xmc.ops._target_forms import csr_pair, is_plain, num_target_rows
 
 
-class Positives(NamedTuple):
-    """The nonzero pattern of ``targets [B, L]``, ordered by (label, row).
+def _sort(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
+    return kernels("targets", col).sort_positives(crow, col, num_rows, num_labels)
 
-    labels: ``[nnz]`` int64, ascending.
-    rows: ``[nnz]`` int32 in ``[0, B]``; ``B`` marks a repeated (label, row), which kernels ignore.
-    """
 
-    labels: Tensor
-    rows: Tensor
+_sort_positives = define(
+    "sort_positives(Tensor crow, Tensor col, int num_rows, int num_labels) -> (Tensor, Tensor)",
+    _sort,
+    lambda crow, col, *sizes: (
+        col.new_empty(col.shape, dtype=torch.int64),
+        col.new_empty(col.shape, dtype=torch.int32),
+    ),
+)
 
 
 def sorted_positives(
     targets: Targets, num_rows: int, out_features: int, device: torch.device | None = None
 ) -> Positives:
-    """Sorts the entries of a CSR target matrix by label, on its device and without waiting for it.
-
-    Labels outside ``[0, out_features)`` end up at either end of the sorted list, where kernels never look; with
-    ``SPARSE_XMC_DEBUG=1`` they are a ``ValueError``.
+    """The entries of a target matrix by (label, row), on its device and without waiting for it.
 
     Args:
-        targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``, whose values are ignored, or the pair of its
-            ``crow_indices`` and ``col_indices``; or another form (``_target_forms``), which ends up on ``device``.
+        targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``, whose values are ignored, the pair of its
+            ``crow_indices`` and ``col_indices``; another form (``_target_forms``), which ends up on ``device``; or
+            ``Positives``, which are returned as they are.
+
+    Raises:
+        ValueError, TypeError: wrong shape, layout or dtype. On a CPU also: offsets that do not ascend from 0 to the number
+            of entries, labels outside ``[0, out_features)``. On a GPU those are device asserts, raised later.
     """
+    if isinstance(targets, Positives):
+        if targets[2:] != (num_rows, out_features):
+            raise ValueError(f"targets must be [{num_rows}, {out_features}], got sorted ones of {list(targets[2:])}")
+        return targets
     if not is_plain(targets):
         targets = csr_pair(targets, num_rows, out_features, device or torch.device("cpu"))
-    offsets, labels = csr_parts(targets, num_rows, out_features)
-    labels = labels.long()
-    if debugging():
-        validate_labels(labels, out_features)
-    # the number of row ends at or before an entry is its row; never more than num_rows, whatever the matrix holds
-    # (counted rather than searched for: searchsorted wakes torch's threads on a CPU, which takes longer than all of this)
-    ends = torch.zeros(labels.shape[0] + 1, dtype=torch.int32, device=labels.device)
-    ends.scatter_add_(0, offsets[1:].long().clamp(0, labels.shape[0]), ends.new_ones(()).expand(num_rows))
-    rows = ends[:-1].cumsum(0, dtype=torch.int32)
-    labels, order = labels.sort(stable=True)
-    rows = rows[order]
-    repeated = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])
-    rows[1:].masked_fill_(repeated, num_rows)
-    return Positives(labels, rows)
+    crow, col = csr_parts(targets, num_rows, out_features)
+    sort = _sort if direct(crow, col) else _sort_positives
+    labels, rows = sort(crow, col, num_rows, out_features)
+    return Positives(labels, rows, num_rows, out_features)
 
 
-def validate_labels(labels: Tensor, out_features: int) -> None:
-    """Raises ``ValueError`` if a label is out of range. Waits for the device."""
-    bad = (labels < 0) | (labels >= out_features)
-    if bad.any():
-        position = int(bad.nonzero()[0])
-        raise ValueError(f"targets hold label {int(labels[position])} (entry {position}), outside [0, {out_features})")
+def sort_targets(
+    targets: Targets, num_labels: int, *, num_rows: int | None = None, device: torch.device | str = "cpu"
+) -> Positives:
+    """Sorts a target matrix for the fused loss, which takes the result in its place.
+
+    What ``fixed_fan_in_loss`` or ``fixed_fan_in_step_`` would do in every call, a loader's worker does beforehand.
+
+    Args:
+        targets: as in ``fixed_fan_in_loss``.
+        num_labels: ``L``.
+        num_rows: ``B``; None takes it from the targets.
+        device: where targets from outside torch (lists, arrays) go; tensors stay where they are.
+
+    Returns:
+        ``Positives``, which travel by ``.to(device)``.
+
+    Raises:
+        ValueError, TypeError: as ``fixed_fan_in_loss`` for its targets.
+
+    Example:
+        >>> positives = ops.sort_targets([[3, 17], [], [5]], num_labels=20)
+        >>> loss = ops.fixed_fan_in_loss(x, weight, indices, bias, positives)
+    """
+    check_positive_int("num_labels", num_labels)
+    rows = num_target_rows(targets) if num_rows is None else num_rows
+    return sorted_positives(targets, rows, num_labels, torch.device(device))

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparse_xmc.ops._arguments import autocast, check_float, check_layer, check_tensor, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._dispatch import define, direct, first_order
 from sparse_xmc.ops._target_forms import class_ids
 
 IGNORE_INDEX = -100  # torch's
@@ -54,8 +54,7 @@ def _logits(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, gro
     return kernels("linear", x).forward(x, weight[tile], indices[_rows(tile, group_size)], part, group_size)
 
 
-@torch.library.custom_op("sparse_xmc::softmax_statistics", mutates_args=())
-def softmax_statistics(
+def _statistics(
     x: Tensor,
     weight: Tensor,
     indices: Tensor,
@@ -82,13 +81,15 @@ def softmax_statistics(
     return log_sum, picked, total
 
 
-@softmax_statistics.register_fake
-def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype)) for _ in range(3))  # type: ignore[return-value]
+softmax_statistics = define(
+    "softmax_statistics(Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor targets, Tensor? class_weight,"
+    " SymInt group_size, bool need_sum) -> (Tensor, Tensor, Tensor)",
+    _statistics,
+    lambda x, *others: tuple(x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype)) for _ in range(3)),
+)
 
 
-@torch.library.custom_op("sparse_xmc::softmax_gradients", mutates_args=())
-def softmax_gradients(
+def _gradients(
     x: Tensor,
     weight: Tensor,
     indices: Tensor,
@@ -99,14 +100,13 @@ def softmax_gradients(
     share: Tensor,
     picked_share: Tensor,
     even_share: Tensor | None,
-    group_size: int,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-    deterministic: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx [B, D], dw [L, K], db [L]) of logits' gradient ``share * softmax - picked_share * [label = target]
-    - even_share * class_weight``, where the shares are [B]; empty tensors for what is not needed."""
+    - even_share * class_weight``, where the shares are [B]; empty tensors for what is not needed.
+
+    options: group_size, need_x, need_weight, need_bias, deterministic."""
+    group_size, need_x, need_weight, need_bias, deterministic = options
     wide = x.to(compute_dtype(x.dtype))
     B, L = x.shape[0], weight.shape[0]
     dx = torch.zeros_like(wide) if need_x else wide.new_empty(0)
@@ -131,20 +131,29 @@ def softmax_gradients(
     return dx.to(x.dtype), dw, db
 
 
-@softmax_gradients.register_fake
-def _(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, need_x, need_weight, need_bias, _ = others
-    return torch.empty_like(x) if need_x else x.new_empty(0), *_parameter_gradients(
-        weight, bias, need_weight, need_bias
-    )
-
-
 def _parameter_gradients(
     weight: Tensor, bias: Tensor | None, need_weight: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Room for the gradients of weight and bias, none for those that are not needed."""
     dw = torch.empty_like(weight) if need_weight else weight.new_empty(0)
     return dw, torch.empty_like(bias) if need_bias and bias is not None else weight.new_empty(0)
+
+
+def _gradients_fake(
+    x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, need_x, need_weight, need_bias, _ = others
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    return dx, *_parameter_gradients(weight, bias, need_weight, need_bias)
+
+
+softmax_gradients = define(
+    "softmax_gradients(Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor targets, Tensor? class_weight,"
+    " Tensor log_sum, Tensor share, Tensor picked_share, Tensor? even_share, SymInt group_size, bool need_x,"
+    " bool need_weight, bool need_bias, bool deterministic) -> (Tensor, Tensor, Tensor)",
+    _gradients,
+    _gradients_fake,
+)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -164,7 +173,8 @@ class _CrossEntropy(torch.autograd.Function):
         smoothing, class_weight, first = softmax.smoothing, softmax.class_weight, softmax.first_label
         own_weight = None if class_weight is None else class_weight[first : first + weight.shape[0]]
         local = targets - first
-        parts = softmax_statistics(x, weight, indices, bias, local, own_weight, group_size, smoothing > 0)
+        statistics = _statistics if direct(x, weight, indices, targets) else softmax_statistics
+        parts = statistics(x, weight, indices, bias, local, own_weight, group_size, smoothing > 0)
         log_sum, picked, total = parts if combine is None else combine(*parts)
         counted = row_weights(targets, softmax, wide)
         mass = (targets != softmax.ignore_index).to(wide)
@@ -183,11 +193,12 @@ class _CrossEntropy(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, log_sum, share, picked_share, even = ctx.saved_tensors
         need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
-        dx, dw, db = softmax_gradients(
+        gradients = _gradients if direct(gradient, *tensors[:3]) else softmax_gradients
+        dx, dw, db = gradients(
             *tensors,
             log_sum,
             share * gradient,

@@ -1,7 +1,7 @@
 """Fixed fan-in linear layer: ``y[b, l] = bias[l] + sum_k weight[l, k] * x[b, indices[l // G, k]]``.
 
 Forward is an SpMM with an ELLPACK matrix, the input gradient a transposed SpMM, the weight gradient an SDDMM.
-Each is a custom op with a fake, so that ``torch.compile`` sees one node; ``_FixedFanInLinear`` ties them together.
+``_FixedFanInLinear`` ties them together.
 """
 
 from __future__ import annotations
@@ -11,57 +11,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import autocast, check_layer, validate_indices
+from sparse_xmc.ops._arguments import autocast, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
 
 
-@torch.library.custom_op("sparse_xmc::linear_forward", mutates_args=())
-def linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    group_size: int,
-    weight_scale: Tensor | None = None,
-) -> Tensor:
-    """x [B, D] -> y [B, L] in x's dtype."""
-    return kernels("linear", x).forward(x, weight, indices, bias, group_size, weight_scale)
+def _forward(x: Tensor, *arguments: Any) -> Tensor:
+    return kernels("linear", x).forward(x, *arguments)
 
 
-@linear_forward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    group_size: int,
-    weight_scale: Tensor | None = None,
-) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _backward_input(dy: Tensor, *arguments: Any) -> Tensor:
+    return kernels("linear", dy).backward_input(dy, *arguments)
 
 
-@torch.library.custom_op("sparse_xmc::linear_backward_input", mutates_args=())
-def linear_backward_input(
-    dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, deterministic: bool
-) -> Tensor:
-    """dy [B, L] -> dx [B, D] in dy's dtype."""
-    return kernels("linear", dy).backward_input(dy, weight, indices, in_features, group_size, deterministic)
+def _backward_weight(dy: Tensor, *arguments: Any) -> Tensor:
+    return kernels("linear", dy).backward_weight(dy, *arguments)
 
 
-@linear_backward_input.register_fake
-def _(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int, group_size: int, deterministic: bool) -> Tensor:
-    return dy.new_empty(dy.shape[0], in_features)
-
-
-@torch.library.custom_op("sparse_xmc::linear_backward_weight", mutates_args=())
-def linear_backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
-    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
-    return kernels("linear", dy).backward_weight(dy, x, indices, group_size, dtype)
-
-
-@linear_backward_weight.register_fake
-def _(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
-    return dy.new_empty(dy.shape[1], indices.shape[1], dtype=dtype)
+linear_forward = define(
+    "linear_forward(Tensor x, Tensor weight, Tensor indices, Tensor? bias, SymInt group_size,"
+    " Tensor? weight_scale=None) -> Tensor",
+    _forward,
+    lambda x, weight, *arguments: x.new_empty(x.shape[0], weight.shape[0]),
+)
+linear_backward_input = define(
+    "linear_backward_input(Tensor dy, Tensor weight, Tensor indices, SymInt in_features, SymInt group_size,"
+    " bool deterministic) -> Tensor",
+    _backward_input,
+    lambda dy, weight, indices, in_features, *arguments: dy.new_empty(dy.shape[0], in_features),
+)
+linear_backward_weight = define(
+    "linear_backward_weight(Tensor dy, Tensor x, Tensor indices, SymInt group_size, ScalarType dtype) -> Tensor",
+    _backward_weight,
+    lambda dy, x, indices, group_size, dtype: dy.new_empty(dy.shape[1], indices.shape[1], dtype=dtype),
+)
 
 
 class _FixedFanInLinear(torch.autograd.Function):
@@ -80,19 +63,23 @@ class _FixedFanInLinear(torch.autograd.Function):
         ctx.group_size, ctx.deterministic = group_size, deterministic
         ctx.in_features, ctx.weight_dtype = x.shape[1], weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return linear_forward(x, weight, indices, bias, group_size)
+        forward = _forward if direct(x, weight, indices) else linear_forward
+        return forward(x, weight, indices, bias, group_size)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, indices = ctx.saved_tensors
+        eager = direct(dy, indices)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = linear_backward_input(dy, weight, indices, ctx.in_features, ctx.group_size, ctx.deterministic)
+            backward = _backward_input if eager else linear_backward_input
+            dx = backward(dy, weight, indices, ctx.in_features, ctx.group_size, ctx.deterministic)
         if ctx.needs_input_grad[1]:
-            dw = linear_backward_weight(dy, x, indices, ctx.group_size, ctx.weight_dtype)
+            backward = _backward_weight if eager else linear_backward_weight
+            dw = backward(dy, x, indices, ctx.group_size, ctx.weight_dtype)
         if ctx.needs_input_grad[3]:
-            acc = torch.float64 if dy.dtype == torch.float64 else torch.float32
-            db = dy.sum(0, dtype=acc).to(ctx.bias_dtype)
+            db = dy.sum(0, dtype=compute_dtype(dy.dtype)).to(ctx.bias_dtype)
         return dx, dw, None, db, None, None
 
 
@@ -138,11 +125,14 @@ def fixed_fan_in_linear(
     x = autocast(x)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    rows = x.reshape(-1, shape.D)
-    if weight_scale is None:
-        y = _FixedFanInLinear.apply(rows, weight, indices, bias, group_size, deterministic)
-    else:
+    rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
+    if weight_scale is not None:
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
-        y = linear_forward(rows, weight, indices, bias, group_size, weight_scale)
-    return y.reshape(*x.shape[:-1], shape.L)
+        forward = _forward if direct(x, weight, indices) else linear_forward
+        y = forward(rows, weight, indices, bias, group_size, weight_scale)
+    elif differentiated(x, weight, bias) or not direct(x, weight, indices):
+        y = _FixedFanInLinear.apply(rows, weight, indices, bias, group_size, deterministic)
+    else:
+        y = _forward(rows, weight, indices, bias, group_size)
+    return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], shape.L)

@@ -9,81 +9,124 @@ gradients do not underflow first) and works with ``retain_graph``. Where time co
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, Targets, autocast, check_layer, compute_dtype, validate_indices
+from sparse_xmc.ops._arguments import Targets, autocast, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
-from sparse_xmc.ops._targets import Positives, sorted_positives
-from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, fixed_fan_in_cross_entropy
+from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
+from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
+from sparse_xmc.ops._objective import Loss, LossOptions, Reduction, divisor, objective, softmax_options
+from sparse_xmc.ops._targets import sorted_positives
+from sparse_xmc.ops.cross_entropy import fixed_fan_in_cross_entropy
 
-Loss = Literal["bce", "squared_hinge", "cross_entropy"]
-Reduction = Literal["mean", "sum"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+HEAD_SCHEMA = (
+    "Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor labels, Tensor rows, Tensor? pos_weight,"
+    " Tensor? sample_weight, str loss, float[] numbers, SymInt[] integers"
+)
 
 
-def _define_ops() -> tuple[Any, Any]:
-    @torch.library.custom_op("sparse_xmc::loss_forward", mutates_args=(), schema=(
-        "(Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor labels, Tensor rows, str loss, int group_size)"
-        " -> Tensor"
-    ))  # fmt: skip
-    def loss_forward(*arguments: Any) -> Tensor:
-        return kernels("loss", arguments[0]).loss_forward(*arguments)
+class Problem(NamedTuple):
+    """A checked call of the fused head. ``x [B, D]`` is flat and in the dtype that the kernels take."""
 
-    @loss_forward.register_fake
-    def _(x: Tensor, *arguments: Any) -> Tensor:
-        return x.new_empty((), dtype=compute_dtype(x.dtype))
+    x: Tensor
+    layer: Layer
+    positives: Positives
+    objective: Objective
+    divisor: float
 
-    @torch.library.custom_op("sparse_xmc::loss_gradients", mutates_args=(), schema=(
-        "(Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor labels, Tensor rows, str loss, int group_size,"
-        " Tensor scale, bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)"
-    ))  # fmt: skip
-    def loss_gradients(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        """(dx [B, D], dw [L, K], db [L]); what is not needed is empty."""
-        gradients = kernels("loss", x).loss_gradients(x, *arguments)
-        return tuple(x.new_empty(0) if g is None else g for g in gradients)
-
-    @loss_gradients.register_fake
-    def _(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-        need_x, need_weight, need_bias = arguments[-3:]
+    def pack(self) -> tuple[Any, ...]:
+        """The arguments of ``HEAD_SCHEMA``: all but the divisor, which a graph applies itself."""
+        layer, positives, goal = self.layer, self.positives, self.objective
         return (
-            torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
-            torch.empty_like(weight) if need_weight else x.new_empty(0),
-            torch.empty_like(bias) if need_bias and bias is not None else x.new_empty(0),
-        )
+            self.x, *layer[:3], *positives[:2], goal.pos_weight, goal.sample_weight, goal.loss,
+            (goal.gamma_pos, goal.gamma_neg, goal.clip),
+            (layer.group_size, positives.num_rows, positives.num_labels),
+        )  # fmt: skip
 
-    return loss_forward, loss_gradients
+    @staticmethod
+    def unpack(arguments: Sequence[Any], divisor: float = 1.0) -> Problem:
+        """The inverse of ``pack``."""
+        x, weight, indices, bias, labels, rows, pos_weight, sample_weight, loss, gammas, integers = arguments
+        group_size, num_rows, num_labels = integers
+        layer, positives = Layer(weight, indices, bias, group_size), Positives(labels, rows, num_rows, num_labels)
+        return Problem(x, layer, positives, Objective(loss, pos_weight, sample_weight, *gammas), divisor)
 
 
-loss_forward, loss_gradients = _define_ops()
+def _loss(*arguments: Any) -> Tensor:
+    return kernels("loss", arguments[0]).loss_forward(*Problem.unpack(arguments))
+
+
+def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    """(dx [B, D], dw [L, K], db [L]); what is not needed is empty."""
+    *packed, upstream, needed = arguments
+    gradients = gradients_of(Problem.unpack(packed), upstream, Needed(*needed))
+    return tuple(packed[0].new_empty(0) if g is None else g for g in gradients)
+
+
+def gradients_of(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
+    """The gradients of the loss, straight from the kernels."""
+    x, layer, positives, goal, divisor = problem
+    return kernels("loss", x).loss_gradients(x, layer, positives, goal, Scaling(divisor, upstream), needed)
+
+
+def empty_gradients(x: Tensor, weight: Tensor, bias: Tensor | None, needed: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shapes that the gradients have."""
+    need_x, need_weight, need_bias = needed
+    return (
+        torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else x.new_empty(0),
+        torch.empty_like(bias, memory_format=torch.contiguous_format)
+        if need_bias and bias is not None
+        else x.new_empty(0),
+    )
+
+
+head_loss = define(
+    f"head_loss({HEAD_SCHEMA}) -> Tensor",
+    _loss,
+    lambda x, *arguments: x.new_empty((), dtype=compute_dtype(x.dtype)),
+)
+head_gradients = define(
+    f"head_gradients({HEAD_SCHEMA}, Tensor upstream, bool[] needed) -> (Tensor, Tensor, Tensor)",
+    _gradients,
+    lambda x, weight, indices, bias, *arguments: empty_gradients(x, weight, bias, arguments[-1]),
+)
+
+
+def loss_of(problem: Problem) -> Tensor:
+    """The loss of a problem, without a place in a graph of gradients."""
+    if direct(problem.x, problem.layer.weight, problem.layer.indices, problem.positives.labels):
+        return kernels("loss", problem.x).loss_forward(*problem)
+    return head_loss(*problem.pack()) / problem.divisor
 
 
 class _FixedFanInLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        indices: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        rows: Tensor,
-        loss: str,
-        group_size: int,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, indices, bias, labels, rows)
-        ctx.options = (loss, group_size)
-        return loss_forward(x, weight, indices, bias, labels, rows, loss, group_size)
+    def forward(ctx: Any, divisor: float, *arguments: Any) -> Tensor:
+        """``arguments``: of ``Problem.pack``."""
+        ctx.save_for_backward(*arguments[:8])
+        ctx.options, ctx.divisor = arguments[8:], divisor
+        return loss_of(Problem.unpack(arguments, divisor))
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
-        gradients = loss_gradients(*ctx.saved_tensors, *ctx.options, upstream, need_x, need_weight, need_bias)
-        dx, dw, db = (
-            g if needed else None for g, needed in zip(gradients, (need_x, need_weight, need_bias), strict=True)
-        )
-        return dx, dw, None, db, None, None, None, None
+        arguments = (*ctx.saved_tensors, *ctx.options)
+        need_x, need_weight, _, need_bias = ctx.needs_input_grad[1:5]
+        needed = Needed(need_x, need_weight, need_bias)
+        if direct(upstream, *arguments[:3]):
+            dx, dw, db = gradients_of(Problem.unpack(arguments, ctx.divisor), upstream, needed)
+        else:
+            found = head_gradients(*arguments, upstream / ctx.divisor, needed)
+            dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
+        return None, dx, dw, None, db, *[None] * 7
 
 
 def prepare(
@@ -95,22 +138,21 @@ def prepare(
     loss: str,
     reduction: str,
     group_size: int,
-) -> tuple[LayerShape, Tensor, Positives, float]:
-    """Checks the arguments of the fused head; returns the layer's shape, ``x`` as the kernels take it, the sorted
-    targets and what the sum over rows and labels is divided by."""
+    options: LossOptions,
+) -> Problem:
+    """Checks the arguments of the fused head."""
     shape = check_layer(x, weight, indices, bias, group_size)
-    if loss not in ("bce", "squared_hinge"):
-        raise ValueError(f"loss must be 'bce' or 'squared_hinge' (or, unfused, 'cross_entropy'), got {loss!r}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    rows = x.numel() // shape.D
-    positives = sorted_positives(targets, rows, shape.L, weight.device)
+    num_rows = x.numel() // shape.D
+    goal = objective(loss, options, num_rows, weight)
+    divided = divisor(reduction, num_rows, shape.L)
+    positives = sorted_positives(targets, num_rows, shape.L, weight.device)
     if positives.labels.device != weight.device:
         raise ValueError(f"targets must be on the weight's device {weight.device}, got {positives.labels.device}")
     if debugging():
         validate_indices(indices, shape.D)
     x = autocast(x)
-    return shape, x.reshape(-1, shape.D), positives, float(max(1, rows)) if reduction == "mean" else 1.0
+    x = x if x.ndim == 2 else x.reshape(-1, shape.D)
+    return Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divided)
 
 
 def fixed_fan_in_loss(
@@ -123,9 +165,7 @@ def fixed_fan_in_loss(
     loss: Loss = "bce",
     reduction: Reduction = "mean",
     group_size: int = 1,
-    label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE_INDEX,
-    class_weight: Tensor | None = None,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Multi-label or softmax loss of ``fixed_fan_in_linear(x, ...)``, without its logits in memory.
 
@@ -136,21 +176,33 @@ def fixed_fan_in_loss(
         x: ``[..., D]``; leading dimensions are flattened to ``B`` rows. Autocast casts it to its dtype.
         weight, indices, bias, group_size: as in ``fixed_fan_in_linear``.
         targets: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are the positives. Values are ignored; a label
-            that stands twice in a row counts once. Labels outside ``[0, L)`` are ignored; ``SPARSE_XMC_DEBUG=1`` raises.
-            Or the pair ``(crow_indices, col_indices)`` of such a matrix: ``torch.compile`` takes no sparse tensor, so
-            only with the pair does the call fit into one graph. Or COO, SciPy, dense multi-hot, or a list of lists of
-            label ids: see ``ops._target_forms``.
+            that stands twice in a row counts once. Or the pair ``(crow_indices, col_indices)`` of such a matrix:
+            ``torch.compile`` takes no sparse tensor, so only with the pair does the call fit into one graph. Or COO,
+            SciPy, dense multi-hot, or a list of lists of label ids: see ``ops._target_forms``. Or what
+            ``ops.sort_targets`` made of them, which saves sorting here.
         loss: "bce": binary cross-entropy with logits. "squared_hinge": ``max(0, 1 - t z)^2`` with ``t`` = 1 for positives,
-            -1 otherwise; labels whose rows are all at zero are skipped in backward. "cross_entropy": softmax over the
-            labels; ``targets`` are class ids, int64 ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.
-        reduction: "sum" over rows and labels, or "mean": that sum divided by ``B`` (0 for ``B = 0``).
-        label_smoothing, ignore_index, class_weight: of "cross_entropy" alone, as in ``torch.nn.functional``.
+            -1 otherwise; labels whose rows are all at zero are skipped in backward. "asymmetric": see
+            ``ops._contract.Objective``. "cross_entropy": softmax over the labels; ``targets`` are class ids, int64
+            ``[B]``; see ``ops.cross_entropy.fixed_fan_in_cross_entropy``.
+        reduction: "sum" over rows and labels; "mean": that sum divided by ``B``, so that the size of a gradient does not
+            depend on the number of labels; "mean_all": divided by ``B * L``, the mean of ``torch.nn.BCEWithLogitsLoss``.
+            0 for ``B = 0``. "cross_entropy" knows "sum" and "mean".
+        options: ``ops.LossOptions``: weights of labels and rows, and what a single loss has.
 
     Returns:
         0-dim float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype, device, layout or name.
+        ValueError, TypeError: an argument has the wrong shape, dtype, device, layout or name; an option that the loss does
+            not have. On a CPU also targets outside ``[0, L)`` and broken row offsets; a GPU asserts them later.
+        RuntimeError: in a second backward: second derivatives are not implemented.
+
+    Example:
+        Propensity-weighted loss (Qaraei et al., "Convex surrogates for unbiased loss functions in extreme classification
+        with missing labels", WWW 2021): a positive that is seen with propensity ``p`` stands for ``1 / p`` of them::
+
+            inverse = torch.from_numpy(sparse_xmc.metrics.inverse_propensities(label_counts, num_rows))  # 1 / p: [L]
+            loss = fixed_fan_in_loss(x, weight, indices, bias, targets, pos_weight=2 * inverse.float() - 1)
     """
     if loss == "cross_entropy":
         return fixed_fan_in_cross_entropy(
@@ -161,11 +213,9 @@ def fixed_fan_in_loss(
             targets,  # type: ignore[arg-type]
             reduction=reduction,
             group_size=group_size,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            class_weight=class_weight,
+            **softmax_options(options),
         )
-    if label_smoothing or class_weight is not None:
-        raise ValueError(f"label_smoothing and class_weight go with loss='cross_entropy', got loss={loss!r}")
-    _, rows, positives, divisor = prepare(x, weight, indices, bias, targets, loss, reduction, group_size)
-    return _FixedFanInLoss.apply(rows, weight, indices, bias, *positives, loss, group_size) / divisor
+    problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
+    if differentiated(x, weight, bias):
+        return _FixedFanInLoss.apply(problem.divisor, *problem.pack())
+    return loss_of(problem)

@@ -6,6 +6,7 @@ the device.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,50 +21,59 @@ from sparse_xmc.ops._arguments import (
     validate_indices,
 )
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._contract import Rewiring
+from sparse_xmc.ops._dispatch import define, direct, mutated
 from sparse_xmc.ops._regrow import RegrowBatch, candidate_blocks
 
 MAX_FAN_IN = 32_767
 
 
-@torch.library.custom_op("sparse_xmc::rewire_", mutates_args=("weight", "indices", "state", "mean_state"))
-def rewire_(
-    weight: Tensor,
-    indices: Tensor,
-    state: Sequence[Tensor],
-    mean_state: Sequence[Tensor],
-    counts: Tensor | None,
-    candidates: Tensor | None,
-    fixed: int,
-    threshold: float,
-    in_features: int,
-    group_size: int,
-    use_max: bool,
-    seed: int,
-    bound: float,
-    first_row: int,
+def _rewire_(
+    weight: Tensor, indices: Tensor, state: Sequence[Tensor], mean_state: Sequence[Tensor], plan: Rewiring
 ) -> Tensor:
-    """Prunes ``counts[r]`` (int16) slots of each row, or ``fixed`` >= 0, or those below ``threshold``; regrows
-    them from the first columns of ``candidates [R, C]`` or at random. Returns their number, 0-dim int64."""
-    return kernels("prune_regrow", weight).rewire_(
-        weight, indices, state, mean_state, counts, candidates, fixed, threshold, in_features, group_size, use_max,
-        seed, bound, first_row,
+    """Runs the kernel, and tells autograd what it wrote to."""
+    changed = kernels("prune_regrow", weight).rewire_(weight, indices, state, mean_state, plan)
+    mutated(weight, indices, *state, *mean_state)
+    return changed
+
+
+def _rewire_op(*arguments: Any) -> Tensor:
+    weight, indices, state, mean_state, counts, candidates, fixed, threshold, *rest = arguments
+    in_features, group_size, use_max, seed, bound, first_row = rest
+    plan = Rewiring(in_features, group_size, use_max, seed, first_row, fixed, threshold, counts, candidates, bound)
+    return _rewire_(weight, indices, state, mean_state, plan)
+
+
+rewire_ = define(
+    "rewire_(Tensor(a0!) weight, Tensor(a1!) indices, Tensor(a2!)[] state, Tensor(a3!)[] mean_state, Tensor? counts,"
+    " Tensor? candidates, SymInt fixed, float threshold, SymInt in_features, SymInt group_size, bool use_max,"
+    " SymInt seed, float bound, SymInt first_row) -> Tensor",
+    _rewire_op,
+    lambda weight, *arguments: weight.new_empty((), dtype=torch.int64),
+)
+
+
+def _lowest(weight: Tensor, *arguments: Any) -> Tensor:
+    return kernels("prune_regrow", weight).lowest_per_row(weight, *arguments)
+
+
+lowest_per_row = define(
+    "lowest_per_row(Tensor weight, SymInt rows, SymInt group_size, bool use_max, SymInt number, SymInt limit) -> Tensor",
+    _lowest,
+    lambda weight, rows, *arguments: weight.new_empty(rows, dtype=torch.int16),
+)
+
+
+def _rewired(
+    weight: Tensor, indices: Tensor, state: Sequence[Tensor], mean_state: Sequence[Tensor], plan: Rewiring
+) -> Tensor:
+    """``_rewire_``, through the dispatcher where that is needed."""
+    if direct(weight, indices, *state, *mean_state):
+        return _rewire_(weight, indices, state, mean_state, plan)
+    return rewire_(
+        weight, indices, state, mean_state, plan.counts, plan.candidates, plan.fixed, plan.threshold, plan.in_features,
+        plan.group_size, plan.use_max, plan.seed, plan.bound, plan.first_row,
     )  # fmt: skip
-
-
-@rewire_.register_fake
-def _(weight, indices, state, mean_state, counts, candidates, fixed, threshold, in_features, group_size, use_max, seed, bound, first_row):  # type: ignore[no-untyped-def]  # fmt: skip  # noqa: E501
-    return weight.new_empty((), dtype=torch.int64)
-
-
-@torch.library.custom_op("sparse_xmc::lowest_per_row", mutates_args=())
-def lowest_per_row(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
-    """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
-    return kernels("prune_regrow", weight).lowest_per_row(weight, rows, group_size, use_max, number, limit)
-
-
-@lowest_per_row.register_fake
-def _(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
-    return weight.new_empty(rows, dtype=torch.int16)
 
 
 def _float32_at_least(value: float) -> float:
@@ -220,23 +230,28 @@ def prune_regrow_(
         if number == 0 or limit == 0:
             fixed = 0
         else:
-            counts = lowest_per_row(weight, shape.R, group_size, use_max, number, limit)
+            lowest = _lowest if direct(weight) else lowest_per_row
+            counts = lowest(weight, shape.R, group_size, use_max, number, limit)
     if fixed == 0 or limit == 0:
         return torch.zeros((), dtype=torch.int64, device=weight.device)
+    plan = Rewiring(in_features, group_size, use_max, seed, first_row, fixed, level, counts, bound=bound)
     if batch is None:
-        return rewire_(
-            weight, indices, state, mean_state, counts, None, fixed, level, in_features, group_size, use_max,
-            seed, bound, first_row,
-        )  # fmt: skip
+        return _rewired(weight, indices, state, mean_state, plan)
     total = torch.zeros((), dtype=torch.int64, device=weight.device)
     most = fixed if fixed > 0 else limit
     for start, stop, listed in candidate_blocks(
         batch, weight, indices, shape, group_size, regrow, most, candidates, seed, first_row
     ):
         labels = slice(start * group_size, stop * group_size)
-        total += rewire_(
-            weight[labels], indices[start:stop], [s[labels] for s in state], [s[labels] for s in mean_state],
-            None if counts is None else counts[start:stop], listed, fixed, level, in_features, group_size, use_max,
-            seed, bound, first_row + start,
-        )  # fmt: skip
+        total += _rewired(
+            weight[labels],
+            indices[start:stop],
+            [s[labels] for s in state],
+            [s[labels] for s in mean_state],
+            plan._replace(
+                first_row=first_row + start,
+                counts=None if counts is None else counts[start:stop],
+                candidates=listed,
+            ),
+        )
     return total

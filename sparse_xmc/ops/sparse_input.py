@@ -9,80 +9,37 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology, validate_indices
 from sparse_xmc.ops._backend import cpu_kernels, debugging
+from sparse_xmc.ops._dispatch import define, direct, first_order
+from sparse_xmc.ops._objective import divisor
 from sparse_xmc.ops._targets import sorted_positives
 
 
-@torch.library.custom_op("sparse_xmc::sparse_input_forward", mutates_args=(), device_types="cpu")
-def sparse_input_forward(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    group_size: int,
-) -> Tensor:
-    """Logits [B, L] float32 of sparse rows."""
-    return cpu_kernels("sparse_input").forward(crow, col, values, in_features, weight, indices, bias, group_size)
+def _forward(*arguments: Any) -> Tensor:
+    return cpu_kernels("sparse_input").forward(*arguments)
 
 
-@sparse_input_forward.register_fake
-def _(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    group_size: int,
-) -> Tensor:
-    return weight.new_empty(crow.shape[0] - 1, weight.shape[0])
+def _loss_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu_kernels("sparse_input").loss_gradients(*arguments)
 
 
-@torch.library.custom_op("sparse_xmc::sparse_input_loss", mutates_args=(), device_types="cpu")
-def sparse_input_loss(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the loss and its gradients dw [L, K], db [L] (empty unless ``gradients``)."""
-    return cpu_kernels("sparse_input").loss_gradients(
-        crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, gradients
-    )
-
-
-@sparse_input_loss.register_fake
-def _(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias, gradients = arguments[4], arguments[6], arguments[-1]
     L = weight.shape[0] if gradients else 0
-    return (
-        weight.new_empty(()),
-        weight.new_empty(L, weight.shape[1]),
-        weight.new_empty(L if bias is not None else 0),
-    )
+    return weight.new_empty(()), weight.new_empty(L, weight.shape[1]), weight.new_empty(L if bias is not None else 0)
+
+
+sparse_input_forward = define(
+    "sparse_input_forward(Tensor crow, Tensor col, Tensor values, SymInt in_features, Tensor weight, Tensor indices,"
+    " Tensor? bias, SymInt group_size) -> Tensor",
+    _forward,
+    lambda crow, col, values, in_features, weight, *others: weight.new_empty(crow.shape[0] - 1, weight.shape[0]),
+)
+sparse_input_loss = define(
+    "sparse_input_loss(Tensor crow, Tensor col, Tensor values, SymInt in_features, Tensor weight, Tensor indices,"
+    " Tensor? bias, Tensor labels, Tensor rows, str loss, SymInt group_size, bool gradients) -> (Tensor, Tensor, Tensor)",
+    _loss_gradients,
+    _loss_fake,
+)
 
 
 class _SparseInputLoss(torch.autograd.Function):
@@ -90,13 +47,15 @@ class _SparseInputLoss(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
         crow, col, values, in_features, indices, labels, rows, loss, group_size = arguments
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        total, dw, db = sparse_input_loss(
+        sweep = _loss_gradients if direct(weight, crow, labels) else sparse_input_loss
+        total, dw, db = sweep(
             crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, needed
         )
         ctx.save_for_backward(dw, db)
         return total
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         dw, db = ctx.saved_tensors
         need_weight, need_bias = ctx.needs_input_grad[:2]
@@ -142,8 +101,7 @@ def fixed_fan_in_sparse_loss(
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
     if loss not in ("bce", "squared_hinge"):
         raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    divided = divisor(reduction, x.shape[0], shape.L)
     total = _SparseInputLoss.apply(
         weight,
         bias,
@@ -152,11 +110,11 @@ def fixed_fan_in_sparse_loss(
         x.values(),
         shape.D,
         indices,
-        *sorted_positives(targets, x.shape[0], shape.L),
+        *sorted_positives(targets, x.shape[0], shape.L)[:2],
         loss,
         group_size,
     )
-    return total / x.shape[0] if reduction == "mean" and x.shape[0] else total
+    return total if reduction == "sum" else total / divided
 
 
 def fixed_fan_in_sparse_linear(
@@ -170,4 +128,5 @@ def fixed_fan_in_sparse_linear(
     """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
     rows = (x.crow_indices(), x.col_indices(), x.values())
-    return sparse_input_forward(*rows, shape.D, weight, indices, bias, group_size)
+    forward = _forward if direct(*rows, weight, indices) else sparse_input_forward
+    return forward(*rows, shape.D, weight, indices, bias, group_size)

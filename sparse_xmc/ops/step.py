@@ -1,108 +1,110 @@
 """Fused update: the weight gradient of a label tile is applied where it is computed and never reaches memory.
 
 Two ways in: ``fixed_fan_in_step_`` computes loss, input gradient and update in one sweep; ``updating_loss`` is a loss
-whose ``backward`` performs the update with the true upstream gradient, for ordinary training loops.
+whose ``backward`` performs the update with the true upstream gradient, for ordinary training loops. The rule of the
+update stands in ``update.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
-from sparse_xmc.ops.loss import Loss, Reduction, loss_forward, prepare
+from sparse_xmc.ops._contract import Scaling
+from sparse_xmc.ops._dispatch import define, direct, first_order, mutated
+from sparse_xmc.ops._objective import Loss, LossOptions, Reduction
+from sparse_xmc.ops.loss import HEAD_SCHEMA, Problem, empty_gradients, loss_of, prepare
+from sparse_xmc.ops.update import Update, UpdateRule
 
-_SERIAL = 32_768  # elements up to which torch's CPU kernels stay in their thread
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-class Update(NamedTuple):
-    """One update of a layer's parameters; the rule stands in ``cpu_kernels/loss.py``.
-
-    momentum_buffer: ``[L, K]`` in weight's dtype; bias_momentum_buffer: ``[L]`` in bias's dtype.
-    second_moment, bias_second_moment: ``[L]`` in the accumulation dtype.
-    correction: of the second moments, 0-dim on their device, in the accumulation dtype; None for 1.
-    stochastic: how 16-bit parameters are rounded; ``seed`` and ``step`` make the random bits.
-    """
-
-    momentum_buffer: Tensor | None = None
-    second_moment: Tensor | None = None
-    bias_momentum_buffer: Tensor | None = None
-    bias_second_moment: Tensor | None = None
-    lr: float = 0.0
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    decay: float = 1.0
-    gain: float = 1.0
-    correction: Tensor | None = None
-    eps: float = 0.0
-    stochastic: bool = True
-    seed: int = 0
-    step: int = 0
+Results = tuple[Tensor | None, Tensor | None]
 
 
-class UpdateRule(Protocol):
-    """What the fused head asks of an optimizer (``sparse_xmc.optim.fused``)."""
-
-    def attach(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Makes these the parameters that it updates."""
-
-    def next_update(self, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Update:
-        """State and hyperparameters of the next update of these parameters; counts it.
-
-        ``scale``: 0-dim on the parameters' device; the kernels skip the update where it is not finite.
-        """
-
-    def loss_scale(self, device: torch.device) -> Tensor | None:
-        """The factor (0-dim) in upstream gradients that the update must divide by, or None for 1."""
-
-    def step(self) -> Any:
-        """Ends an optimizer step: the next update belongs to the next one."""
-
-
-@torch.library.custom_op(
-    "sparse_xmc::loss_step_",
-    mutates_args=(
-        "weight", "bias", "momentum_buffer", "second_moment", "bias_momentum_buffer", "bias_second_moment"
-    ),
-    schema=(
-        "(Tensor x, Tensor(a!) weight, Tensor indices, Tensor(b!)? bias, Tensor labels, Tensor rows, str loss,"
-        " int group_size, Tensor dx_scale, Tensor dw_scale, Tensor(c!)? momentum_buffer, Tensor(d!)? second_moment,"
-        " Tensor(e!)? bias_momentum_buffer, Tensor(f!)? bias_second_moment, float lr, float momentum,"
-        " float weight_decay, float decay, float gain, Tensor? correction, float eps, bool stochastic, int seed,"
-        " int step, bool need_loss, bool need_x) -> (Tensor, Tensor)"
-    ),
-)  # fmt: skip
-def loss_step_(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """(sum of the loss, dx [B, D]); what is not needed is empty."""
-    total, dx = kernels("loss", x).loss_step_(x, *arguments)
-    return x.new_empty(0) if total is None else total, x.new_empty(0) if dx is None else dx
-
-
-@loss_step_.register_fake
-def _(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    need_loss, need_x = arguments[-2:]
-    return (
-        x.new_empty((), dtype=compute_dtype(x.dtype)) if need_loss else x.new_empty(0),
-        torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
+def _step(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
+    """Runs the kernel, and tells autograd what it wrote to."""
+    x, layer, positives, goal, _ = problem
+    results = kernels("loss", x).loss_step_(
+        x, layer, positives, goal, scaling, update, need_loss=need_loss, need_x=need_x
     )
+    mutated(layer.weight, layer.bias, *update.state())
+    return results
+
+
+def _pack(update: Update) -> tuple[Any, ...]:
+    """An update as the arguments ``state`` to ``integers`` of ``head_step_``. ``present``: which tensors there are, as
+    bits, since torch can't trace a list that is written to and holds None."""
+    lr, step = update.lr, update.step
+    tensors = (*update[:4], update.applied)
+    present = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None)
+    scalars = [update.correction, *(n if isinstance(n, Tensor) else None for n in (lr, step))]
+    rule = (
+        *(0.0 if isinstance(lr, Tensor) else lr, update.momentum, update.weight_decay),
+        *(update.decay, update.gain, update.eps),
+    )
+    counters = (update.seed, 0 if isinstance(step, Tensor) else step, int(update.stochastic), present)
+    return update.state(), scalars, rule, counters
+
+
+def _unpack(state: Any, scalars: Any, rule: Any, counters: Any) -> Update:
+    """The inverse of ``_pack``."""
+    seed, number, stochastic, present = counters
+    found = iter(state)
+    *buffers, applied = (next(found) if present >> i & 1 else None for i in range(5))
+    correction, lr, step = scalars
+    lr, step = rule[0] if lr is None else lr, number if step is None else step
+    return Update._make((*buffers, lr, *rule[1:], applied, correction, bool(stochastic), seed, step))
+
+
+def _step_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """(loss, dx [B, D]); what is not needed is empty."""
+    problem = Problem.unpack(arguments[:11])
+    upstream, loss_scale, *update, (need_loss, need_x) = arguments[11:]
+    scaling = Scaling(problem.divisor, upstream, loss_scale)
+    total, dx = _step(problem, scaling, _unpack(*update), need_loss, need_x)
+    return problem.x.new_empty(0) if total is None else total, problem.x.new_empty(0) if dx is None else dx
+
+
+def _step_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    need_loss, need_x = arguments[-1]
+    total = x.new_empty((), dtype=compute_dtype(x.dtype)) if need_loss else x.new_empty(0)
+    return total, empty_gradients(x, x, None, (need_x, False, False))[0]
+
+
+head_step_ = define(
+    "head_step_("
+    + HEAD_SCHEMA.replace("Tensor weight", "Tensor(a!) weight").replace("Tensor? bias", "Tensor(b!)? bias")
+    + ", Tensor? upstream, Tensor? loss_scale, Tensor(c!)[] state, Tensor?[] scalars, float[] rule, int[] counters,"
+    " bool[] needed) -> (Tensor, Tensor)",
+    _step_op,
+    _step_fake,
+)
+
+
+def updated(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
+    """``_step``, through the dispatcher where that is needed."""
+    if direct(problem.x, problem.layer.weight, problem.layer.indices, problem.positives.labels):
+        return _step(problem, scaling, update, need_loss, need_x)
+    one = (
+        scaling.upstream
+        if scaling.upstream is not None
+        else problem.x.new_ones((), dtype=compute_dtype(problem.x.dtype))
+    )
+    total, dx = head_step_(
+        *problem.pack(), one / problem.divisor, scaling.loss_scale, *_pack(update), (need_loss, need_x)
+    )
+    return total / problem.divisor if need_loss else None, dx if need_x else None
 
 
 def _check_in_place(weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if isinstance(tensor, Tensor) and not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous to be updated in place, got strides {tensor.stride()}")
-
-
-def _finite_only(scale: Tensor, x: Tensor) -> Tensor:
-    """``scale``, or NaN (at which kernels skip the update) if ``x`` holds inf or NaN. Does not wait for the device."""
-    if x.numel() == 0:
-        return scale
-    # on a CPU in parts so small that torch does not wake its threads, which would take longer
-    rows = max(1, _SERIAL // x.shape[1]) if x.device.type == "cpu" else x.shape[0]
-    return scale + torch.stack([(0 * part).sum(dtype=scale.dtype) for part in x.split(rows)]).sum()
 
 
 def fixed_fan_in_step_(
@@ -117,7 +119,9 @@ def fixed_fan_in_step_(
     reduction: Reduction = "mean",
     group_size: int = 1,
     need_input_grad: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+    need_loss: bool = True,
+    **options: Unpack[LossOptions],
+) -> tuple[Any, Tensor | None]:
     """Loss, input gradient and update of ``weight`` and ``bias`` in one sweep over the labels, in place.
 
     Nothing is updated, without a host sync, where ``x`` holds inf or NaN.
@@ -126,27 +130,26 @@ def fixed_fan_in_step_(
         optimizer: its next update is applied and ends its step. If it carries a loss scale then the returned input gradient
             is multiplied by it, as that of a scaled loss would be.
         need_input_grad: whether the gradient with respect to ``x`` is computed.
+        need_loss: whether the loss is; on a GPU it is a good part of the arithmetic.
         The others: as in ``fixed_fan_in_loss``.
 
     Returns:
-        ``(loss, dx)``: the loss before the update (0-dim) and its gradient ``[..., D]`` at the old weights, or None.
+        ``(loss, dx)``: the loss before the update (0-dim) and its gradient ``[..., D]`` at the old weights, or None where
+        not needed.
 
     Raises:
         ValueError, TypeError: as ``fixed_fan_in_loss``; also for parameters that are not contiguous.
     """
     _check_in_place(weight, bias)
     with torch.no_grad():
-        _, rows, positives, divisor = prepare(x, weight, indices, bias, targets, loss, reduction, group_size)
-        one = torch.ones((), dtype=compute_dtype(x.dtype), device=x.device)
+        problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
         scale = optimizer.loss_scale(x.device)
-        dx_scale = (one if scale is None else scale.to(one.dtype)) / divisor
-        dw_scale = _finite_only(one / divisor, rows)
-        update = optimizer.next_update(weight, bias, dw_scale)
-        total, dx = loss_step_(
-            rows, weight, indices, bias, *positives, loss, group_size, dx_scale, dw_scale, *update, True, need_input_grad,
-        )  # fmt: skip
-        optimizer.step()
-    return total / divisor, dx.reshape(x.shape).to(x.dtype) if need_input_grad else None
+        scaling = Scaling(problem.divisor, scale, scale)
+        total, dx = updated(problem, scaling, optimizer.next_update(weight, bias), need_loss, need_input_grad)
+        optimizer.end_step()
+        if dx is not None and (dx.ndim != x.ndim or dx.dtype != x.dtype):
+            dx = dx.reshape(x.shape).to(x.dtype)
+    return total, dx
 
 
 def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
@@ -155,46 +158,34 @@ def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
 
 class _UpdatingLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        indices: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        rows: Tensor,
-        loss: str,
-        group_size: int,
-        optimizer: UpdateRule,
-    ) -> Tensor:
-        ctx.save_for_backward(x, indices, labels, rows)
+    def forward(ctx: Any, optimizer: UpdateRule, divisor: float, *arguments: Any) -> Tensor:
+        """``arguments``: of ``Problem.pack``. Weight and bias are not saved: backward changes their values on purpose."""
+        x, weight, indices, bias, *others = arguments
+        ctx.save_for_backward(x, indices, *others[:4])
         ctx.parameters, ctx.versions = (weight, bias), _versions(weight, bias)
-        ctx.options, ctx.optimizer = (loss, group_size), optimizer
-        return loss_forward(x, weight, indices, bias, labels, rows, loss, group_size)
+        ctx.options, ctx.optimizer, ctx.divisor = others[4:], optimizer, divisor
+        return loss_of(Problem.unpack(arguments, divisor))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.optimizer is None:
             raise RuntimeError(
                 "backward ran twice through one loss of a head with a fused optimizer: it would update twice"
             )
-        x, indices, labels, rows = ctx.saved_tensors
+        x, indices, *others = ctx.saved_tensors
         (weight, bias), optimizer = ctx.parameters, ctx.optimizer
         if _versions(weight, bias) != ctx.versions:
             raise RuntimeError(
                 "the head's parameters changed between its loss and backward (another loss was updated in between?): with "
                 "a fused optimizer call backward for each loss before computing the next"
             )
-        scale = optimizer.loss_scale(x.device)
-        dw_scale = _finite_only(upstream if scale is None else upstream / scale.to(upstream.dtype), x)
-        update = optimizer.next_update(weight, bias, dw_scale)
+        problem = Problem.unpack((x, weight, indices, bias, *others, *ctx.options), ctx.divisor)
+        scaling = Scaling(problem.divisor, upstream, optimizer.loss_scale(x.device))
+        update = optimizer.next_update(weight, bias)
         ctx.optimizer = None
-        need_x = ctx.needs_input_grad[0]
-        _, dx = loss_step_(
-            x, weight, indices, bias, labels, rows, *ctx.options, upstream, dw_scale, *update, False, need_x
-        )
-        return dx if need_x else None, None, None, None, None, None, None, None, None
+        _, dx = updated(problem, scaling, update, False, ctx.needs_input_grad[2])
+        return None, None, dx, *[None] * 10
 
 
 def updating_loss(
@@ -208,6 +199,7 @@ def updating_loss(
     loss: Loss = "bce",
     reduction: Reduction = "mean",
     group_size: int = 1,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """``fixed_fan_in_loss`` whose ``backward`` updates ``weight`` and ``bias`` in place, instead of their getting gradients.
 
@@ -225,5 +217,5 @@ def updating_loss(
                 f"{name} must require a gradient to be updated in backward, but {name}.requires_grad is False"
             )
     _check_in_place(weight, bias)
-    _, flat, positives, divisor = prepare(x, weight, indices, bias, targets, loss, reduction, group_size)
-    return _UpdatingLoss.apply(flat, weight, indices, bias, *positives, loss, group_size, optimizer) / divisor
+    problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
+    return _UpdatingLoss.apply(optimizer, problem.divisor, *problem.pack())

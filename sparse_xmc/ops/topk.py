@@ -1,43 +1,28 @@
 """Streaming top-k: the best labels of every row without a ``[B, L]`` tensor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import autocast, check_layer, check_positive_int, check_tensor, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._dispatch import define, direct
 
 
-@torch.library.custom_op("sparse_xmc::topk", mutates_args=())
-def _topk(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    k: int,
-    group_size: int,
-    exclude_offsets: Tensor | None,
-    exclude_labels: Tensor | None,
-    weight_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """x [B, D] -> (scores [B, k], labels [B, k] int64)."""
-    return kernels("topk", x).topk(
-        x, weight, indices, bias, k, group_size, exclude_offsets, exclude_labels, weight_scale
-    )
+def _topk(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return kernels("topk", x).topk(x, *arguments)
 
 
-@_topk.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    k: int,
-    group_size: int,
-    exclude_offsets: Tensor | None,
-    exclude_labels: Tensor | None,
-    weight_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+topk_op = define(
+    "topk(Tensor x, Tensor weight, Tensor indices, Tensor? bias, SymInt k, SymInt group_size, Tensor? exclude_offsets,"
+    " Tensor? exclude_labels, Tensor? weight_scale=None) -> (Tensor, Tensor)",
+    _topk,
+    lambda x, weight, indices, bias, k, *arguments: (
+        x.new_empty(x.shape[0], k),
+        x.new_empty(x.shape[0], k, dtype=torch.int64),
+    ),
+)
 
 
 def _sorted_exclusions(exclude: Tensor, rows: int, out_features: int, k: int) -> tuple[Tensor, Tensor]:
@@ -100,11 +85,14 @@ def fixed_fan_in_topk(
         raise ValueError(f"k must not exceed the number of labels: k={k}, weight {list(weight.shape)}")
     if debugging():
         validate_indices(indices, shape.D)
-    rows = x.reshape(-1, shape.D)
+    rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
     excluded: tuple[Tensor | None, Tensor | None] = (None, None)
     if exclude is not None:
         excluded = _sorted_exclusions(exclude, rows.shape[0], shape.L, k)
         if exclude.device != weight.device:
             raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")
-    scores, labels = _topk(autocast(rows), weight, indices, bias, k, group_size, *excluded, weight_scale)
+    call = _topk if direct(x, weight, indices) else topk_op
+    scores, labels = call(autocast(rows), weight, indices, bias, k, group_size, *excluded, weight_scale)
+    if x.ndim == 2:
+        return scores, labels
     return scores.reshape(*x.shape[:-1], k), labels.reshape(*x.shape[:-1], k)

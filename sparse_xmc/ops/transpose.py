@@ -5,19 +5,25 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import INDEX_DTYPES, check_positive_int, check_tensor, index_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
+from sparse_xmc.ops._dispatch import define, direct
 from sparse_xmc.ops._topology_cache import cached_inverse
 
 
-@torch.library.custom_op("sparse_xmc::transpose_indices", mutates_args=())
-def _transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+def _transpose(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     return kernels("transpose", indices).transpose_indices(indices, in_features)
 
 
-@_transpose_indices.register_fake
-def _(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+def _fake(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     connections = indices.shape[0] * indices.shape[1]
     dtype = torch.int32 if connections < 2**31 else torch.int64
     return indices.new_empty(in_features + 1, dtype=torch.int64), indices.new_empty(connections, dtype=dtype)
+
+
+transpose_op = define(
+    "transpose_indices(Tensor indices, SymInt in_features) -> (Tensor, Tensor)",
+    _transpose,
+    _fake,
+)
 
 
 def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
@@ -46,6 +52,6 @@ def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor
         )
     if debugging():
         validate_indices(indices, in_features)
-    if torch.compiler.is_compiling():
-        return _transpose_indices(indices, in_features)
-    return cached_inverse(indices, in_features, _transpose_indices)
+    if not direct(indices):
+        return transpose_op(indices, in_features)
+    return cached_inverse(indices, in_features, _transpose)

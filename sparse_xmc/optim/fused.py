@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.optim.fused_optimizer import FusedOptimizer, Kinds
 
 
@@ -55,7 +54,7 @@ class FusedAdagrad(FusedOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
         super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler)
 
-    def _rule(self, weight: Tensor, scale: Tensor) -> dict[str, Any]:
+    def _rule(self, weight: Tensor) -> dict[str, Any]:
         return {"decay": 1.0, "gain": 1.0, "eps": self.param_groups[0]["eps"]}
 
 
@@ -93,9 +92,7 @@ class FusedAdam(FusedOptimizer):
             kinds["step"] = (torch.Size(), torch.float64)
         return kinds
 
-    def _rule(self, weight: Tensor, scale: Tensor) -> dict[str, Any]:
-        group, state = self.param_groups[0], self.state[weight]
+    def _rule(self, weight: Tensor) -> dict[str, Any]:
+        group = self.param_groups[0]
         beta2 = group["beta2"]
-        state["step"] = state["step"].to(weight.device) + scale.isfinite()
-        correction = (1 / (1 - beta2 ** state["step"])).to(compute_dtype(weight.dtype))
-        return {"decay": beta2, "gain": 1 - beta2, "correction": correction, "eps": group["eps"]}
+        return {"decay": beta2, "gain": 1 - beta2, "applied": self.state[weight]["step"], "eps": group["eps"]}

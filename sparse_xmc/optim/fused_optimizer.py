@@ -9,15 +9,19 @@ Hyperparameters in ``param_groups[0]`` are read at every update. For frameworks 
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer
 
 from sparse_xmc.ops._arguments import check_seed, compute_dtype
-from sparse_xmc.ops.step import Update
+from sparse_xmc.ops.update import Update
 
+_GLOBAL_PRE, _GLOBAL_POST = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
 Kinds = dict[str, tuple[torch.Size, torch.dtype]]
 _TORCHS_OWN = frozenset({"differentiable"})  # that torch adds to the defaults of a copied or loaded optimizer
 
@@ -106,12 +110,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             elif name != "momentum_buffer" or momentum > 0:
                 state[name] = torch.zeros(shape, dtype=dtype, device=parameter.device)
 
-    def _rule(self, weight: Tensor, scale: Tensor) -> dict[str, Any]:
-        """decay, gain, correction and eps of the next update of the second moments."""
+    def _rule(self, weight: Tensor) -> dict[str, Any]:
+        """decay, gain, applied and eps of the next update of the second moments."""
         return {}
 
-    def next_update(self, weight: Tensor, bias: Tensor | None, scale: Tensor) -> Update:
-        """State and hyperparameters of the next update; see ``ops.step.UpdateRule``.
+    def next_update(self, weight: Tensor, bias: Tensor | None) -> Update:
+        """State and hyperparameters of the next update; see ``ops.UpdateRule``.
 
         Raises:
             RuntimeError: the parameters are not this optimizer's, or there was an update since the last ``step()``.
@@ -139,7 +143,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             lr=float(group["lr"]),
             momentum=momentum,
             weight_decay=group["weight_decay"],
-            **self._rule(weight, scale),
+            **self._rule(weight),
             stochastic=group["rounding"] == "stochastic",
             seed=check_seed(group["seed"]),
             step=group["updates"],
@@ -169,6 +173,31 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
+        self._end()
+        return value
+
+    def end_step(self) -> None:
+        """``step()`` for the op that updates and ends the step at once; as fast as nobody listens.
+
+        torch wraps ``step`` in hooks and an entry for its profiler, which take longer than a small update.
+        """
+        listened = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _GLOBAL_PRE or _GLOBAL_POST
+        kind: Any = type(self)
+        wrapped = self.__dict__.get("step")
+        if (
+            listened
+            or (wrapped is not None and not hasattr(wrapped, "_wrapped_by_lr_sched"))
+            or not _has_own_step(kind)
+            or torch.autograd._profiler_enabled()
+            or torch.compiler.is_compiling()
+        ):
+            self.step()
+            return
+        self._opt_called = True  # what a scheduler's wrapper notes
+        self._end()
+
+    def _end(self) -> None:
+        """Raises unless the step's update was all that the head asked for."""
         name = type(self).__name__
         if self.grad_scaler is None and getattr(self, "found_inf", None) is not None:
             raise RuntimeError(
@@ -191,7 +220,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "in head.step), and no loss of the head went that way"
             )
         self._updated = False
-        return value
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype (torch casts it to the parameter's) and its shape is checked.
@@ -225,3 +253,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"the state does not fit a parameter {list(parameter.shape)}: it holds {found}, needed is {wanted}"
             )
+
+
+@functools.cache
+def _has_own_step(kind: Any) -> bool:
+    """Whether the class has ``FusedOptimizer.step``, which torch wraps in every class that is instantiated."""
+    return inspect.unwrap(kind.step) is inspect.unwrap(FusedOptimizer.step)

@@ -122,7 +122,7 @@ def test_is_a_loss_of_the_op_and_of_the_layer(device):
     layer.load_state_dict({"weight": problem.weight, "indices": problem.indices, "bias": problem.bias})
     assert torch.equal(layer.loss(problem.x, targets, loss="cross_entropy", **options), expected)
     csr = torch.eye(B, L, device=device).to_sparse_csr()
-    with pytest.raises(ValueError, match="go with loss='cross_entropy'"):
+    with pytest.raises(ValueError, match="goes with loss='cross_entropy'"):
         ops.fixed_fan_in_loss(*problem[:4], csr, label_smoothing=0.1)
 
 

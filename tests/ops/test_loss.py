@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from sparse_xmc import ops
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops import reference
-from sparse_xmc.ops._targets import sorted_positives, validate_labels
-from sparse_xmc.ops.loss import loss_forward, loss_gradients
-from sparse_xmc.ops.step import loss_step_
+from sparse_xmc.ops._contract import Layer, Objective
+from sparse_xmc.ops._targets import sorted_positives
+from sparse_xmc.ops.loss import Problem, head_gradients, head_loss
+from sparse_xmc.ops.step import head_step_
 from tests import oracle
 from tests.conftest import INTERPRETING
 
@@ -179,19 +180,34 @@ def test_only_needed_gradients(need, device):
             torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_labels_out_of_range_are_ignored_and_named_in_debug(device):
-    problem, dense, targets = problem_and_targets((3, 6, 9, 3, 1), F32, device)
-    bad = torch.sparse_csr_tensor(
-        torch.tensor([0, 2, 3, 4]), torch.tensor([-1, 2, 2**40, 6]), torch.ones(4), (3, 6), check_invariants=False
-    ).to(device)
-    value, gradients = run(problem, bad, "bce")
-    dense = torch.zeros(3, 6)
-    dense[0, 2] = 1
-    truth = oracle.loss(problem, dense, "bce")
-    torch.testing.assert_close(value.cpu().double(), truth.value, rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradients[1].cpu().double(), truth.dw, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"label -1 \(entry 0\), outside \[0, 6\)"):
-        validate_labels(bad.col_indices(), 6)
+BROKEN = [
+    ([0, 2, 3, 4], [-1, 2, 0, 5], r"label -1 \(entry 0\), outside \[0, 6\)"),
+    ([0, 2, 3, 4], [1, 2, 2**40, 5], r"label 1099511627776 \(entry 2\), outside \[0, 6\)"),
+    ([0, 2, 3, 4], [1, 2, 0, 6], r"label 6 \(entry 3\), outside \[0, 6\)"),
+    ([1, 2, 3, 4], [1, 2, 0, 5], "must start with 0, got 1"),
+    ([0, 2, 1, 4], [1, 2, 0, 5], "must not descend, got 2 before 1 at row 1"),
+    ([0, 2, 3, 5], [1, 2, 0, 5], "must end with the number of entries 4, got 5"),
+    ([0, 2, 3, 3], [1, 2, 0, 5], "must end with the number of entries 4, got 3"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize(("crow", "col", "message"), BROKEN)
+def test_targets_are_checked_before_a_kernel_reads_them(crow, col, message, dtype, device):
+    """Of every op that takes targets, with its value; a GPU asserts it later (``triton_kernels/targets.py``)."""
+    if dtype == torch.int32 and max(col) >= 2**31:
+        pytest.skip("no such int32 label")
+    problem, _, _ = problem_and_targets((3, 6, 9, 3, 1), F32, device)
+    pair = tuple(torch.tensor(part, dtype=dtype, device=device) for part in (crow, col))
+    csr = torch.sparse_csr_tensor(*pair, torch.ones(4, device=device), (3, 6), check_invariants=False)
+    if device.type == "cuda":
+        pytest.skip("a failed device assert ends the CUDA context")
+    error, message = (RuntimeError, "targets") if INTERPRETING else (ValueError, message)
+    for targets in (pair, csr):
+        with pytest.raises(error, match=message):
+            run(problem, targets, "bce")
+        with pytest.raises(error, match=message):
+            ops.sort_targets(targets, 6)
 
 
 def test_sorted_positives():
@@ -200,7 +216,8 @@ def test_sorted_positives():
         torch.tensor([0, 3, 3, 5], dtype=torch.int32), torch.tensor([4, 1, 4, 1, 0], dtype=torch.int32),
         torch.ones(5), (3, 6), check_invariants=False,
     )  # fmt: skip
-    labels, rows = sorted_positives(targets, 3, 6)
+    labels, rows, *sizes = sorted_positives(targets, 3, 6)
+    assert sizes == [3, 6]
     assert labels.tolist() == [0, 1, 1, 4, 4] and labels.dtype == torch.int64
     assert rows.tolist() == [2, 0, 2, 0, 3] and rows.dtype == torch.int32
 
@@ -235,15 +252,18 @@ def test_gradcheck(kind):
 def test_opcheck():
     (x, weight, indices, bias, G), _, targets = problem_and_targets((3, 6, 9, 3, 1), F32)
     positives = sorted_positives(targets, 3, 6)
-    arguments = (x, weight, indices, bias, *positives, "bce", G)
-    torch.library.opcheck(loss_forward, arguments)
-    torch.library.opcheck(loss_gradients, (*arguments, torch.tensor(0.5), True, True, True))
-    torch.library.opcheck(loss_gradients, (*arguments, torch.tensor(0.5), False, True, False))
-    scales = (torch.tensor(1.0), torch.tensor(0.5))
-    scalars = (0.1, 0.9, 0.0, 1.0, 1.0, torch.tensor(2.0), 1e-8, True, 1, 1)
-    state = (torch.zeros(6, 3), torch.zeros(6), torch.zeros(6), torch.zeros(6))
-    torch.library.opcheck(loss_step_, (*arguments, *scales, *state, *scalars, True, True))
-    torch.library.opcheck(loss_step_, (*arguments, *scales, None, None, None, None, *scalars, False, False))
+    for goal in (Objective(), Objective("asymmetric", torch.ones(6), torch.ones(3), 1.0, 2.0, 0.1)):
+        arguments = Problem(x, Layer(weight, indices, bias, G), positives, goal, 1.0).pack()
+        torch.library.opcheck(head_loss, arguments)
+        torch.library.opcheck(head_gradients, (*arguments, torch.tensor(0.5), (True, True, True)))
+        torch.library.opcheck(head_gradients, (*arguments, torch.tensor(0.5), (False, True, False)))
+        scales, numbers = (torch.tensor(1.0), torch.tensor(0.5)), (0.1, 0.9, 0.0, 0.9, 0.1, 1e-8)
+        state = [torch.zeros(6, 3), torch.zeros(6), torch.zeros(6), torch.zeros(6), torch.zeros((), dtype=F64)]
+        torch.library.opcheck(
+            head_step_, (*arguments, *scales, state, [None] * 3, numbers, (1, 1, 1, 31), (True, True))
+        )
+        scalars = [torch.tensor(2.0), torch.tensor(0.1, dtype=F64), torch.tensor(3)]
+        torch.library.opcheck(head_step_, (*arguments, None, None, [], scalars, numbers, (1, 1, 0, 0), (False, False)))
 
 
 @pytest.mark.skipif(INTERPRETING, reason="about torch.compile, which does not depend on the kernels")

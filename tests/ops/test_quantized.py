@@ -5,7 +5,7 @@ import torch
 
 from sparse_xmc import ops
 from sparse_xmc.ops.linear import linear_forward
-from sparse_xmc.ops.topk import _topk
+from sparse_xmc.ops.topk import topk_op
 from tests import oracle
 from tests.conftest import INTERPRETING
 
@@ -107,7 +107,7 @@ def test_opcheck_and_compile(device):
     (x, _, indices, bias, _), quantized, scale = quantized_problem(B=4, L=40, D=12, K=4, device=device)
     checks = ("test_autograd_registration", "test_faketensor")  # test_schema can't multiply float8
     torch.library.opcheck(linear_forward, (x, quantized, indices, bias, 1, scale), test_utils=checks)
-    torch.library.opcheck(_topk, (x, quantized, indices, bias, 3, 1, None, None, scale), test_utils=checks)
+    torch.library.opcheck(topk_op, (x, quantized, indices, bias, 3, 1, None, None, scale), test_utils=checks)
 
     def f(x):
         return ops.fixed_fan_in_linear(x, quantized, indices, bias, weight_scale=scale)

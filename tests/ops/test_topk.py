@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparse_xmc import ops
-from sparse_xmc.ops.topk import _topk
+from sparse_xmc.ops.topk import topk_op
 from tests import oracle
 from tests.conftest import INTERPRETING
 
@@ -136,9 +136,9 @@ def test_exclude(k, device):
 
 def test_opcheck_and_compile(device):
     x, weight, indices, bias, _ = exact_problem(B=4, L=40, D=12, K=4, device=device)
-    torch.library.opcheck(_topk, (x, weight, indices, bias, 3, 1, None, None))
+    torch.library.opcheck(topk_op, (x, weight, indices, bias, 3, 1, None, None))
     offsets, labels = torch.tensor([0, 1, 1, 2, 2], device=device), torch.tensor([5, 6], device=device)
-    torch.library.opcheck(_topk, (x, weight, indices, None, 3, 1, offsets, labels))
+    torch.library.opcheck(topk_op, (x, weight, indices, None, 3, 1, offsets, labels))
 
     def f(x):
         return ops.fixed_fan_in_topk(x, weight, indices, bias, k=3)

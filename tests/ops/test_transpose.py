@@ -8,7 +8,7 @@ import torch
 from sparse_xmc import ops
 from sparse_xmc.ops import _topology_cache
 from sparse_xmc.ops._backend import kernels
-from sparse_xmc.ops.transpose import _transpose_indices
+from sparse_xmc.ops.transpose import transpose_op
 from tests import oracle
 
 SHAPES = [
@@ -41,7 +41,7 @@ def test_non_contiguous(device):
 
 def test_opcheck(device):
     indices = oracle.make_problem(0, 21, 20, 6, device=device).indices
-    torch.library.opcheck(_transpose_indices, (indices, 20))
+    torch.library.opcheck(transpose_op, (indices, 20))
 
 
 @pytest.fixture

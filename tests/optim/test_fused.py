@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sparse_xmc.models.linear import FixedFanInLinear
-from sparse_xmc.ops.step import Update, loss_step_
+from sparse_xmc.ops._backend import kernels
+from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
+from sparse_xmc.ops.update import Update
 from sparse_xmc.optim.fused import FusedAdagrad, FusedAdam, FusedSGD
 from tests import oracle
 from tests.conftest import INTERPRETING
@@ -211,19 +213,23 @@ def test_resume_is_bit_exact(make):
     assert torch.equal(*runs)
 
 
+def updated(x, layer, positives, scaling, update):
+    kernels("loss", x).loss_step_(x, layer, positives, Objective(), scaling, update, need_loss=False, need_x=False)
+
+
 def rounded(value, dtype, device, steps, lanes=64):
     """``value`` as float32 arithmetic leaves it, stored in ``dtype`` with fresh noise: ``[steps, lanes]`` float64.
 
     The bias starts at zero, its gradient is ``0.5`` (logit zero) times a scale of 2: ``lr = -value`` asks for ``value``.
     """
     x, indices = torch.zeros(1, 1, device=device), torch.zeros(lanes, 1, dtype=torch.uint16, device=device)
-    labels, rows = torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int32, device=device)
-    one = torch.ones((), device=device)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    positives = Positives(none, none.int(), 1, lanes)
     out = []
     for step in range(steps):
         weight, bias = torch.zeros(lanes, 1, device=device), torch.zeros(lanes, dtype=dtype, device=device)
         update = Update(lr=-value, stochastic=True, seed=11, step=step)
-        loss_step_(x, weight, indices, bias, labels, rows, "bce", 1, one, 2 * one, *update, False, False)
+        updated(x, Layer(weight, indices, bias, 1), positives, Scaling(0.5), update)
         out.append(bias.cpu().double())
     return torch.stack(out)
 
@@ -261,13 +267,12 @@ def test_connections_get_independent_noise():
         pytest.skip("about the layout of the counter, which the unbiasedness test covers")
     K, lanes = 19, 200
     x, indices = torch.ones(1, K), torch.arange(K, dtype=torch.int32).to(torch.uint16).repeat(lanes, 1)
-    labels, rows = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    positives = Positives(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), 1, lanes)
     ups = []
     for step in (1, 2):
         weight, bias = torch.zeros(lanes, K, dtype=torch.bfloat16), torch.zeros(lanes)
         update = Update(lr=-2 * (1 + 2.0**-8), stochastic=True, seed=5, step=step)
-        one = torch.ones(())
-        loss_step_(x, weight, indices, bias, labels, rows, "bce", 1, one, one, *update, False, False)
+        updated(x, Layer(weight, indices, bias, 1), positives, Scaling(), update)
         ups.append((weight.double() > 1).double())
     up = torch.cat(ups, dim=1)
     correlation = torch.corrcoef(up.t())

@@ -126,8 +126,11 @@ def test_a_changed_bias_is_noticed():
 def test_options_and_seeds_are_checked():
     (x, targets), *_ = batches(1)
     head = fused(FusedSGD(0.1))
-    with pytest.raises(TypeError, match="takes no label_smoothing, reductoin"):
-        head.loss(x, targets, label_smoothing=0.1, reductoin="sum")
+    for call in (head.loss, head.step):
+        with pytest.raises(ValueError, match="label_smoothing goes with loss='cross_entropy'"):
+            call(x, targets, label_smoothing=0.1)
+        with pytest.raises(TypeError, match="no option 'reductoin'"):
+            call(x, targets, reductoin="sum")
     with pytest.raises(ValueError, match=rf"in_features={D}\], got shape \[3, 9\]"):
         head.step(torch.randn(3, 9), targets)
     with pytest.raises(TypeError, match="seed must be an int, got 1.5"):

@@ -1,53 +1,28 @@
 """Fused head on the CPU: loss, gradients and weight update label tile by label tile; no ``[B, L]`` tensor, ever.
 
-Arguments that all three functions share (plain detached tensors, already checked):
-
-    x           [B, D], any strides, float32 | float16 | bfloat16 | float64; B may be 0
-    weight      [L, K], contiguous, its own float dtype (float64 iff x is)
-    indices     [ceil(L / G), K], contiguous, uint16 or int32
-    bias        [L] or None, its own float dtype
-    labels      [nnz] int64, ascending: the label of each positive. Entries outside [0, L) may stand at either end (the
-                caller's data, not checked on a device) and must be ignored: find a tile's positives by searching for
-                its first and one-past-last label.
-    rows        [nnz] int32: the row of each positive, in [0, B]. Row B marks a duplicate, to be ignored.
-    loss        "bce": sum of softplus(z) - t z with t in {0, 1}, derivative sigmoid(z) - t
-                "squared_hinge": sum of max(0, 1 - t z)^2 with t in {-1, +1}, derivative -2 t max(0, 1 - t z)
-    group_size  G; label l uses indices[l // G]; the last group may be short
-
-Logits are never rounded to a narrow dtype: z, the derivative and all sums are float32 (float64 for float64 inputs).
+The interface and the loss functions stand in ``ops/_contract.py``, the update rule in ``ops/update.py``.
 """
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
 from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
 from sparse_xmc.ops.cpu_kernels._loss_sweep import CHUNK, FORWARD, GRADIENTS, GROUP_FROM, UPDATE, chunk_width, workspace
 from sparse_xmc.ops.cpu_kernels._simd import exp_constants
 from sparse_xmc.ops.cpu_kernels._storage import location
+from sparse_xmc.ops.update import Update
 
 _SHARES = (4,) * 13 + (2, 1, 1)  # of the labels: short ranges at the end, so that threads end together
 _PART_WORK = 1 << 18  # multiply-adds that make a range worth its sum
 _MAX_FEATURES = (1 << 32) // CHUNK - 1  # offsets into x are uint32
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-
-
-class _Rule(NamedTuple):
-    """How a sweep updates the parameters: see ``loss_step_``."""
-
-    momentum_buffer: Tensor | None = None
-    second_moment: Tensor | None = None
-    bias_momentum_buffer: Tensor | None = None
-    bias_second_moment: Tensor | None = None
-    scalars: tuple[float, ...] = (0.0,) * 7  # lr, momentum, weight decay, decay, gain, correction, eps
-    stochastic: bool = False
-    seed: int = 0
-    step: int = 0
 
 
 def _label_ranges(L: int, parts: int, group_size: int) -> list[tuple[int, int]]:
@@ -66,21 +41,17 @@ class _Sweep:
     def __init__(
         self,
         x: Tensor,
-        weight: Tensor,
-        indices: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        rows: Tensor,
-        loss: str,
-        group_size: int,
+        layer: Layer,
+        positives: Positives,
+        objective: Objective,
     ) -> None:
-        (self.B, self.D), (self.L, self.K) = x.shape, weight.shape
-        self.x, self.group_size, self.hinge = x.detach(), group_size, loss == "squared_hinge"
+        (self.B, self.D), (self.L, self.K) = x.shape, layer.weight.shape
+        self.x, self.group_size, self.hinge = x.detach(), layer.group_size, objective.loss == "squared_hinge"
         self.dtype = compute_dtype(x.dtype)
         if self.D > _MAX_FEATURES:
             raise ValueError(f"x must have at most {_MAX_FEATURES:,} features, got {list(x.shape)}")
-        self.tensors = [None if t is None else t.contiguous() for t in (weight, indices, bias)]
-        self.positives = (labels.detach().numpy(), rows.detach().numpy())
+        self.tensors = [None if t is None else t.contiguous() for t in layer[:3]]
+        self.positives = (positives.labels.detach().numpy(), positives.rows.detach().numpy())
 
     def run(
         self,
@@ -91,7 +62,8 @@ class _Sweep:
         scale: float = 1.0,
         dw: Tensor | None = None,
         db: Tensor | None = None,
-        rule: _Rule = _Rule(),  # noqa: B008
+        rule: Update = Update(),  # noqa: B008
+        correction: float = 1.0,
     ) -> Tensor:
         """Returns the 0-dim sum of the loss; ``dx`` may be asked for afterwards."""
         padded = (self.B - 1) // CHUNK * CHUNK + chunk_width((self.B - 1) % CHUNK + 1) if self.B else 0
@@ -113,8 +85,10 @@ class _Sweep:
             torch.empty(len(ranges), n, dtype=kind).numpy()
             for n, kind in zip(workspace(self.K), (self.dtype, torch.uint32), strict=True)
         )
+        assert self.tensors[0] is not None
         direct = self.tensors[0].dtype == self.dtype
-        scalars = tuple(number(s) for s in rule.scalars)
+        rates = (float(rule.lr), rule.momentum, rule.weight_decay, rule.decay, rule.gain, correction, rule.eps)
+        scalars = tuple(map(number, rates))
         at_once = (
             mode == UPDATE
             and direct
@@ -123,7 +97,7 @@ class _Sweep:
             and rule.momentum_buffer is None
             and rule.second_moment is None
         )
-        lr, _, weight_decay, *_ = rule.scalars
+        lr, _, weight_decay, *_ = rates
         with np.errstate(over="ignore"):
             keep, rate = map(number, (1 - lr * weight_decay, -lr * scale) if at_once else (1, 1))
         bias_scalars = (*scalars[:2], number(0), *scalars[3:])
@@ -156,12 +130,12 @@ class _Sweep:
             *(item for tensor in self.tensors[1:] for item in location(tensor)),
             *self.positives,
             *(*location(dw), *location(db), *state),
-            *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed % (1 << 64)), np.uint64(rule.step)),
+            *(scalars, bias_scalars, rule.stochastic, np.uint64(rule.seed % (1 << 64)), np.uint64(int(rule.step))),
             *(at_once, keep, rate),
         )
         return torch.tensor(losses.sum(), dtype=self.dtype)
 
-    def dx(self, scale: Tensor) -> Tensor:
+    def dx(self, scale: float) -> Tensor:
         """``scale`` times the gradient of the input, its partial sums added in ascending order."""
         dx = torch.empty(self.B, self.D, dtype=self.dtype)
         spans = _threads.split(self.D, _threads.num_threads(), 16)
@@ -170,115 +144,53 @@ class _Sweep:
         return dx.to(self.x.dtype)
 
 
-def loss_forward(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-) -> Tensor:
-    """The sum of the loss over rows and labels: 0-dim float32 (float64 for float64 inputs)."""
-    return _Sweep(x, weight, indices, bias, labels, rows, loss, group_size).run(FORWARD)
+def _factors(scaling: Scaling, dtype: torch.dtype) -> tuple[float, float]:
+    """What the gradients of x and of updated parameters are multiplied by, rounded as the tensors' division would be."""
+    number: Any = _NUMPY[dtype]
+    upstream = number(1 if scaling.upstream is None else float(scaling.upstream))
+    loss_scale = number(1 if scaling.loss_scale is None else float(scaling.loss_scale))
+    with np.errstate(all="ignore"):
+        return float(upstream / number(scaling.divisor)), float(upstream / loss_scale / number(scaling.divisor))
+
+
+def loss_forward(x: Tensor, layer: Layer, positives: Positives, objective: Objective, divisor: float) -> Tensor:
+    """The sum of the loss over rows and labels, divided by ``divisor``."""
+    return _Sweep(x, layer, positives, objective).run(FORWARD) / divisor
 
 
 def loss_gradients(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    scale: Tensor,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``scale * loss_forward(...)`` in one sweep: (dx [B, D], dw [L, K], db [L]), None where not needed.
-
-    ``scale`` is a 0-dim tensor in the accumulation dtype on x's device (upstream gradient / B, loss scale included). It
-    multiplies the float32 sums before they are rounded, once, to the dtype of x, weight and bias.
-    """
-    dw = torch.empty(weight.shape, dtype=weight.dtype) if need_weight else None
-    db = torch.empty(bias.shape, dtype=bias.dtype) if need_bias and bias is not None else None
-    sweep = _Sweep(x, weight, indices, bias, labels, rows, loss, group_size)
-    sweep.run(GRADIENTS, need_x=need_x, need_weight=need_weight, scale=float(scale), dw=dw, db=db)
-    return sweep.dx(scale) if need_x else None, dw, db
+    x: Tensor, layer: Layer, positives: Positives, objective: Objective, scaling: Scaling, needed: Needed
+) -> Gradients:
+    """Gradients of the loss in one sweep: (dx, dw, db), None where not needed."""
+    weight, _, bias, _ = layer
+    dw = torch.empty(weight.shape, dtype=weight.dtype) if needed.weight else None
+    db = torch.empty(bias.shape, dtype=bias.dtype) if needed.bias and bias is not None else None
+    sweep = _Sweep(x, layer, positives, objective)
+    factor, _ = _factors(scaling, sweep.dtype)
+    sweep.run(GRADIENTS, need_x=needed.x, need_weight=needed.weight, scale=factor, dw=dw, db=db)
+    return sweep.dx(factor) if needed.x else None, dw, db
 
 
 def loss_step_(
     x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    dx_scale: Tensor,
-    dw_scale: Tensor,
-    momentum_buffer: Tensor | None,
-    second_moment: Tensor | None,
-    bias_momentum_buffer: Tensor | None,
-    bias_second_moment: Tensor | None,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    decay: float,
-    gain: float,
-    correction: Tensor | None,
-    eps: float,
-    stochastic: bool,
-    seed: int,
-    step: int,
+    layer: Layer,
+    positives: Positives,
+    objective: Objective,
+    scaling: Scaling,
+    update: Update,
+    *,
     need_loss: bool,
     need_x: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Loss, input gradient and the update of ``weight``, ``bias`` and the optimizer's state in one sweep, in place.
-
-    Returns (sum of the loss as in ``loss_forward`` or None, dx [B, D] in x's dtype or None). dx is
-    ``dx_scale * d sum / dx`` at the OLD weights, rounded once.
-
-    The update, in float32 (float64 for float64 inputs), for each label with ``g = dw_scale * d sum / dw`` ``[K]``::
-
-        v = decay * v + gain * mean_k(g^2)                           if second_moment is given
-        u = g / (sqrt(correction * v) + eps)                         (u = g without second_moment)
-        u = u + weight_decay * w
-        m = momentum * m + u                                         if momentum_buffer is given (u = m from here)
-        w = w - lr * u
-
-    The bias follows the same rule with its own state and without weight decay (mean over its single gradient). That is
-    torch.optim.SGD without second_moment; row-wise Adagrad with decay = gain = 1; a row-wise Adam-like second
-    moment with decay = beta2, gain = 1 - beta2, correction = 1 / (1 - beta2^t).
-
-    dx_scale, dw_scale: 0-dim tensors in the accumulation dtype on x's device. If dw_scale is not finite then nothing
-        is updated (weight, bias and state keep their bits), without a host sync; loss and dx are returned as they come.
-    momentum_buffer:      [L, K] in weight's dtype, or None
-    second_moment:        [L] in the accumulation dtype, or None
-    bias_momentum_buffer: [L] in bias's dtype, or None (None if bias is)
-    bias_second_moment:   [L] in the accumulation dtype, or None (None if bias is)
-    correction:           0-dim in the accumulation dtype on x's device, or None for 1
-    stochastic: how bfloat16/float16 weight, bias and momentum buffers are rounded when stored: stochastically
-        (unbiased, subnormals included) or to nearest even. A finite value saturates at the largest finite one and never
-        becomes inf; inf and nan pass through. Ignored for float32/float64 tensors.
-    seed, step: random bits for stochastic rounding are Philox4x32 with 7 rounds, key = seed (64 bits), counter =
-        (label, slot // 8, step mod 2^32, stream). Stream 0: weight, 1: momentum_buffer, 2: bias, 3: its momentum
-        (slot 0). Slot k takes 16 bits: half (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the
-        representable one next to it towards zero (f in units of their distance); with u the 16 bits it is rounded away
-        from zero iff u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
-    need_loss, need_x: what is not needed is not computed.
-    """
-    scalars = (lr, momentum, weight_decay, decay, gain, 1.0 if correction is None else float(correction), eps)
-    state = (momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment)
-    rule = _Rule(*state, scalars, stochastic, seed, step)
-    sweep = _Sweep(x, weight, indices, bias, labels, rows, loss, group_size)
-    scale = float(dw_scale)
-    if math.isfinite(scale):
-        total = sweep.run(UPDATE, need_x=need_x, need_weight=True, scale=scale, rule=rule)
+    """Loss, input gradient at the old weights, and the update of weight, bias and state in one sweep, in place."""
+    sweep = _Sweep(x, layer, positives, objective)
+    factor, own = _factors(scaling, sweep.dtype)
+    if math.isfinite(own) and bool(x.isfinite().all()):
+        correction = 1.0 if update.correction is None else float(update.correction)
+        if update.applied is not None:
+            update.applied.add_(1)
+            correction = 1 / (1 - update.decay ** float(update.applied))
+        total = sweep.run(UPDATE, need_x=need_x, need_weight=True, scale=own, rule=update, correction=correction)
     else:
         total = sweep.run(GRADIENTS, need_x=need_x)
-    return total if need_loss else None, sweep.dx(dx_scale) if need_x else None
+    return total / scaling.divisor if need_loss else None, sweep.dx(factor) if need_x else None

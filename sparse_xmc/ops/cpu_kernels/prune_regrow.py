@@ -7,6 +7,7 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
+from sparse_xmc.ops._contract import Rewiring
 from sparse_xmc.ops.cpu_kernels import _threads
 from sparse_xmc.ops.cpu_kernels._integer_lanes import (
     count_at_most,
@@ -184,27 +185,13 @@ def _reset(state, to_mean, group_size, pruned, start, stop):
 
 
 def rewire_(
-    weight: Tensor,
-    indices: Tensor,
-    state: Sequence[Tensor],
-    mean_state: Sequence[Tensor],
-    counts: Tensor | None,
-    candidates: Tensor | None,
-    fixed: int,
-    threshold: float,
-    in_features: int,
-    group_size: int,
-    use_max: bool,
-    seed: int,
-    bound: float,
-    first_row: int,
+    weight: Tensor, indices: Tensor, state: Sequence[Tensor], mean_state: Sequence[Tensor], plan: Rewiring
 ) -> Tensor:
-    """Prunes ``counts[r]`` slots of each row, or ``fixed`` if that is >= 0, or those that score below ``threshold``
-    (a float32 number), and regrows them from ``candidates [R, >= count]`` or at random. Returns their number."""
+    """Prunes and regrows in place; the number of changed slots of ``indices``."""
     R, K = indices.shape
-    key = np.array(threshold, np.float32).view(np.uint32)[()]
-    counted = np.empty(0, np.int16) if counts is None else as_numpy(counts)
-    listed = np.empty((0, 0), np.int32) if candidates is None else as_numpy(candidates)
+    key = np.array(plan.threshold, np.float32).view(np.uint32)[()]
+    counted = np.empty(0, np.int16) if plan.counts is None else as_numpy(plan.counts)
+    listed = np.empty((0, 0), np.int32) if plan.candidates is None else as_numpy(plan.candidates)
     weights, places = as_numpy(weight), as_numpy(indices)
     treated = [(as_numpy(s), to_mean) for tensors, to_mean in ((state, False), (mean_state, True)) for s in tensors]
     totals = []
@@ -213,12 +200,12 @@ def rewire_(
         pruned = np.empty((stop - start, -(-K // _WORD)), np.uint32)
         totals.append(
             _rewire(
-                weights, places, counted, listed, fixed, key, in_features, group_size, use_max, seed,
-                np.float32(bound), first_row, pruned, start, stop,
+                weights, places, counted, listed, plan.fixed, key, plan.in_features, plan.group_size, plan.use_max,
+                plan.seed, np.float32(plan.bound), plan.first_row, pruned, start, stop,
             )
         )  # fmt: skip
         for array, to_mean in treated:
-            _reset(array, to_mean, group_size, pruned, start, stop)
+            _reset(array, to_mean, plan.group_size, pruned, start, stop)
 
     _threads.run(rewire_rows, row_tasks(R))
     return torch.tensor(sum(totals), dtype=torch.int64)

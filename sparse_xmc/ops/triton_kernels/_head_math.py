@@ -74,7 +74,7 @@ def update_tile(
     """One optimizer step with ``gradient [N, WIDTH]`` on the parameters at ``offsets``, in place, where ``mask``.
 
     momentum_ptr may be None; moment_ptr (one scalar per label) may be None. COUNT: connections of a label, for the mean
-    of the squared gradient. The rule stands in ``cpu_kernels/loss.py``.
+    of the squared gradient. The rule stands in ``ops/update.py``.
     """
     WIDTH: tl.constexpr = gradient.shape[1]
     ACC: tl.constexpr = gradient.dtype

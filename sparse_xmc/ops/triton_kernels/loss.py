@@ -1,11 +1,12 @@
 """Fused head on the GPU: loss, gradients and weight update label tile by label tile; no ``[B, L]`` tensor, ever.
 
-The interface, the loss functions and the update rule stand in ``cpu_kernels/loss.py``. Each program owns a label tile
-(``loss_gather``: a few labels; ``loss_group``: labels that share their connections) and walks over the batch with its
-weights and their gradient in registers. The input gradient is added to a feature-major float32 buffer with atomics, or,
-under ``torch.use_deterministic_algorithms``, in a fixed order to a bounded number of private buffers.
+The interface and the loss functions stand in ``ops/_contract.py``, the update rule in ``ops/update.py``. Each program
+owns a label tile (``loss_gather``: a few labels; ``loss_group``: labels that share their connections) and walks over the
+batch with its weights and their gradient in registers. The input gradient is added to a feature-major float32 buffer
+with atomics, or, under ``torch.use_deterministic_algorithms``, in a fixed order to a bounded number of private buffers.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, compute_dtype
 from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device
 from sparse_xmc.ops.triton_kernels.loss_gather import gather_tile
 from sparse_xmc.ops.triton_kernels.loss_group import group_tile
+from sparse_xmc.ops.update import Update
 
 MAX_DOT_FAN_IN = 256
 MAX_FAN_IN = 8192
@@ -160,34 +163,29 @@ def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, in
 
 def _sweep(
     x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
+    layer: Layer,
+    positives: Positives,
+    objective: Objective,
     *,
     need_loss: bool,
     need_x: bool = False,
     scale: Tensor | None = None,
     dw: Tensor | None = None,
     db: Tensor | None = None,
-    state: tuple[Tensor | None, ...] = (None,) * 5,
-    update: tuple[float, ...] = (0.0,) * 6,
-    in_place: bool = False,
-    stochastic: bool = False,
-    seed: int = 0,
-    step: int = 0,
+    update: Update | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """One launch over all labels. Returns (sum of the loss | None, unscaled input gradient [D, padded(B)] | None)."""
-    (B, D), (L, K) = x.shape, weight.shape
-    acc = compute_dtype(x.dtype)
-    indices = indices.contiguous()
+    """One launch over all labels. Returns (sum of the loss | None, unscaled input gradient [D, padded(B)] | None).
+
+    ``scale`` multiplies the gradients of weight and bias. They are stored in ``dw`` and ``db``, or applied by ``update``.
+    """
+    (B, D), (L, K), G = x.shape, layer.weight.shape, layer.group_size
+    acc, in_place = compute_dtype(x.dtype), update is not None
+    rule = Update() if update is None else update
+    weight, indices, bias, _ = layer
     if not in_place:
         weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     deterministic = need_x and torch.are_deterministic_algorithms_enabled()
-    plan = tiling(B, L, K, group_size, x.dtype, deterministic)
+    plan = tiling(B, L, K, G, x.dtype, deterministic)
     operand, terms, precision = operands(x.dtype, weight.dtype) if plan.dot else (None, 1, None)
     xt = feature_major(x)
     programs = plan.tiles
@@ -199,15 +197,16 @@ def _sweep(
     elif need_x:
         dxt = torch.zeros(xt.shape, dtype=acc, device=x.device)
     sums = torch.empty(programs, dtype=acc, device=x.device) if need_loss else None
-    nnz = labels.shape[0]
+    nnz = positives.labels.shape[0]
     with on_device(x):
         _fused_head[(programs,)](
-            xt, weight, indices, bias, labels, rows, sums, dxt, dw, db, scale, *state,
-            B, D, xt.shape[1], L, nnz, nnz.bit_length(), plan.tiles, *update, _signed(seed), step % (1 << 32),
-            K=K, G=group_size, LOSS=loss, NEED_WEIGHT=in_place or dw is not None or db is not None, UPDATE=in_place,
-            STOCHASTIC=stochastic, ATOMIC=not deterministic,
+            xt, weight, indices.contiguous(), bias, positives.labels, positives.rows, sums, dxt, dw, db, scale,
+            *rule[:4], rule.correction, B, D, xt.shape[1], L, nnz, nnz.bit_length(), plan.tiles, rule.lr, rule.momentum,
+            rule.weight_decay, rule.decay, rule.gain, rule.eps, _signed(rule.seed), rule.step % (1 << 32),
+            K=K, G=G, LOSS=objective.loss, NEED_WEIGHT=in_place or dw is not None or db is not None, UPDATE=in_place,
+            STOCHASTIC=rule.stochastic, ATOMIC=not deterministic,
             OFFSET=tl.int32 if xt.numel() < 1 << 31 else tl.int64, DOT=operand, TERMS=terms, PRECISION=precision,
-            SHIFT=2.0**14 if loss == "bce" and operand == tl.float16 else 1.0,
+            SHIFT=2.0**14 if objective.loss == "bce" and operand == tl.float16 else 1.0,
             BLOCK_L=plan.block_l, BLOCK_K=plan.block_k, BLOCK_B=plan.block_b, num_warps=plan.num_warps,
         )  # fmt: skip
     total = sums.sum(dtype=torch.float64).to(acc) if sums is not None else None
@@ -222,95 +221,67 @@ def _signed(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def loss_forward(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-) -> Tensor:
-    """The sum of the loss over rows and labels."""
-    total, _ = _sweep(x, weight, indices, bias, labels, rows, loss, group_size, need_loss=True)
+def _scale(scaling: Scaling, x: Tensor) -> Tensor:
+    """``upstream / divisor``, 0-dim on x's device."""
+    one = (
+        torch.ones((), dtype=compute_dtype(x.dtype), device=x.device) if scaling.upstream is None else scaling.upstream
+    )
+    return one / scaling.divisor
+
+
+def _corrected(update: Update, scale: Tensor) -> Update:
+    """An update whose correction follows from the count of updates, which counts this one unless it is skipped."""
+    if update.applied is None:
+        return update
+    update.applied.add_(scale.isfinite())
+    return update._replace(correction=(1 / (1 - update.decay**update.applied)).to(scale.dtype))
+
+
+def _input_gradient(dxt: Tensor | None, scale: Tensor, x: Tensor) -> Tensor | None:
+    return None if dxt is None else batch_major(dxt.mul_(scale), x.shape[0], x.dtype)
+
+
+def loss_forward(x: Tensor, layer: Layer, positives: Positives, objective: Objective, divisor: float) -> Tensor:
+    """The sum of the loss over rows and labels, divided by ``divisor``."""
+    total, _ = _sweep(x, layer, positives, objective, need_loss=True)
     assert total is not None
-    return total
+    return total / divisor
 
 
 def loss_gradients(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    scale: Tensor,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``scale`` times the sum of the loss: (dx, dw, db), None where not needed."""
-    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if need_weight else None
-    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if need_bias and bias is not None else None
-    _, dxt = _sweep(
-        x,
-        weight,
-        indices,
-        bias,
-        labels,
-        rows,
-        loss,
-        group_size,
-        need_loss=False,
-        need_x=need_x,
-        scale=scale,
-        dw=dw,
-        db=db,
-    )
-    dx = batch_major(dxt.mul_(scale), x.shape[0], x.dtype) if dxt is not None else None
-    return dx, dw, db
+    x: Tensor, layer: Layer, positives: Positives, objective: Objective, scaling: Scaling, needed: Needed
+) -> Gradients:
+    """Gradients of the loss: (dx, dw, db), None where not needed."""
+    weight, _, bias, _ = layer
+    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if needed.weight else None
+    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if needed.bias and bias is not None else None
+    scale = _scale(scaling, x)
+    _, dxt = _sweep(x, layer, positives, objective, need_loss=False, need_x=needed.x, scale=scale, dw=dw, db=db)
+    return _input_gradient(dxt, scale, x), dw, db
 
 
 def loss_step_(
     x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor,
-    loss: str,
-    group_size: int,
-    dx_scale: Tensor,
-    dw_scale: Tensor,
-    momentum_buffer: Tensor | None,
-    second_moment: Tensor | None,
-    bias_momentum_buffer: Tensor | None,
-    bias_second_moment: Tensor | None,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    decay: float,
-    gain: float,
-    correction: Tensor | None,
-    eps: float,
-    stochastic: bool,
-    seed: int,
-    step: int,
+    layer: Layer,
+    positives: Positives,
+    objective: Objective,
+    scaling: Scaling,
+    update: Update,
+    *,
     need_loss: bool,
     need_x: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Loss, input gradient at the old weights, and the update of weight, bias and state in place."""
+    scale = own = _scale(scaling, x)
+    if scaling.loss_scale is not None:
+        assert scaling.upstream is not None
+        own = scaling.upstream / scaling.loss_scale.to(scale.dtype) / scaling.divisor
+    if x.numel():
+        own = own + (0 * x).sum(dtype=own.dtype)  # NaN, at which nothing is updated, if x holds inf or NaN
     total, dxt = _sweep(
-        x, weight, indices, bias, labels, rows, loss, group_size, need_loss=need_loss, need_x=need_x, scale=dw_scale,
-        state=(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment, correction),
-        update=(lr, momentum, weight_decay, decay, gain, eps),
-        in_place=True, stochastic=stochastic, seed=seed, step=step,
-    )  # fmt: skip
-    dx = batch_major(dxt.mul_(dx_scale), x.shape[0], x.dtype) if dxt is not None else None
-    return total, dx
+        *(x, layer, positives, objective), need_loss=need_loss, need_x=need_x, scale=own, update=_corrected(update, own)
+    )
+    return total if total is None else total / scaling.divisor, _input_gradient(dxt, scale, x)
 
 
 def compile_cases() -> Iterator[CompileCase]:
@@ -330,19 +301,18 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _step_case((half, half), K, G, "squared_hinge", momentum=True, moment=True)
         yield _step_case((half, half), K, G, "bce", moment=True)
         yield _step_case((half, half), K, G, "bce", deterministic=True)
-        args = _meta_layer(half, half, K, G)
-        scale = torch.empty((), device="meta")
-        yield CompileCase(
-            f"gradients[K={K},G={G}]",
-            lambda args=args, G=G, scale=scale: loss_gradients(*args, "bce", G, scale, True, True, True),
-        )
+        problem = (*_meta_problem(half, half, K, G), Objective(), Scaling(), Needed(True, True, True))
+        yield CompileCase(f"gradients[K={K},G={G}]", functools.partial(loss_gradients, *problem))
 
 
-def _meta_layer(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> tuple[Tensor, ...]:
+def _meta_problem(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> tuple[Tensor, Layer, Positives]:
     B, D, L, nnz = 128, 768, 20_011, 640
     sizes = ((B, D), (L, K), (-(-L // G), K), (L,), (nnz,), (nnz,))
     dtypes = (dtype, weight_dtype, torch.uint16, weight_dtype, torch.int64, torch.int32)
-    return tuple(torch.empty(*size, dtype=d, device="meta") for size, d in zip(sizes, dtypes, strict=True))
+    x, weight, indices, bias, labels, rows = (
+        torch.empty(*size, dtype=d, device="meta") for size, d in zip(sizes, dtypes, strict=True)
+    )
+    return x, Layer(weight, indices, bias, G), Positives(labels, rows, B, L)
 
 
 def _step_case(
@@ -355,20 +325,20 @@ def _step_case(
     moment: bool = False,
     deterministic: bool = False,
 ) -> CompileCase:
-    layer = _meta_layer(*dtypes, K, G)
-    weight, bias = layer[1], layer[3]
+    x, layer, positives = _meta_problem(*dtypes, K, G)
     scale = torch.empty((), dtype=compute_dtype(dtypes[0]), device="meta")
-    moments = [torch.empty(weight.shape[0], dtype=scale.dtype, device="meta") if moment else None for _ in range(2)]
-    buffers = [torch.empty_like(tensor) if momentum else None for tensor in (weight, bias)]
+    moments = [torch.empty(layer.weight.shape[0], dtype=scale.dtype, device="meta") if moment else None for _ in "wb"]
+    buffers = [torch.empty_like(tensor) if momentum and tensor is not None else None for tensor in layer[0:3:2]]
+    update = Update(
+        buffers[0], moments[0], buffers[1], moments[1], 0.1, 0.9, 1e-4, 0.9, 0.1, 1e-8,
+        correction=scale if moment else None, seed=1, step=2,
+    )  # fmt: skip
 
     def launch() -> None:
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(deterministic)
         try:
-            loss_step_(
-                *layer, loss, G, scale, scale, buffers[0], moments[0], buffers[1], moments[1],
-                0.1, 0.9, 1e-4, 0.9, 0.1, scale if moment else None, 1e-8, True, 1, 2, True, True,
-            )  # fmt: skip
+            loss_step_(x, layer, positives, Objective(loss), Scaling(2.0), update, need_loss=True, need_x=True)
         finally:
             torch.use_deterministic_algorithms(before)
 

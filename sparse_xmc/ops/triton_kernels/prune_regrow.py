@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_xmc.ops._contract import Rewiring
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._launch import on_device
 from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_counts, row_keys, tile_shape
@@ -122,34 +123,21 @@ def rewire_kernel(
 
 
 def rewire_(
-    weight: Tensor,
-    indices: Tensor,
-    state: Sequence[Tensor],
-    mean_state: Sequence[Tensor],
-    counts: Tensor | None,
-    candidates: Tensor | None,
-    fixed: int,
-    threshold: float,
-    in_features: int,
-    group_size: int,
-    use_max: bool,
-    seed: int,
-    bound: float,
-    first_row: int,
+    weight: Tensor, indices: Tensor, state: Sequence[Tensor], mean_state: Sequence[Tensor], plan: Rewiring
 ) -> Tensor:
-    """Prunes ``counts[r]`` slots of each row, or ``fixed`` if that is >= 0, or those that score below ``threshold``
-    (a float32 number), and regrows them from ``candidates [R, >= count]`` or at random. Returns their number."""
+    """Prunes and regrows in place; the number of changed slots of ``indices``."""
     (R, K), L = indices.shape, weight.shape[0]
     rows, block_k = tile_shape(K)
     grid = (triton.cdiv(R, rows),)
     total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    key = int(torch.tensor(threshold, dtype=torch.float32).view(torch.int32))
-    shape = {"USE_MAX": use_max, "ROWS": rows, "BLOCK_K": block_k}
+    key = int(torch.tensor(plan.threshold, dtype=torch.float32).view(torch.int32))
+    shape = {"USE_MAX": plan.use_max, "ROWS": rows, "BLOCK_K": block_k}
     with on_device(weight):
-        listed = 0 if candidates is None else candidates.shape[1]
+        listed = 0 if plan.candidates is None else plan.candidates.shape[1]
         rewire_kernel[grid](
-            tuple(state), tuple(mean_state), weight, indices, counts, candidates, total, key, fixed, seed, first_row,
-            bound, R, L, K, in_features, listed, group_size, UNIFORM=bound > 0, **shape,
+            tuple(state), tuple(mean_state), weight, indices, plan.counts, plan.candidates, total, key, plan.fixed,
+            plan.seed, plan.first_row, plan.bound, R, L, K, plan.in_features, listed, plan.group_size,
+            UNIFORM=plan.bound > 0, **shape,
         )  # fmt: skip
     return total
 
@@ -214,7 +202,7 @@ def compile_cases() -> Iterator[CompileCase]:
         rows = 4096 // G
 
         def launch(weight=weight, indices=indices, K=K, G=G):
-            rewire_(weight, indices, [weight], [weight], None, None, K // 4, 0.0, 768, G, False, 1 << 40, 0.1, 0)
+            rewire_(weight, indices, [weight], [weight], Rewiring(768, G, False, 1 << 40, fixed=K // 4, bound=0.1))
 
         def select(weight=weight, K=K, G=G, rows=rows):
             lowest_per_row(weight, rows, G, False, 1000, K)

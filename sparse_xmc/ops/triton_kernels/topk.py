@@ -7,7 +7,9 @@ The splits' keys are merged by ``torch.topk``. For k beyond ``MAX_KEEP`` the swe
 float64 layers go another way (``topk_float64.py``).
 """
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -191,8 +193,8 @@ def topk(
     bias: Tensor | None,
     k: int,
     group_size: int,
-    exclude_crow: Tensor | None,
-    exclude_col: Tensor | None,
+    exclude_offsets: Tensor | None,
+    exclude_labels: Tensor | None,
     weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best labels of each row: (scores [B, k] in x's dtype, labels [B, k] int64), best first.
@@ -201,13 +203,15 @@ def topk(
     Excluded labels (CSR, columns in any order) are passed over; at least k must remain.
     """
     if x.dtype == torch.float64:
-        return topk_float64.topk(x, weight, indices, bias, k, group_size, exclude_crow, exclude_col)
-    layer = [None if t is None else t.contiguous() for t in (weight, indices, bias, weight_scale)]
+        return topk_float64.topk(x, weight, indices, bias, k, group_size, exclude_offsets, exclude_labels)
+    weight, indices = weight.contiguous(), indices.contiguous()
+    bias, weight_scale = (None if t is None else t.contiguous() for t in (bias, weight_scale))
+    layer = (weight, indices, bias, weight_scale)
     xt = feature_major(x)
     found: list[Tensor] = []
     ceiling = None
     while k > 0:
-        keys = _best_keys(x, xt, *layer, min(k, MAX_KEEP), group_size, exclude_crow, exclude_col, ceiling)
+        keys = _best_keys(x, xt, *layer, min(k, MAX_KEEP), group_size, exclude_offsets, exclude_labels, ceiling)
         found.append(keys)
         ceiling = keys[:, -1].contiguous()
         k -= keys.shape[1]
@@ -275,5 +279,5 @@ def compile_cases() -> Iterator[CompileCase]:
         scale = torch.empty(20_011, device="meta") if weight_dtype == QUANTIZED_DTYPE else None
         kind = str(dtype).removeprefix("torch.") + ",8-bit weights" * (scale is not None)
         name = f"[{kind},K={K},G={G},k={k}{',exclude' * exclude}]"
-        arguments = (*layer, k, G, *csr, scale)
-        yield CompileCase(name, lambda arguments=arguments: topk(*arguments), wgmma=False)
+        arguments: Any = (*layer, k, G, *csr, scale)
+        yield CompileCase(name, functools.partial(topk, *arguments), wgmma=False)

@@ -54,7 +54,8 @@ class Shape(NamedTuple):
 
     @staticmethod
     def of(bucket: int, K: int, G: int, itemsize: int) -> "Shape":
-        return Shape(*(1 << (bucket >> shift & 0xFF) for shift in (0, 8, 16)), K, G, itemsize)
+        B, L, D = (1 << (bucket >> shift & 0xFF) for shift in (0, 8, 16))
+        return Shape(B, L, D, K, G, itemsize)
 
 
 def bucket(B: int, L: int, D: int) -> int:

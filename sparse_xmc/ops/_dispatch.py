@@ -1,0 +1,88 @@
+"""How an op reaches its kernels: straight in eager code, through torch's dispatcher where something watches its calls.
+
+The dispatcher costs more than a small layer's arithmetic, and only tracers and tensor subclasses have a use for it. For
+them every op is also defined in the library ``sparse_xmc``, so that a graph holds one node for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_LIBRARY = torch.library.Library("sparse_xmc", "DEF")
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Defines ``sparse_xmc::<schema>`` with its kernel for every device and its shapes, and returns it.
+
+    Programs that were exported with a schema hold it forever: one that was released is never changed, only joined by
+    another (``_old_schemas.py``). What an implementation writes to, it reports by ``mutated``.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, torch._disable_dynamo(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sparse_xmc::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.sparse_xmc, name).default
+
+
+def transforming() -> bool:
+    """Whether a functorch transform (vmap, grad, ...) or a level of forward-mode differentiation is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def direct(*tensors: Tensor) -> bool:
+    """Whether kernels may be called on these tensors without the dispatcher: nothing traces, profiles or wraps them."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or transforming()
+    ):
+        return False
+    # no generator here: it would take longer than all of the above
+    for tensor in tensors:  # noqa: SIM110
+        if type(tensor) not in _PLAIN or tensor.is_meta:
+            return False
+    return True
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a result computed from these tensors needs a place in a graph of gradients."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return not torch.compiler.is_compiling() and transforming()
+
+
+def mutated(*tensors: Tensor | None) -> None:
+    """Tells autograd that a kernel wrote to these tensors."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
+
+
+def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Decorates the ``backward`` of an autograd function whose gradients can't be differentiated again: doing so raises.
+
+    torch's ``once_differentiable`` lets a second derivative pass as zero where the upstream gradient is a constant.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, *upstream)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return gradients
+        message = (
+            f"second derivatives are not implemented: the gradient of {type(ctx).__name__} was differentiated again"
+        )
+        attach: Any = torch._C._functions.DelayedError(message.encode(), len(gradients))
+        return attach(*(None if g is None else g.detach().requires_grad_() for g in gradients))
+
+    return wrapper

@@ -1,0 +1,99 @@
+"""Losses and their options: what goes together, in which shape, and what a sum is divided by."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from sparse_xmc.ops._arguments import check_float, compute_dtype
+from sparse_xmc.ops._contract import Objective
+
+Loss = Literal["bce", "squared_hinge", "asymmetric", "cross_entropy"]
+Reduction = Literal["mean", "sum", "mean_all"]
+FUSED_LOSSES = ("bce", "squared_hinge", "asymmetric")
+REDUCTIONS = ("mean", "sum", "mean_all")
+
+_ASYMMETRIC = {"gamma_pos": 0.0, "gamma_neg": 4.0, "clip": 0.05}  # the paper's
+_SOFTMAX = ("label_smoothing", "ignore_index", "class_weight")
+
+
+class LossOptions(TypedDict, total=False):
+    """Options of a loss, all by keyword.
+
+    pos_weight: ``[L]`` float, what the loss of a label's positives is multiplied by, as in ``BCEWithLogitsLoss``.
+    sample_weight: ``[B]`` float, what the loss of a row is multiplied by. A mean still divides by the number of rows.
+    gamma_pos, gamma_neg, clip: of "asymmetric": exponents of the focusing factors of positives (default 0) and negatives
+        (4), and the probability below which a negative counts nothing (0.05).
+    label_smoothing, ignore_index, class_weight: of "cross_entropy", as in ``torch.nn.functional.cross_entropy``.
+    """
+
+    pos_weight: Tensor | None
+    sample_weight: Tensor | None
+    gamma_pos: float
+    gamma_neg: float
+    clip: float
+    label_smoothing: float
+    ignore_index: int
+    class_weight: Tensor | None
+
+
+def _weight(name: str, value: Tensor, size: int, what: str, like: Tensor) -> Tensor:
+    """A tensor of weights as kernels read it."""
+    check_float(name, value)
+    if tuple(value.shape) != (size,):
+        raise ValueError(f"{name} must be [{size}], one number for each {what}, got {list(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the weight's device {like.device}, got {value.device}")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} must not require a gradient: none is computed for it")
+    return value.to(compute_dtype(like.dtype)).contiguous()
+
+
+def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objective:
+    """Checks the options of a fused loss of ``num_rows`` rows over the labels of ``weight [L, K]``."""
+    if loss not in FUSED_LOSSES:
+        raise ValueError(
+            f"loss must be 'bce', 'squared_hinge' or 'asymmetric' (or, unfused, 'cross_entropy'), got {loss!r}"
+        )
+    if not options and loss != "asymmetric":
+        return Objective(loss)
+    own = _ASYMMETRIC if loss == "asymmetric" else {}
+    pos_weight, sample_weight, numbers = options.get("pos_weight"), options.get("sample_weight"), dict(own)
+    for name, value in options.items():
+        if name in own:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value < (1 if name == "clip" else float("inf")):
+                raise ValueError(f"{name} must be {'in [0, 1)' if name == 'clip' else 'finite and >= 0'}, got {value}")
+            numbers[name] = float(value)
+        elif name in _ASYMMETRIC:
+            raise ValueError(f"{name} goes with loss='asymmetric', got loss={loss!r}")
+        elif name in _SOFTMAX:
+            raise ValueError(f"{name} goes with loss='cross_entropy', got loss={loss!r}")
+        elif name not in ("pos_weight", "sample_weight"):
+            raise TypeError(f"a loss has no option {name!r}: those are {', '.join(LossOptions.__annotations__)}")
+    if loss == "asymmetric" or pos_weight is not None or sample_weight is not None:
+        raise NotImplementedError("the kernels know no weights of labels or rows and no asymmetric loss yet")
+    if pos_weight is not None:
+        pos_weight = _weight("pos_weight", pos_weight, weight.shape[0], "label", weight)
+    if sample_weight is not None:
+        sample_weight = _weight("sample_weight", sample_weight, num_rows, "row of x", weight)
+    return Objective(loss, pos_weight, sample_weight, **numbers)
+
+
+def softmax_options(options: Any) -> dict[str, Any]:
+    """Checks that only options of "cross_entropy" are given."""
+    for name in options:
+        if name not in _SOFTMAX:
+            raise TypeError(f"loss='cross_entropy' has no option {name!r}: those are {', '.join(_SOFTMAX)}")
+    return options
+
+
+def divisor(reduction: str, num_rows: int, num_labels: int) -> float:
+    """What the sum over rows and labels is divided by; 1 where there is nothing to sum."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'mean', 'mean_all' or 'sum', got {reduction!r}")
+    rows = max(1, num_rows)
+    return float({"sum": 1, "mean": rows, "mean_all": rows * num_labels}[reduction])

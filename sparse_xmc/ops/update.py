@@ -1,0 +1,88 @@
+"""The update of a fused head: what an optimizer hands over, and the arithmetic that both back ends carry out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Update(NamedTuple):
+    """One update of a layer's parameters, in place, in the sweep that computes their gradients.
+
+    In float32 (float64 for float64 inputs), for each label with the gradient ``g [K]`` of its weights::
+
+        v = decay * v + gain * mean_k(g^2)                           if second_moment is given
+        u = g / (sqrt(correction * v) + eps)                         (u = g without second_moment)
+        u = u + weight_decay * w
+        m = momentum * m + u                                         if momentum_buffer is given (u = m from here)
+        w = w - lr * u
+
+    The bias follows the same rule with its own state and without weight decay (mean over its single gradient). That is
+    ``torch.optim.SGD`` without second_moment; row-wise Adagrad with decay = gain = 1; a row-wise Adam-like second
+    moment with decay = beta2, gain = 1 - beta2 and the correction of ``applied``.
+
+    ``g`` is the gradient of the loss times the factor that ``_contract.Scaling`` describes. If that factor or ``x`` is
+    not finite then nothing is updated: weight, bias and state keep their bits, and nobody waits for the device.
+
+    Args:
+        momentum_buffer: ``[L, K]`` in weight's dtype, or None; bias_momentum_buffer: ``[L]`` in bias's dtype, or None.
+        second_moment, bias_second_moment: ``[L]`` in the accumulation dtype, or None.
+        lr: a number, or a 0-dim float64 tensor on weight's device that is read when the kernel runs.
+        applied: 0-dim float64 on weight's device: how many updates were not skipped. This one adds itself, and the
+            correction is ``1 / (1 - decay ** applied)``.
+        correction: without ``applied``: 0-dim in the accumulation dtype on weight's device, or None for 1.
+        stochastic: how bfloat16 and float16 weights, biases and momenta are rounded when stored: stochastically
+            (unbiased, subnormals included) or to nearest even. A finite value saturates at the largest finite one and
+            never becomes inf; inf and NaN pass through. Without effect on float32 and float64.
+        seed, step: of the random bits; ``step`` is a number or a 0-dim int64 tensor on weight's device. They are
+            Philox4x32 with 7 rounds, key = seed (64 bits), counter = (label, slot // 8, step mod 2^32, stream).
+            Stream 0: weight, 1: momentum_buffer, 2: bias, 3: its momentum (slot 0). Slot k takes 16 bits: half
+            (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the representable one next to it
+            towards zero (f in units of their distance); with u the 16 bits it is rounded away from zero iff
+            u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
+    """
+
+    momentum_buffer: Tensor | None = None
+    second_moment: Tensor | None = None
+    bias_momentum_buffer: Tensor | None = None
+    bias_second_moment: Tensor | None = None
+    lr: float | Tensor = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay: float = 1.0
+    gain: float = 1.0
+    eps: float = 0.0
+    applied: Tensor | None = None
+    correction: Tensor | None = None
+    stochastic: bool = True
+    seed: int = 0
+    step: int | Tensor = 0
+
+    def state(self) -> list[Tensor]:
+        """The tensors that the update writes beside weight and bias."""
+        tensors = (
+            self.momentum_buffer,
+            self.second_moment,
+            self.bias_momentum_buffer,
+            self.bias_second_moment,
+            self.applied,
+        )
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+class UpdateRule(Protocol):
+    """What the fused head asks of an optimizer (``sparse_xmc.optim.fused``)."""
+
+    def attach(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Makes these the parameters that it updates."""
+
+    def next_update(self, weight: Tensor, bias: Tensor | None) -> Update:
+        """State and hyperparameters of the next update of these parameters; counts it."""
+
+    def loss_scale(self, device: torch.device) -> Tensor | None:
+        """The factor (0-dim) in upstream gradients that the update must divide by, or None for 1."""
+
+    def end_step(self) -> Any:
+        """Ends an optimizer step as ``step()`` does: the next update belongs to the next one."""
