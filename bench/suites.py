@@ -181,6 +181,15 @@ def rewire(device: str) -> Plan:
     )
 
 
+def gain(device: str) -> Plan:
+    """The figures of the README's first screen: time and memory of a training step against what people use otherwise."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    base = Point("step", ALL_LABELS[1], dtype=dtype, device=device)
+    names = ("sparse_xmc_fused", "dense", "torch_csr", "embedding_bag", "bottleneck")
+    labels = (ALL_LABELS[1], ALL_LABELS[3], ALL_LABELS[5])
+    return [sweep(base, names, ("time", "memory"), L=labels)], Budget(1.0, 0.1, 3, 15)
+
+
 def gpu(device: str) -> Plan:
     """What a GPU shows in minutes: labels to 8.6M for the step, its memory and top-k; products, groups and rewiring."""
     base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
@@ -200,7 +209,7 @@ def gpu(device: str) -> Plan:
 
 
 SUITES: dict[str, Callable[[str], Plan]] = {
-    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "labels": labels,
+    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "labels": labels, "gain": gain,
     "memory": memory, "rewire": rewire,
 }  # fmt: skip
 
