@@ -3,8 +3,6 @@
 import pytest
 
 from bench import first_screen
-from bench.environment import REPOSITORY
-from bench.rows import RowFile
 from tests.bench.test_report import _row
 
 
@@ -39,12 +37,6 @@ def test_ratios_of_time_and_memory_and_what_does_not_fit():
 def test_nothing_is_made_of_an_unfinished_run():
     with pytest.raises(ValueError, match="no complete run"):
         first_screen.table(_rows(1000)[:-1])
-
-
-def test_the_readme_holds_the_table_of_the_stored_rows():
-    text = (REPOSITORY / "README.md").read_text()
-    wanted = "\n".join(first_screen.table(RowFile(REPOSITORY / "reports" / "cpu").read()))
-    assert f"{first_screen.BEGIN}\n{wanted}\n{first_screen.END}" in text
 
 
 def test_a_readme_without_marks_is_left_alone(tmp_path):
