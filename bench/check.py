@@ -119,6 +119,11 @@ def _truth(point: Point, problem: Problem, weights: Weights) -> dict[str, list[T
         y = y + bias
     if point.mode in ("forward", "topk"):
         return {"y": [y]}
+    if point.mode == "softmax":
+        logp = y.log_softmax(1)
+        dz = (logp.exp() - torch.nn.functional.one_hot(problem.classes.cpu(), y.shape[1])) / y.shape[0]
+        loss = -logp.gather(1, problem.classes.cpu()[:, None]).mean()
+        return {"loss": [loss], "dx": [dz @ W], "dw": weights.project(dz.t() @ x)}
     if point.mode == "step":
         return _step_truth(problem, weights, x, W, y, bias)
     dy = problem.dy.detach().cpu().double()

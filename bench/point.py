@@ -16,18 +16,20 @@ DTYPES = {
 
 # What one call of a mode has to produce. A provider that produces anything else is refused, so that a speed-up always
 # compares equal work: y [B, L]; dx [B, D]; dw the gradient of every weight; loss, the sum over labels averaged over
-# rows; weight the updated parameters (of a rewired layer, with its indices); scores and labels [B, k].
+# rows (of softmax: the mean of the rows' cross-entropies); weight the updated parameters (of a rewired layer, with its
+# indices); scores and labels [B, k].
 WORK: dict[str, frozenset[str]] = {
     "forward": frozenset({"y"}),
     "backward_input": frozenset({"dx"}),
     "backward_weight": frozenset({"dw"}),
     "full": frozenset({"y", "dx", "dw"}),
     "step": frozenset({"loss", "dx", "weight"}),
+    "softmax": frozenset({"loss", "dx", "dw"}),
     "topk": frozenset({"scores", "labels"}),
     "rewire": frozenset({"weight", "indices"}),
 }
 MODES = tuple(WORK)
-BIASED_MODES = ("step", "topk")
+BIASED_MODES = ("step", "softmax", "topk")
 TOP_K = 5
 LEARNING_RATE = 0.05
 POSITIVES_PER_ROW = 5

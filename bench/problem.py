@@ -88,6 +88,11 @@ class Problem:
         return torch.sparse_csr_tensor(crow, labels.reshape(-1), values, (p.B, p.L), check_invariants=False)
 
     @cached_property
+    def classes(self) -> Tensor:
+        """``[B]`` int64: one positive of every row, for a softmax."""
+        return self.targets.col_indices().view(self.point.B, -1)[:, 0].long().contiguous()
+
+    @cached_property
     def positive_rows(self) -> Tensor:
         """Row of every positive, int64; ``targets.col_indices()`` are their labels."""
         count = self.targets.values().numel() // self.point.B

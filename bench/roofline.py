@@ -34,6 +34,8 @@ def floor(point: Point, weights: Weights) -> Floor:
         "full": (3 * product, forward + backward_input + backward_weight),
         # one pass that holds logits and gradients in registers: read and write the parameters, read x, write dx
         "step": (3 * product, 2 * (values + bias) + where + 2 * x + 16 * positives),
+        # as the step, but dw is written in place of the weights: each read once, though the normaliser needs its own pass
+        "softmax": (3 * product, 2 * (x + values) + where + bias + 8 * point.B),
         "topk": (product, x + values + where + bias + point.B * TOP_K * (item + 8)),
         "rewire": (0, 2 * (values + where)),
     }

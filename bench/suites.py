@@ -30,6 +30,7 @@ FUSED = ("sparse_xmc_fused", "sparse_xmc_group32_fused")
 STEP = (*FUSED, "sparse_xmc_fused_loss", *CORE, "dense_chunked", "bottleneck")
 PRODUCTS = (*CORE, "sparse_xmc_group32", "bottleneck", "torch_bsr", "semi_structured_2_4", "gather_einsum")
 TOP = ("sparse_xmc", *FUSED, "dense", "dense_chunked", "embedding_bag")
+SOFTMAX = ("sparse_xmc_fused_loss", "sparse_xmc", "dense", "torch_linear_cross_entropy", "liger", "bottleneck")
 REWIRE = ("sparse_xmc", "sparse_xmc_group32", "eager_rewire")
 
 
@@ -190,6 +191,15 @@ def gain(device: str) -> Plan:
     return [sweep(base, names, ("time", "memory"), L=labels)], Budget(1.0, 0.1, 3, 15)
 
 
+def softmax(device: str) -> Plan:
+    """A wide softmax, loss and gradients: the streaming one against dense ones, whole and chunked."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    base = Point("softmax", ALL_LABELS[0], dtype=dtype, device=device)
+    return [sweep(base, SOFTMAX, ("time", "memory"), L=ALL_LABELS[:2] if device == "cpu" else ALL_LABELS[1:4])], Budget(
+        0.5, 0.1, 3, 15
+    )
+
+
 def gpu(device: str) -> Plan:
     """What a GPU shows in minutes: labels to 8.6M for the step, its memory and top-k; products, groups and rewiring."""
     base = Point("step", 670_091, K=64, B=128, dtype="bfloat16", device=device)
@@ -204,17 +214,18 @@ def gpu(device: str) -> Plan:
         sweep(base, FUSED, B=(32, 512)),
         sweep(base, TOP, mode=("topk",), L=(670_091, 2_812_281)),
         sweep(base, REWIRE, mode=("rewire",), L=(670_091, 2_812_281)),
+        *softmax(device)[0],
         sweep(base, (*FUSED, *CORE), dtype=("float32", "float16")),
     ], Budget(0.2, 0.1, 3, 50)
 
 
 SUITES: dict[str, Callable[[str], Plan]] = {
     "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "labels": labels, "gain": gain,
-    "memory": memory, "rewire": rewire,
+    "softmax": softmax, "memory": memory, "rewire": rewire,
 }  # fmt: skip
 
 
-_DEFAULTS = {"step": (*FUSED, *CORE, "bottleneck"), "topk": TOP, "rewire": REWIRE}
+_DEFAULTS = {"step": (*FUSED, *CORE, "bottleneck"), "topk": TOP, "rewire": REWIRE, "softmax": SOFTMAX}
 
 
 def own_shapes(axes: dict[str, Sequence[Any]], providers: Sequence[str], kinds: Sequence[str], device: str) -> Plan:

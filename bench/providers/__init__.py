@@ -11,6 +11,7 @@ from bench.provider import Provider
 from bench.providers import (
     block_sparse,
     dense,
+    dense_softmax,
     eager_rewire,
     embedding_bag,
     gather,
@@ -24,6 +25,7 @@ ALL: tuple[Provider, ...] = (
     *sparse_xmc.PROVIDERS,
     *block_sparse.PROVIDERS,
     *dense.PROVIDERS,
+    *dense_softmax.PROVIDERS,
     *eager_rewire.PROVIDERS,
     *embedding_bag.PROVIDERS,
     *gather.PROVIDERS,

@@ -27,7 +27,7 @@ def sparse_bce(y: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
 class LinearProvider(Provider):
     """A layer with logits: parts by ``torch.autograd.grad``, the step as loss, backward and plain SGD."""
 
-    modes: Sequence[str] = ("forward", "backward_input", "backward_weight", "full", "step", "topk")
+    modes: Sequence[str] = ("forward", "backward_input", "backward_weight", "full", "step", "softmax", "topk")
 
     @abstractmethod
     def layer(self, point: Point, problem: Problem) -> tuple[Linear, Weights]:
@@ -36,6 +36,10 @@ class LinearProvider(Provider):
     def objective(self, linear: Linear) -> Objective:
         """The loss as a function of x and of rows and labels of the positives."""
         return lambda x, rows, labels: sparse_bce(linear(x), rows, labels)
+
+    def cross_entropy(self, linear: Linear, weights: Weights, x: Tensor, classes: Tensor) -> Tensor:
+        """Mean cross-entropy of the rows against their classes ``[B]``."""
+        return torch.nn.functional.cross_entropy(linear(x), classes)
 
     def build(self, point: Point, problem: Problem) -> Case:
         linear, weights = self.layer(point, problem)
@@ -83,6 +87,16 @@ class LinearProvider(Provider):
 
         return run
 
+    def _softmax(self, linear: Linear, weights: Weights, x: Tensor, problem: Problem) -> Callable[[], Produced]:
+        classes, parameters = problem.classes, weights.tensors()
+
+        def run() -> Produced:
+            loss = self.cross_entropy(linear, weights, x, classes)
+            dx, *dw = torch.autograd.grad(loss, [x, *parameters])
+            return {"loss": loss.detach(), "dx": dx, "dw": dw}
+
+        return run
+
     def _topk(self, linear: Linear, weights: Weights, x: Tensor, problem: Problem) -> Callable[[], Produced]:
         def run() -> Produced:
             with torch.no_grad():
@@ -94,7 +108,7 @@ class LinearProvider(Provider):
 
 def matrices_bytes(point: Point, parameters: int, logit_matrices: float | None = None) -> int:
     """Parameters, their gradients where the mode has them, and the ``[B, L]`` matrices that are alive at once."""
-    copies = 2 if point.mode in ("full", "step", "backward_weight") else 1
-    alive = {"forward": 1, "topk": 1, "backward_input": 2, "backward_weight": 2, "full": 2, "step": 3}
+    copies = 2 if point.mode in ("full", "step", "softmax", "backward_weight") else 1
+    alive = {"forward": 1, "topk": 1, "backward_input": 2, "backward_weight": 2, "full": 2, "step": 3, "softmax": 3}
     logits = alive.get(point.mode, 1) if logit_matrices is None else logit_matrices
     return int((copies * parameters + logits * point.B * point.L) * point.itemsize)

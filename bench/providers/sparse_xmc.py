@@ -127,7 +127,7 @@ def _fused_topk(point: Point, problem: Problem, weights: EllWeights) -> Run:
 class SparseXmcFusedLoss(SparseXmc):
     """``fixed_fan_in_loss`` with autograd and torch's own update: any optimizer, still no ``[B, L]`` matrix."""
 
-    modes: Sequence[str] = ("step",)
+    modes: Sequence[str] = ("step", "softmax")
 
     def predicted_bytes(self, point: Point) -> int:
         return 3 * parameter_bytes(self._own(point)) + (64 << 20)
@@ -143,6 +143,11 @@ class SparseXmcFusedLoss(SparseXmc):
 
     def objective(self, linear: Linear) -> Objective:
         return lambda x, rows, labels: linear(x)
+
+    def cross_entropy(self, linear: Linear, weights: Weights, x: Tensor, classes: Tensor) -> Tensor:
+        assert isinstance(weights, EllWeights)
+        layer = (weights.weight, weights.indices, weights.bias)
+        return ops.fixed_fan_in_loss(x, *layer, classes, loss="cross_entropy", group_size=weights.group_size)
 
 
 PROVIDERS = (

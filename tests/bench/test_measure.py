@@ -75,7 +75,8 @@ def test_counted_bytes_are_those_of_the_tensors_touched(mode: str) -> None:
         "full": lambda: (x + weight + indices + outputs["y"]) + (problem.dy.nbytes + weight + indices + outputs["dx"])
         + (problem.dy.nbytes + x + indices + outputs["dw"]),
         "step": lambda: x + weight + bias + indices + outputs["dx"] + outputs["weight"] + positives,
+        "softmax": lambda: x + weight + bias + indices + outputs["dx"] + outputs["dw"] + problem.classes.nbytes,
         "topk": lambda: x + weight + bias + indices + outputs["scores"] + outputs["labels"],
     }  # fmt: skip
     assert floor(point, case.weights).bytes == touched[mode]()
-    assert floor(point, case.weights).flops == 2 * 6 * 500 * 8 * (3 if mode in ("full", "step") else 1)
+    assert floor(point, case.weights).flops == 2 * 6 * 500 * 8 * (3 if mode in ("full", "step", "softmax") else 1)
