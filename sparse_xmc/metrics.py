@@ -169,3 +169,23 @@ def ranking_metrics(
         result["bins"] = _bins(hit, top, truth, max(ks), bins)
     result["rows"] = num_rows
     return result
+
+
+def calibration_error(scores: np.ndarray, hit: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error in percent: how far scores in ``[0, 1]`` are from the share of hits among them.
+
+    Args:
+        scores, hit: of the k best labels of each row ``[N, k]``; places without a label hold NaN.
+        bins: of equal width.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+    """
+    there = ~np.isnan(scores)
+    scores, hit = scores[there].astype(np.float64), hit[there].astype(np.float64)
+    if not len(scores):
+        return 0.0
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(f"scores must lie in [0, 1], got [{scores.min()}, {scores.max()}]")
+    place = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(place, weights=hit - scores, minlength=bins)
+    return 100 * float(np.abs(gaps).sum() / len(scores))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.app.build import build_encoder, build_model
+from sparse_xmc.app.calibration import Calibration
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
 from sparse_xmc.app.prepare import FILES, Preparation, batches, restore_preparation
@@ -43,13 +44,14 @@ class Bundle:
     frequencies: np.ndarray
     num_train: int
     num_features: int
+    calibration: Calibration | None = None
 
     def predict(self, inputs: Inputs, k: int, *, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(scores, labels) [b, k]`` chunk by chunk, labels in the model's order."""
         k = min(k, len(self.vocabulary))
         device = next(self.model.parameters()).device
         self.model.eval()
-        chunks: Any = list(batches(len(inputs), _PREDICTION_ROWS if self.config.encoder != "transformer" else 32))
+        chunks: Any = list(batches(len(inputs), self._rows()))
         if progress:
             from tqdm import tqdm
 
@@ -58,6 +60,27 @@ class Bundle:
             for rows in chunks:
                 scores, labels = self.model.topk(to_device(inputs.batch(rows), device), k)
                 yield scores.float().cpu(), labels.cpu()
+
+    def all_scores(self, inputs: Inputs) -> Iterator[Tensor]:
+        """Yields the model's own scores of all labels ``[b, L]`` chunk by chunk."""
+        device = next(self.model.parameters()).device
+        self.model.eval()
+        with torch.inference_mode():
+            for rows in batches(len(inputs), self._rows(64)):
+                yield self.model(to_device(inputs.batch(rows), device)).float().cpu()
+
+    def probabilities(self, scores: Tensor) -> np.ndarray:
+        """Probabilities in ``[0, 1]``, float32, from the model's own scores of any shape."""
+        estimates = self.estimates(scores)
+        return estimates if self.calibration is None else self.calibration(estimates)
+
+    def estimates(self, scores: Tensor) -> np.ndarray:
+        """The model's own estimates of probabilities, as training left them, within ``[0, 1]``."""
+        return self.model.as_probabilities(scores).clamp(0, 1).numpy()
+
+    def _rows(self, most: int = _PREDICTION_ROWS) -> int:
+        """Rows at a time."""
+        return most if self.config.encoder != "transformer" else 32
 
     def save(self, folder: str, shards: Shards = ALONE) -> None:
         """Writes the model, atomically; all ranks of ``shards`` call it and the first one writes.
@@ -73,6 +96,8 @@ class Bundle:
             "num_features": self.num_features,
             "auxiliary": auxiliary is not None,
         }
+        if self.calibration is not None:
+            spec["calibration"] = self.calibration.state()
         write_folder(
             folder,
             {
@@ -105,7 +130,6 @@ class Bundle:
             documents["preparation"],
             tensors["preparation"],
             encoder=encoder,
-            cache_folder=os.path.join(os.fspath(run), "tokens"),
         )
         return cls(
             config,
@@ -115,6 +139,7 @@ class Bundle:
             tensors["preparation"]["frequencies"].numpy(),
             spec["num_train"],
             spec["num_features"],
+            Calibration.from_state(spec.get("calibration")),
         )
 
 

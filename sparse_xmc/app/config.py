@@ -230,6 +230,13 @@ class TrainingConfig:
         only_if=unless("valid", None),
         none=0,
     )
+    calibration_share: float = option(
+        0.0,
+        "share of the training rows held out to learn from them what scores mean, where there is no --valid for that",
+        range="[0, 0.5]",
+        only_if=when("valid", None),
+        identity="if changed",
+    )
     seed: int = option(0, "of everything random", range="[0, 4294967295]")  # what scikit-learn takes
     device: str = option("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
     threads: int = option(0, "CPU threads; 0: torch's default", range="[0, 1024]", identity="never")

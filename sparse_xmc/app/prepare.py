@@ -23,6 +23,7 @@ from sparse_xmc.data import (
     TfidfFeatures,
     TokenCache,
     TokenInputs,
+    TokenRows,
 )
 from sparse_xmc.data.tokens import cache_key, file_identity
 
@@ -145,11 +146,15 @@ class Precomputed:
 
 
 class Tokens:
-    """Texts to token ids, cached beside the run as memory-mapped files keyed by source file and tokeniser."""
+    """Texts to token ids, for training cached beside the run as memory-mapped files keyed by source file and tokeniser.
+
+    Args:
+        folder: of the caches; None: in memory.
+    """
 
     reads_texts = True
 
-    def __init__(self, encoder: Any, folder: str) -> None:
+    def __init__(self, encoder: Any, folder: str | None = None) -> None:
         self.encoder, self.folder = encoder, folder
 
     def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
@@ -158,6 +163,9 @@ class Tokens:
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
             raise DataError(_source(split), None, "holds features: encoder 'transformer' needs texts")
+        if self.folder is None:
+            rows = TokenRows.from_texts(iter(split), self.encoder.tokenize, self.encoder.vocabulary_size)
+            return TokenInputs(rows, self.encoder.pad_id), split.labels
         identity = file_identity(_source(split)) if os.path.exists(_source(split)) else []
         fields = getattr(split, "text_fields", None)
         tokenizer = {
@@ -184,9 +192,7 @@ class Tokens:
         return {"kind": "tokens"}, tensors
 
 
-def restore_preparation(
-    document: dict[str, Any], tensors: dict[str, Tensor], *, encoder: Any = None, cache_folder: str = ""
-) -> Preparation:
+def restore_preparation(document: dict[str, Any], tensors: dict[str, Tensor], *, encoder: Any = None) -> Preparation:
     """The preparation that ``state`` described."""
     if document["kind"] == "terms":
         terms = Terms(document["options"])
@@ -197,7 +203,7 @@ def restore_preparation(
         return terms
     if document["kind"] == "precomputed":
         return Precomputed(document["num_features"])
-    return Tokens(encoder, cache_folder)
+    return Tokens(encoder)
 
 
 def batches(num_rows: int, size: int) -> Iterator[np.ndarray]:

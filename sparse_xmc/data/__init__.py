@@ -7,7 +7,7 @@ from sparse_xmc.data.labels import LabelRows, LabelVocabulary
 from sparse_xmc.data.split import Features, TextSource, open_split
 from sparse_xmc.data.targets import targets_from_lists
 from sparse_xmc.data.tfidf import TfidfFeatures
-from sparse_xmc.data.tokens import TokenCache
+from sparse_xmc.data.tokens import TokenCache, TokenRows
 
 __all__ = [
     "DataError",
@@ -21,6 +21,7 @@ __all__ = [
     "TfidfFeatures",
     "TokenCache",
     "TokenInputs",
+    "TokenRows",
     "open_split",
     "read_filter",
     "targets_from_lists",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.data.checked import canonical_csr
-from sparse_xmc.data.tokens import TokenCache
+from sparse_xmc.data.tokens import TokenRows
 
 
 class Inputs(Protocol):
@@ -63,7 +63,7 @@ class DenseInputs:
 class TokenInputs:
     """Tokenised texts; a batch is padded to its longest row: ``input_ids`` and ``attention_mask [B, T]``."""
 
-    def __init__(self, cache: TokenCache, pad_id: int) -> None:
+    def __init__(self, cache: TokenRows, pad_id: int) -> None:
         self.cache, self.pad_id = cache, pad_id
 
     def __len__(self) -> int:

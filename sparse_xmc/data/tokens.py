@@ -33,7 +33,31 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-class TokenCache:
+class TokenRows:
+    """Token ids of ``N`` texts: a flat array of ids and ``N + 1`` offsets, in memory or mapped into it."""
+
+    def __init__(self, offsets: np.ndarray, ids: np.ndarray) -> None:
+        self.offsets, self.ids = offsets, ids
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], tokenize: Tokenize, vocabulary_size: int) -> TokenRows:
+        """Tokenises a stream of texts in memory."""
+        parts = [np.asarray(ids, _id_dtype(vocabulary_size)) for chunk in _chunks(texts) for ids in tokenize(chunk)]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int64)
+        return cls(offsets, np.concatenate([np.empty(0, _id_dtype(vocabulary_size)), *parts]))
+
+
+def _id_dtype(vocabulary_size: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
+class TokenCache(TokenRows):
     """Token ids of ``N`` texts: a memory-mapped flat array of ids and ``N + 1`` offsets.
 
     Raises:
@@ -57,19 +81,13 @@ class TokenCache:
             raise ValueError(f"{self.folder} holds no complete token cache: {error}") from error
         self.ids = np.memmap(path, dtype=dtype, mode="r") if total else np.empty(0, dtype)
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
-
     @classmethod
     def build(
         cls, folder: str | os.PathLike[str], texts: Iterable[str], tokenize: Tokenize, vocabulary_size: int
     ) -> TokenCache:
         """Tokenises a stream of texts. The folder appears only when it is complete."""
         folder = os.fspath(folder)
-        dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+        dtype = _id_dtype(vocabulary_size)
         partial = f"{folder}.partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)

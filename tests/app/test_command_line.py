@@ -155,11 +155,16 @@ def test_a_filter_may_exclude_any_number():
 
         def predict(self, inputs, k, progress):
             for rows in (3, 3):
-                yield None, torch.arange(100).expand(rows, 100)[:, :k]
+                yield torch.linspace(1, 0, 100).expand(rows, 100)[:, :k], torch.arange(100).expand(rows, 100)[:, :k]
+
+        def estimates(self, scores):
+            return scores.numpy()
 
     excluded = np.zeros((6, 100), dtype=np.float32)
     excluded[0, :90] = excluded[4, :98] = excluded[5, 1] = 1
-    top = ranking(Ranked(), None, sp.csr_matrix(excluded))
+    top, estimates = ranking(Ranked(), None, sp.csr_matrix(excluded))
+    assert np.array_equal(np.isnan(estimates), top < 0)
+    assert np.allclose(estimates[top >= 0], 1 - top[top >= 0] / 99)
     assert top.tolist()[0] == [90, 91, 92, 93, 94]
     assert top.tolist()[1] == [0, 1, 2, 3, 4]
     assert top.tolist()[4:] == [[98, 99, -1, -1, -1], [0, 2, 3, 4, 5]]

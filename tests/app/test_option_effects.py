@@ -54,7 +54,18 @@ OTHER = {
 OF_TEXTS = {"max_features", "min_df", "max_ngram"}  # in a run on texts, which test_command_line has
 OF_ORDER = {"grouping"}  # without groups it moves labels, which a digest sees and nobody else
 TOGETHER = {"rewire_fraction": {"rewire_interval": 1}}  # as these runs are shorter than an interval
-OF_FILES = {"train", "valid", "train_labels", "valid_labels", "text_field", "label_field", "encoder", "device", "head"}
+OF_FILES = {
+    "calibration_share",
+    "train",
+    "valid",
+    "train_labels",
+    "valid_labels",
+    "text_field",
+    "label_field",
+    "encoder",
+    "device",
+    "head",
+}
 
 
 def data(encoder):

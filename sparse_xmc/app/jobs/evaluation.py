@@ -11,11 +11,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import Bundle
+from sparse_xmc.app.calibration import Calibration, calibration_width
 from sparse_xmc.app.loading import load_bundle
 from sparse_xmc.app.run_folder import write_text
 from sparse_xmc.app.splits import prepared_split
 from sparse_xmc.data import Inputs, LabelRows, read_filter
-from sparse_xmc.metrics import Truth, ranking_metrics
+from sparse_xmc.metrics import Truth, calibration_error, hits, ranking_metrics
 
 Report = Callable[[str], None]
 _RANKED = 5  # labels of a row that the metrics look at
@@ -43,36 +44,70 @@ def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | No
     config, vocabulary = bundle.config, bundle.vocabulary
     targets = vocabulary.encode(rows)
     excluded = read_filter(filter_path, len(rows), vocabulary) if filter_path else None
-    top = ranking(bundle, inputs, excluded)
+    top, estimates = ranking(bundle, inputs, excluded)
     truth = Truth.from_training(
         targets, rows.counts(), bundle.frequencies, bundle.num_train, config.propensity_a, config.propensity_b
     )
     metrics = ranking_metrics(top, truth)
+    metrics |= _calibration_metrics(bundle, top, estimates, targets)
     metrics["rows without a known label"] = int((np.diff(targets.indptr) == 0).sum())
     metrics["unseen label occurrences"] = int(rows.counts().sum() - targets.nnz)
     return metrics
 
 
-def ranking(bundle: Bundle, inputs: Inputs, excluded: sp.csr_matrix | None = None) -> np.ndarray:
-    """The best labels of each row ``[N, 5]`` that are not excluded, -1 where there are fewer."""
+def _calibration_metrics(
+    bundle: Bundle, top: np.ndarray, estimates: np.ndarray, targets: sp.csr_matrix
+) -> dict[str, float]:
+    """How far the scores are from the truth, and how far they would be without the model's calibration."""
+    hit = hits(top, targets)
+    kinds = {"": estimates if bundle.calibration is None else bundle.calibration(estimates)}
+    if bundle.calibration is not None:
+        kinds[" uncalibrated"] = estimates
+    return {f"ECE@{k}{kind}": calibration_error(of[:, :k], hit[:, :k]) for kind, of in kinds.items() for k in (1, 5)}
+
+
+def ranking(
+    bundle: Bundle, inputs: Inputs, excluded: sp.csr_matrix | None = None, width: int = _RANKED
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best labels of each row that are not excluded and the model's own estimates of their probabilities, both
+    ``[N, width]``; -1 and NaN where there are fewer."""
     most = 0 if excluded is None else int(np.diff(excluded.indptr).max(initial=0))
     parts, done = [], 0
-    for _, labels in bundle.predict(inputs, _RANKED + most, progress=bundle.config.progress):
-        top = labels.numpy()
+    for scores, labels in bundle.predict(inputs, width + most, progress=bundle.config.progress):
+        top, estimates = labels.numpy(), bundle.estimates(scores)
         if excluded is not None:
-            top = _without(top, excluded[done : done + len(top)])
+            top, estimates = _without(top, estimates, excluded[done : done + len(top)])
         done += len(top)
-        parts.append(np.pad(top[:, :_RANKED], ((0, 0), (0, max(0, _RANKED - top.shape[1]))), constant_values=-1))
-    return np.concatenate(parts)
+        missing = ((0, 0), (0, max(0, width - top.shape[1])))
+        parts.append(
+            (
+                np.pad(top[:, :width], missing, constant_values=-1),
+                np.pad(estimates[:, :width], missing, constant_values=np.nan),
+            )
+        )
+    return np.concatenate([top for top, _ in parts]), np.concatenate([estimates for _, estimates in parts])
 
 
-def _without(top: np.ndarray, excluded: sp.csr_matrix) -> np.ndarray:
+def _without(top: np.ndarray, estimates: np.ndarray, excluded: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Moves excluded labels out of the ranking."""
     num_rows, num_labels = excluded.shape
     keys = np.repeat(np.arange(num_rows), np.diff(excluded.indptr)) * num_labels + excluded.indices
     bad = np.isin(np.arange(num_rows)[:, None] * num_labels + top, keys)
     order = np.argsort(bad, axis=1, kind="stable")
-    return np.take_along_axis(np.where(bad, -1, top), order, axis=1)
+    return (
+        np.take_along_axis(np.where(bad, -1, top), order, axis=1),
+        np.take_along_axis(np.where(bad, np.nan, estimates), order, axis=1),
+    )
+
+
+def calibrate_(bundle: Bundle, inputs: Inputs, rows: LabelRows) -> None:
+    """Makes the scores of a model mean probabilities, as rows that it was not trained on tell."""
+    if not len(rows):
+        return
+    top, estimates = ranking(bundle, inputs, width=calibration_width(len(bundle.vocabulary)))
+    there = top >= 0
+    hit = hits(top, bundle.vocabulary.encode(rows))
+    bundle.calibration = Calibration.fit(estimates[there], hit[there])
 
 
 def plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +128,9 @@ def table(metrics: dict[str, Any]) -> list[str]:
         "   ".join(f"{name}@{k} {metrics[f'{name}@{k}']:6.2f}" for k in (1, 3, 5))
         for name in ("P", "nDCG", "R", "PSP", "PSnDCG", "coverage")
     ]
+    lines.append(f"ECE@1 {metrics['ECE@1']:6.2f}   ECE@5 {metrics['ECE@5']:6.2f}")
+    if "ECE@5 uncalibrated" in metrics:
+        lines[-1] += f" (uncalibrated: {metrics['ECE@1 uncalibrated']:.2f}, {metrics['ECE@5 uncalibrated']:.2f})"
     for entry in metrics["bins"]:
         recall = "   -  " if entry["R@5"] is None else f"{entry['R@5']:6.2f}"
         lines.append(

@@ -32,7 +32,7 @@ def predict(
     count, names = 0, bundle.vocabulary.names
     with complete_file(out) as file:
         for scores, labels in bundle.predict(inputs, k, progress=bundle.config.progress):
-            values = bundle.model.as_probabilities(scores)
+            values = bundle.probabilities(scores)
             for row, value in zip(labels.tolist(), values.tolist(), strict=True):
                 entry = {"labels": [names[i] for i in row], "scores": [round(v, 6) for v in value]}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -16,13 +16,14 @@ from sparse_xmc.app.build import build_encoder
 from sparse_xmc.app.bundle import MODEL_FOLDER
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
-from sparse_xmc.app.jobs.evaluation import plain, publish, score
+from sparse_xmc.app.hold_out import Split, hold_out
+from sparse_xmc.app.jobs.evaluation import calibrate_, plain, publish, score
 from sparse_xmc.app.log import RunLog, draw_curves
 from sparse_xmc.app.prepare import Precomputed, Preparation, Terms, Tokens
 from sparse_xmc.app.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest
 from sparse_xmc.app.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.app.splits import check_effects, check_paths, open_data, prepared_split
-from sparse_xmc.data import DataError, Inputs, LabelRows
+from sparse_xmc.data import DataError
 from sparse_xmc.storage.checkpoint import CheckpointError, CheckpointStore, read_folder
 from sparse_xmc.storage.tensor_file import Shards
 
@@ -53,10 +54,11 @@ def _silent(text: str) -> None:
 
 @dataclass
 class _Data:
-    """What a run reads: the training split, the validation split where there is one, and their digests."""
+    """What a run reads: the training split, the validation split and rows held out, where there are any, and digests."""
 
     train: Prepared
-    valid: tuple[Inputs, LabelRows] | None
+    valid: Split | None
+    held_out: Split | None
     digests: dict[str, str]
 
 
@@ -99,9 +101,12 @@ class _Run:
             inputs, rows = preparation.fit(source)
         if len(rows) == 0 or len(rows.ids) == 0:
             raise DataError(config.train, None, "no rows with labels to train on")
+        held_out = None
+        if config.calibration_share:
+            (inputs, rows), held_out = hold_out(inputs, rows, config.calibration_share, config.seed)
         train = Prepared.from_rows(config, preparation, inputs, rows, encoder)
         self.report(f"{len(inputs):,} rows, {len(train.vocabulary):,} labels, {train.num_features:,} features")
-        data = _Data(train, None, {"training data": _digest(train)})
+        data = _Data(train, None, held_out, {"training data": _digest(train)})
         if config.valid:
             with self.ranks.in_turn(encoder is not None):
                 inputs, rows = prepared_split(
@@ -152,12 +157,14 @@ class _Run:
         if self.ranks.first:
             trainer.log = RunLog(self.log_path, last_step=trainer.progress.step)
         progress = trainer.fit()
-        if progress.best_score is None:
-            bundle.save(self.model_folder, shards)
-        else:
+        if progress.best_score is not None:
             self.report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
             self.ranks.meet()
             bundle.model.load_state_dict(_best(self.model_folder, shards))
+        held_out = data.valid or data.held_out
+        if held_out is not None:
+            calibrate_(bundle, *held_out)
+        bundle.save(self.model_folder, shards)
         self.report(f"trained in {time.monotonic() - self.began:.0f} s, model in {self.model_folder}")
 
     def publish(self, assembly: Assembly) -> dict[str, Any]:
