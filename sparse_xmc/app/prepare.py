@@ -55,7 +55,7 @@ class Terms:
     Features that are counts in the training split grow with their logarithm, as those of texts do.
     """
 
-    def __init__(self, options: dict[str, int]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self.tfidf = TfidfFeatures(**options)
         self.idf: np.ndarray | None = None  # of precomputed features
         self.counts = False
