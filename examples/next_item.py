@@ -1,35 +1,61 @@
 """Next-item recommendation with a softmax over all items: a fixed fan-in output layer against a dense one.
 
-A causal transformer reads a user's items; the last item of every user is the test, the one before it the validation.
-All items are ranked, those the user has had are left out. The data: one user a line, ``user item item ...`` in order of
-time, gzip or not (S3Rec's ``Beauty.txt``).
+A causal transformer reads a user's items; the last item of every user is the test, the one before it the validation, which
+chooses the epoch whose model is tested, once. All items are ranked, those the user has had are left out; ties and scores
+that are not numbers count against the model. The data: one user a line, ``user item item ...`` in order of time, at least
+three items each, gzip or not (S3Rec's ``Beauty.txt``).
 
-    python examples/next_item.py Beauty.txt.gz --head fixed_fan_in --fan-in 32 --head-lr 1e-2 --dropout 0
+    python examples/next_item.py Beauty.txt.gz --head fixed_fan_in --fan-in 32
+    python examples/next_item.py Beauty.txt.gz --head fixed_fan_in --fan-in 32 --negatives 1024 --sampling popularity
     python examples/next_item.py Beauty.txt.gz --head dense
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import json
+import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.optim import parameter_groups
 
 PADDING = 0
 
 
 def read_users(path: str) -> list[list[int]]:
-    """Items of every user in order of time, numbered from 1."""
+    """Items of every user in order of time, numbered from 1.
+
+    Raises:
+        ValueError: a line without a user and three items, or with an item that is no number from 1; names the line.
+    """
     opener = gzip.open if path.endswith(".gz") else open
+    users = []
     with opener(path, "rt", encoding="utf-8") as file:
-        return [[int(item) for item in line.split()[1:]] for line in file]
+        for number, line in enumerate(file, 1):
+            fields = line.split()
+            if not fields:
+                continue
+            items = fields[1:]
+            wrong = [item for item in items if not (item.isascii() and item.isdigit() and int(item) > 0)]
+            if wrong:
+                raise ValueError(f"{path}, line {number}: items must be numbers from 1, got {wrong[0]!r}")
+            if len(items) < 3:
+                raise ValueError(
+                    f"{path}, line {number}: a user needs three items (training, validation, test), got {len(items)}"
+                )
+            users.append([int(item) for item in items])
+    if not users:
+        raise ValueError(f"{path} holds no users")
+    return users
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> Tensor:
@@ -72,6 +98,22 @@ class Recommender(nn.Module):
         return self.wide(self.encoder(x, mask=self.causal[:length, :length], is_causal=True))
 
 
+def ranks_of(scores: Tensor, answers: Tensor, had: Tensor) -> Tensor:
+    """How many items ``[N]`` stand before each row's answer, of those that the row has not had.
+
+    An item stands behind the answer only if its score is lower: ties and NaN count against the model.
+
+    Args:
+        scores: ``[N, items]``, of which item ``PADDING`` is none.
+        answers: ``[N]``. had: ``[N, n]``, padded.
+    """
+    behind = scores < scores.gather(1, answers[:, None])
+    behind[:, PADDING] = True
+    behind.scatter_(1, had, True)
+    behind.scatter_(1, answers[:, None], True)  # the answer does not stand before itself
+    return (~behind).sum(1)
+
+
 @torch.no_grad()
 def ranking(model: Recommender, histories: list[list[int]], answers: list[int], length: int) -> dict[str, float]:
     """Where the next item stands among all items that a user has not had: HR@k is the share of users for whom it is one
@@ -82,13 +124,8 @@ def ranking(model: Recommender, histories: list[list[int]], answers: list[int], 
         rows = histories[start : start + 256]
         last = torch.tensor([min(len(row), length) - 1 for row in rows])
         x = model.features(pad(rows, length))[torch.arange(len(rows)), last]
-        scores = model.head(x)
-        scores[:, PADDING] = -float("inf")
-        answer = torch.tensor(answers[start : start + 256])[:, None]
-        own = scores.gather(1, answer)
         had = pad(rows, max(len(row) for row in rows))
-        scores.scatter_(1, had, -float("inf"))
-        ranks.append((scores > own).sum(1))
+        ranks.append(ranks_of(model.head(x), torch.tensor(answers[start : start + 256]), had))
     rank = torch.cat(ranks)
     model.train()
     gain = 1 / torch.log2(rank + 2.0)
@@ -99,7 +136,31 @@ def ranking(model: Recommender, histories: list[list[int]], answers: list[int], 
     return metrics
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+def groups_of(model: Recommender, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rates by fan-in, or the head's own."""
+    if options.head_lr is None:
+        return parameter_groups(model, options.lr, weight_decay=options.weight_decay)
+    body = [p for name, p in model.named_parameters() if not name.startswith("head.")]
+    return [{"params": body}, {"params": model.head.parameters(), "lr": options.head_lr}]
+
+
+def loss_options(options: argparse.Namespace, training: list[list[int]], num_items: int) -> dict[str, Any]:
+    """Keywords of ``head.loss``: the exact softmax, or one over a sample of items."""
+    if options.sampling is None:
+        return {"loss": "cross_entropy"}
+    sampled: dict[str, Any] = {"loss": "sampled_softmax", "sampling": options.sampling}
+    if options.sampling != "in_batch":
+        sampled["num_negatives"] = options.negatives
+    if options.sampling != "uniform":
+        items = torch.tensor([item for row in training for item in row[1:]])
+        counts = torch.bincount(items, minlength=num_items + 1).float() + 1.0  # unseen items are drawn too
+        counts[PADDING] = 0
+        sampled["frequencies"] = counts
+    return sampled
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[list[int]]]:
+    """Options and users; bad ones end the program with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--head", choices=("fixed_fan_in", "dense"), default="fixed_fan_in")
@@ -110,14 +171,34 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--head-lr", type=float, help="learning rate of the head (default: --lr)")
+    parser.add_argument("--head-lr", type=float, help="learning rate of the head (default: --lr, scaled by fan-in)")
+    parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--dropout", type=float, default=0.3, help="in front of the head (default: 0.3)")
+    parser.add_argument(
+        "--sampling", choices=("uniform", "popularity", "in_batch"), help="sampled softmax (default: exact)"
+    )
+    parser.add_argument("--negatives", type=int, help="items drawn for a batch (uniform, popularity)")
     parser.add_argument("--users", type=int, help="only the first so many users")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.sampling is not None and options.head == "dense":
+        parser.error("--sampling is for --head fixed_fan_in")
+    if (options.negatives is not None) != (options.sampling in ("uniform", "popularity")):
+        parser.error("--negatives goes with --sampling uniform or popularity, which need it")
+    if options.users is not None and options.users < 1:
+        parser.error(f"--users must be at least 1, got {options.users}")
+    try:
+        users = read_users(options.data)[: options.users]
+    except (OSError, EOFError, ValueError) as error:
+        parser.error(str(error))
+    if not any(len(user) > 3 for user in users):
+        parser.error(f"{options.data} holds no user with four items or more, which training needs")
+    return options, users
 
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    options, users = parse(arguments)
     torch.manual_seed(options.seed)
-    users = read_users(options.data)[: options.users]
     num_items = max(map(max, users))
     training = [user[:-2] for user in users if len(user) > 3]
     inputs = pad([row[:-1] for row in training], options.length)
@@ -131,28 +212,31 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         length=options.length,
         dropout=options.dropout,
     )
-    body = [p for name, p in model.named_parameters() if not name.startswith("head.")]
-    groups = [{"params": body}, {"params": model.head.parameters(), "lr": options.head_lr or options.lr}]
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.01)
-    began, result = time.monotonic(), {}
+    optimizer = torch.optim.AdamW(groups_of(model, options), lr=options.lr, weight_decay=options.weight_decay)
+    keywords = loss_options(options, training, num_items)
+    began, result, best = time.process_time(), {}, {}
     for epoch in range(options.epochs):
         total = 0.0
         for rows in torch.randperm(len(inputs)).split(options.batch_size):
             known = targets[rows] != PADDING
             x = model.features(inputs[rows])[known]
-            loss = model.head.loss(x, targets[rows][known], loss="cross_entropy")
+            loss = model.head.loss(x, targets[rows][known], **keywords)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
+            if not math.isfinite(total):
+                raise SystemExit(f"the loss became {loss.item()} in epoch {epoch + 1}: choose a smaller --lr")
         valid = ranking(model, [user[:-2] for user in users], [user[-2] for user in users], options.length)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in valid.items())
         print(f"epoch {epoch + 1}: loss {total / len(inputs):.3f}, validation {shown}", flush=True)
         if not result or valid["HR@10"] > result["validation HR@10"]:
-            test = ranking(model, [user[:-1] for user in users], [user[-1] for user in users], options.length)
-            result = {**test, "validation HR@10": valid["HR@10"], "epoch": epoch + 1}
-    result["seconds"] = time.monotonic() - began
-    result["head parameters"] = sum(p.numel() for p in model.head.parameters())
+            result = {"validation HR@10": valid["HR@10"], "epoch": epoch + 1}
+            best = copy.deepcopy(model.state_dict())
+    result["CPU seconds"] = time.process_time() - began
+    model.load_state_dict(best)
+    test = ranking(model, [user[:-1] for user in users], [user[-1] for user in users], options.length)
+    result = {**test, **result, "head parameters": sum(p.numel() for p in model.head.parameters())}
     print(json.dumps(result))
     return result
 

@@ -186,6 +186,10 @@ class LabelShardedLinear(nn.Module):
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        if loss == "sampled_softmax":
+            raise ValueError(
+                "loss='sampled_softmax' is one of whole heads, a sharded one has the exact 'cross_entropy'"
+            )
         self._check_local(x)
         self._check_fused_optimizer(loss)
         if loss == "cross_entropy":

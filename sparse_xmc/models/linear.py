@@ -22,6 +22,7 @@ from sparse_xmc.ops._arguments import (
     validate_indices,
 )
 
+_SOFTMAXES = ("cross_entropy", "sampled_softmax")  # losses without a fused update
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
 _CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
@@ -149,19 +150,25 @@ class FixedFanInLinear(nn.Module):
         reduction: ops.Reduction = "mean",
         **options: Any,
     ) -> Tensor:
-        """Loss of ``x [..., in_features]`` against CSR ``targets``, for "cross_entropy" class ids; no logits are stored.
+        """Loss of ``x [..., in_features]`` against ``targets`` (in any form of ``ops._target_forms``; class ids for the
+        softmaxes); no ``[B, L]`` logits are stored.
 
+        "sampled_softmax" estimates "cross_entropy" from a sample of the labels: ``ops.fixed_fan_in_sampled_softmax``.
         With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss`` (also for
         ``options``) and ``ops.updating_loss``.
         """
         check_input(x, self.in_features)
         arguments = (x, self.weight, self.indices, self.bias, targets)
+        if loss in _SOFTMAXES and self._optimizer is not None and torch.is_grad_enabled():
+            raise ValueError(f"no fused optimizer updates a layer under loss={loss!r}: use one of torch.optim")
+        if loss == "sampled_softmax":
+            return ops.fixed_fan_in_sampled_softmax(
+                *arguments, reduction=reduction, group_size=self.group_size, **options
+            )
         if self._optimizer is None or not torch.is_grad_enabled():
             return ops.fixed_fan_in_loss(
                 *arguments, loss=loss, reduction=reduction, group_size=self.group_size, **options
             )
-        if loss == "cross_entropy":
-            raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
         return ops.updating_loss(
             *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size, **options
         )

@@ -12,6 +12,7 @@ from sparse_xmc.ops.linear import fixed_fan_in_linear
 from sparse_xmc.ops.loss import fixed_fan_in_loss
 from sparse_xmc.ops.prune_regrow import prune_regrow_
 from sparse_xmc.ops.quantized import dequantize_weight, quantize_weight
+from sparse_xmc.ops.sampled_softmax import Sampling, fixed_fan_in_sampled_softmax
 from sparse_xmc.ops.step import fixed_fan_in_step_, updating_loss
 from sparse_xmc.ops.topk import fixed_fan_in_topk
 from sparse_xmc.ops.transpose import transpose_indices
@@ -23,12 +24,14 @@ __all__ = [
     "Positives",
     "Reduction",
     "RegrowBatch",
+    "Sampling",
     "Targets",
     "Update",
     "UpdateRule",
     "dequantize_weight",
     "fixed_fan_in_linear",
     "fixed_fan_in_loss",
+    "fixed_fan_in_sampled_softmax",
     "fixed_fan_in_step_",
     "fixed_fan_in_topk",
     "informed_indices",

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import check_float, compute_dtype
 from sparse_xmc.ops._contract import Objective
 
-Loss = Literal["bce", "squared_hinge", "asymmetric", "cross_entropy"]
+Loss = Literal["bce", "squared_hinge", "asymmetric", "cross_entropy", "sampled_softmax"]
 Reduction = Literal["mean", "sum", "mean_all"]
 FUSED_LOSSES = ("bce", "squared_hinge", "asymmetric")
 REDUCTIONS = ("mean", "sum", "mean_all")
