@@ -40,6 +40,72 @@ def test_next_item_learns_which_item_follows(tmp_path, head):
     assert result["head parameters"] == 61 * ((16 if head == "fixed_fan_in" else 64) + 1)
 
 
+def test_next_item_counts_ties_and_nan_against_the_model():
+    ranks_of = program("next_item").ranks_of
+    answers, had = torch.tensor([2, 2, 2, 5, 2]), torch.tensor([[1, 3], [1, 3], [1, 3], [5, 0], [1, 3]])
+    scores = torch.zeros(5, 8)
+    scores[1] = float("nan")
+    scores[2, [2, 4, 6]] = torch.tensor([2.0, 3.0, float("nan")])
+    scores[3, 5] = 1.0  # the answer is one of the items that the user has had
+    scores[4, 2], scores[4, 1] = 1.0, 9.0  # only an item that the user has had scores better
+    assert ranks_of(scores, answers, had).tolist() == [4, 4, 2, 0, 0]
+
+
+def test_next_item_of_a_model_that_fails_ends_in_one_line(tmp_path, capsys):
+    data = tmp_path / "sequences.txt"
+    data.write_text("".join(f"{user} 1 2 3 4 5\n" for user in range(30)))
+    small = [
+        "--features",
+        "16",
+        "--fan-in",
+        "4",
+        "--width",
+        "8",
+        "--length",
+        "4",
+        "--batch-size",
+        "10",
+        "--epochs",
+        "3",
+    ]
+    with pytest.raises(SystemExit, match="the loss became .* choose a smaller --lr"):
+        program("next_item").main([str(data), "--lr", "1e30", *small])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2 3 4 5\n2 7\n", "line 2: a user needs three items (training, validation, test), got 1"),
+        ("1\n", "line 1: a user needs three items"),
+        ("1 2 x 4\n", "line 1: items must be numbers from 1, got 'x'"),
+        ("1 2 0 4\n", "line 1: items must be numbers from 1, got '0'"),
+        ("1 2 -3 4\n", "got '-3'"),
+        ("\n", "holds no users"),
+        ("1 2 3 4\n", "no user with four items or more"),
+    ],
+)
+def test_next_item_names_bad_data(tmp_path, capsys, text, message):
+    data = tmp_path / "sequences.txt"
+    data.write_text(text)
+    with pytest.raises(SystemExit):
+        program("next_item").main([str(data)])
+    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program("next_item").main([str(tmp_path / "missing.txt")])
+    assert "missing.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--sampling", "uniform", "--negatives", "20"], ["--sampling", "in_batch"]])
+def test_next_item_learns_from_samples(tmp_path, options):
+    generator = np.random.default_rng(0)
+    data = tmp_path / "sequences.txt"
+    starts = generator.integers(0, 60, 200)
+    data.write_text("".join(f"1 {' '.join(str(1 + (s + i) % 60) for i in range(8))}\n" for s in starts))
+    small = ["--features", "64", "--fan-in", "16", "--width", "32", "--length", "8", "--batch-size", "20"]
+    result = program("next_item").main([str(data), "--epochs", "8", "--lr", "5e-3", *small, *options])
+    assert result["HR@10"] > 0.9
+
+
 def test_hf_trainer_learns():
     pytest.importorskip("accelerate")
     metrics = program("hf_trainer").main(["--labels", "400", "--steps", "40"])

@@ -150,15 +150,15 @@ ENTRIES = {
     "too_high": ([0, 1, 1, 2, 2, 2], [3, 100], "label 100"),
     "negative": ([0, 1, 1, 2, 2, 2], [3, -1], "label -1"),
     "huge": ([0, 1, 1, 2, 2, 2], [3, 10**9], "label 1000000000"),
-    "short": ([0, 1, 1, 1, 1, 1], [3, 4], "offsets"),
-    "long": ([0, 1, 1, 2, 2, 7], [3, 4], "offsets"),
-    "late": ([1, 1, 1, 2, 2, 2], [3, 4], "offsets"),
-    "descending": ([0, 2, 1, 2, 2, 2], [3, 4], "offsets"),
+    "short": ([0, 1, 1, 1, 1, 1], [3, 4], "offsets|crow"),
+    "long": ([0, 1, 1, 2, 2, 7], [3, 4], "offsets|crow"),
+    "late": ([1, 1, 1, 2, 2, 2], [3, 4], "offsets|crow"),
+    "descending": ([0, 2, 1, 2, 2, 2], [3, 4], "offsets|crow"),
 }
 
 
 @pytest.mark.parametrize("entries", ENTRIES)
-@pytest.mark.parametrize("name", ["dense", "head_tail"])
+@pytest.mark.parametrize("name", HEADS)
 def test_bad_entries_are_named(name, entries):
     crow, col, text = ENTRIES[entries]
     crow, col = torch.tensor(crow), torch.tensor(col)
