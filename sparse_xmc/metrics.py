@@ -1,10 +1,11 @@
-"""Ranking metrics of extreme classification: P@k, nDCG@k, R@k, their propensity-scored forms, coverage, frequency bins.
+"""Metrics of extreme classification: P@k, nDCG@k, R@k, F1@k, their propensity-scored forms, coverage, frequency bins, F1 at a
+threshold, calibration.
 
-All take the ranked predictions ``top [N, k]`` (labels in the model's order, -1 where there is none) and binary CSR
-targets ``[N, L]``. A test label that the model does not know cannot be hit but still counts as a true label.
+All take the ranked predictions ``top [N, k]`` (labels in the model's order, each at most once in a row, -1 where there is
+none) and binary targets ``[N, L]``. A test label that the model does not know cannot be hit but still counts as a true label.
 
 Sources: P@k and nDCG@k as in the Extreme Classification Repository; propensities from Jain, Prabhu and Varma, "Extreme
-Multi-label Loss Functions", KDD 2016, section 4.
+Multi-label Loss Functions", KDD 2016, section 4. Values are those of pyxclib and napkinXC.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from sparse_xmc.data.checked import canonical_csr
 
 DEFAULT_KS = (1, 3, 5)
 DEFAULT_BINS = (1, 2, 5, 10, 50)
@@ -39,11 +42,16 @@ class Truth:
     """What predictions are scored against.
 
     Args:
-        targets: binary CSR ``[N, L]`` of the labels that the model knows.
+        targets: ``[N, L]`` of the labels that the model knows: sparse of SciPy or torch, or dense. What is not zero is a
+            label.
         counts: true labels of each row ``[N]``, unknown ones included; None: all labels are known.
         inverse_propensity: ``[L]``; None leaves the propensity-scored metrics out.
         unseen_inverse_propensity: the same of a label without training rows.
         frequencies: training rows of each label ``[L]``; None leaves the bins out.
+
+    Raises:
+        ValueError: an array has another length than ``targets`` has rows or labels, or a row has fewer true labels than
+            ``targets`` says.
     """
 
     targets: sp.csr_matrix
@@ -51,6 +59,21 @@ class Truth:
     inverse_propensity: np.ndarray | None = None
     unseen_inverse_propensity: float = 0.0
     frequencies: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.targets = _binary_csr(self.targets)
+        num_rows, num_labels = self.targets.shape
+        known = np.diff(self.targets.indptr)
+        for name, length in (("counts", num_rows), ("inverse_propensity", num_labels), ("frequencies", num_labels)):
+            array = getattr(self, name)
+            if array is not None and np.shape(array) != (length,):
+                raise ValueError(
+                    f"{name} must be [{length}] for targets {[num_rows, num_labels]}, got {np.shape(array)}"
+                )
+        self.counts = known if self.counts is None else np.asarray(self.counts)
+        if (self.counts < known).any():
+            row = int(np.argmax(self.counts < known))
+            raise ValueError(f"counts says {self.counts[row]} labels for row {row}, targets hold {known[row]}")
 
     @classmethod
     def from_training(
@@ -67,17 +90,54 @@ class Truth:
         return cls(targets, counts, extended[:-1], float(extended[-1]), frequencies)
 
 
-def hits(top: np.ndarray, targets: sp.csr_matrix) -> np.ndarray:
-    """Whether each prediction is a true label, bool ``[N, k]``."""
-    num_rows, num_labels = targets.shape
+def _binary_csr(targets: Any) -> sp.csr_matrix:
+    if hasattr(targets, "layout"):  # a torch tensor
+        dense = targets.detach().cpu()
+        targets = dense.to_dense().numpy() if str(dense.layout) == "torch.strided" else _from_torch(dense)
+    if not sp.issparse(targets):
+        targets = np.asarray(targets)
+        if targets.ndim != 2 or targets.dtype.kind not in "biuf":
+            raise ValueError(f"targets must be numbers [rows, labels], got {targets.dtype} {list(targets.shape)}")
+        targets = sp.csr_matrix(targets != 0)
+    targets = canonical_csr(targets, "targets")
+    return sp.csr_matrix(
+        (np.ones(targets.nnz, np.float32), targets.indices, targets.indptr), shape=targets.shape, copy=False
+    )
+
+
+def _from_torch(targets: Any) -> sp.coo_matrix:
+    targets = targets.to_sparse_coo().coalesce()
+    return sp.coo_matrix((targets.values().numpy(), targets.indices().numpy()), shape=tuple(targets.shape))
+
+
+def _checked_top(top: Any, num_rows: int, num_labels: int) -> np.ndarray:
+    """Ranked predictions as an int64 array whose rows name each label at most once."""
+    top = np.asarray(top.detach().cpu() if hasattr(top, "detach") else top)
     if top.ndim != 2 or top.shape[0] != num_rows:
-        raise ValueError(f"top must be [{num_rows}, k] for targets {list(targets.shape)}, got {list(top.shape)}")
+        raise ValueError(f"top must be [{num_rows}, k] for targets {[num_rows, num_labels]}, got {list(top.shape)}")
+    if top.dtype.kind not in "iu":
+        raise ValueError(f"top must hold labels as integers, got {top.dtype}")
     if top.size and (top.max() >= num_labels or top.min() < -1):
         raise ValueError(f"top must hold labels in [0, {num_labels}) or -1, got [{top.min()}, {top.max()}]")
-    if not targets.has_sorted_indices:
-        targets = targets.sorted_indices()
-    rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(targets.indptr))
-    keys = rows * num_labels + targets.indices
+    top = top.astype(np.int64, copy=False)
+    ordered = np.sort(top, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if repeated.any():
+        row = int(np.argmax(repeated.any(axis=1)))
+        raise ValueError(f"top names label {ordered[row, 1:][repeated[row]][0]} twice in row {row}")
+    return top
+
+
+def hits(top: Any, targets: Any) -> np.ndarray:
+    """Whether each prediction is a true label, bool ``[N, k]``.
+
+    Raises:
+        ValueError: shapes differ, a label is out of range or stands twice in a row.
+    """
+    targets = _binary_csr(targets)
+    num_rows, num_labels = targets.shape
+    top = _checked_top(top, num_rows, num_labels)
+    keys = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(targets.indptr)) * num_labels + targets.indices
     wanted = np.arange(num_rows, dtype=np.int64)[:, None] * num_labels + top
     if not len(keys):
         return np.zeros(top.shape, dtype=bool)
@@ -85,10 +145,10 @@ def hits(top: np.ndarray, targets: sp.csr_matrix) -> np.ndarray:
     return (keys[position] == wanted) & (top >= 0)
 
 
-def _best_gains(truth: Truth, counts: np.ndarray, k: int, discount: np.ndarray) -> np.ndarray:
+def _best_gains(truth: Truth, k: int, discount: np.ndarray) -> np.ndarray:
     """Largest reachable ``sum_j gain_j * discount_j`` over k propensity-weighted labels of each row ``[N]``."""
-    targets = truth.targets
-    assert truth.inverse_propensity is not None
+    targets, counts = truth.targets, truth.counts
+    assert truth.inverse_propensity is not None and counts is not None
     num_rows = targets.shape[0]
     known = np.diff(targets.indptr)
     rows = np.concatenate([np.repeat(np.arange(num_rows), known), np.repeat(np.arange(num_rows), counts - known)])
@@ -124,51 +184,117 @@ def _bins(hit: np.ndarray, top: np.ndarray, truth: Truth, k: int, edges: Sequenc
 
 
 def ranking_metrics(
-    top: np.ndarray, truth: Truth, ks: Sequence[int] = DEFAULT_KS, bins: Sequence[int] = DEFAULT_BINS
+    top: Any,
+    truth: Truth,
+    ks: Sequence[int] = DEFAULT_KS,
+    bins: Sequence[int] = DEFAULT_BINS,
+    empty_rows: str = "zero",
 ) -> dict[str, Any]:
     """All metrics in percent.
 
-    ``P@k`` averages over all rows. ``R@k`` and ``nDCG@k`` average over the rows that have a true label. ``PSP@k`` and
-    ``PSnDCG@k`` are the sum of gains over all rows divided by the largest sum reachable. ``coverage@k`` is the share
-    of the labels occurring in ``targets`` that are hit at least once. ``bins`` groups labels by their training rows:
-    ``R@k`` within the bin (over its positives) and its share of ``P@k``, at the largest k.
+    ``P@k`` averages over all rows, ``R@k``, ``nDCG@k`` and ``F1@k`` (of the k predictions and the true labels of a row) over
+    the rows that ``empty_rows`` names. ``PSP@k`` and ``PSnDCG@k`` are the sum of gains over all rows divided by the largest
+    sum reachable; of PSnDCG, each row's gains are first divided by the DCG of its ideal ranking without propensities.
+    ``coverage@k`` is the share of the labels occurring in ``targets`` that are hit at least once. ``bins`` groups labels by
+    their training rows: ``R@k`` within the bin (over its positives) and its share of ``P@k``, at the largest k.
+
+    Args:
+        empty_rows: rows without a true label count as "zero" in R, nDCG and F1 (as in napkinXC and pyxclib), or "skip".
 
     Raises:
-        ValueError: shapes differ, a label is out of range, or k exceeds the width of ``top``.
+        ValueError: shapes differ, a label is out of range or stands twice in a row, k exceeds the width of ``top``, or
+            ``empty_rows`` is something else.
     """
+    top = np.asarray(top.detach().cpu() if hasattr(top, "detach") else top)
+    hit = hits(top, truth.targets)
     if not ks or max(ks) > top.shape[1] or min(ks) < 1:
         raise ValueError(f"ks must lie in [1, {top.shape[1]}], the width of top, got {list(ks)}")
-    hit = hits(top, truth.targets)
-    num_rows = len(top)
-    counts = np.diff(truth.targets.indptr) if truth.counts is None else np.asarray(truth.counts)
-    labelled = counts > 0
+    if empty_rows not in ("zero", "skip"):
+        raise ValueError(f"empty_rows must be 'zero' or 'skip', got {empty_rows!r}")
+    counts = truth.counts
+    assert counts is not None
+    judged = counts > 0 if empty_rows == "skip" else np.ones(len(top), dtype=bool)
     discounts = 1 / np.log2(np.arange(2, max(ks) + 2))
+    ideals = np.concatenate([[0.0], np.cumsum(discounts)])
     result: dict[str, Any] = {}
 
-    def mean(values: np.ndarray) -> float:
-        return 100 * float(values.mean()) if len(values) else 0.0
+    def mean(values: np.ndarray, divisor: Any = 1.0) -> float:
+        ratios = np.divide(values, divisor, out=np.zeros(len(values)), where=np.asarray(divisor) > 0)
+        return 100 * float(ratios.mean()) if len(ratios) else 0.0
 
     for k in ks:
         result[f"P@{k}"] = mean(hit[:, :k].sum(1) / k)
     for k in ks:
-        ideal = np.concatenate([[0.0], np.cumsum(discounts[:k])])[np.minimum(counts, k)]
-        result[f"nDCG@{k}"] = mean((hit[:, :k] @ discounts[:k])[labelled] / ideal[labelled])
+        result[f"nDCG@{k}"] = mean((hit[:, :k] @ discounts[:k])[judged], ideals[np.minimum(counts, k)][judged])
     for k in ks:
-        result[f"R@{k}"] = mean(hit[:, :k].sum(1)[labelled] / counts[labelled])
+        result[f"R@{k}"] = mean(hit[:, :k].sum(1)[judged], counts[judged])
+    for k in ks:
+        both = (top[:, :k] >= 0).sum(1) + counts
+        result[f"F1@{k}"] = mean(2 * hit[:, :k].sum(1)[judged], np.where(counts > 0, both, 0)[judged])
     if truth.inverse_propensity is not None:
-        gains = np.where(hit, truth.inverse_propensity[np.maximum(top, 0)], 0.0)
-        for name, weights in (("PSP", np.ones(max(ks))), ("PSnDCG", discounts)):
-            for k in ks:
-                best = _best_gains(truth, counts, k, weights).sum()
-                result[f"{name}@{k}"] = 100 * float((gains[:, :k] @ weights[:k]).sum() / best) if best else 0.0
+        result |= _propensity_scored(top, hit, truth, ks, discounts, ideals)
     occurring = len(np.unique(truth.targets.indices))
     for k in ks:
         covered = len(np.unique(top[:, :k][hit[:, :k]]))
         result[f"coverage@{k}"] = 100 * covered / occurring if occurring else 0.0
     if truth.frequencies is not None:
         result["bins"] = _bins(hit, top, truth, max(ks), bins)
-    result["rows"] = num_rows
+    result["rows"] = len(top)
     return result
+
+
+def _propensity_scored(
+    top: np.ndarray, hit: np.ndarray, truth: Truth, ks: Sequence[int], discounts: np.ndarray, ideals: np.ndarray
+) -> dict[str, float]:
+    assert truth.inverse_propensity is not None and truth.counts is not None
+    gains = np.where(hit, truth.inverse_propensity[np.maximum(top, 0)], 0.0)
+    result = {}
+    for name, weights in (("PSP", np.ones(max(ks))), ("PSnDCG", discounts)):
+        for k in ks:
+            # a row without labels gains nothing, whatever it is divided by
+            ideal = np.maximum(ideals[np.minimum(truth.counts, k)], 1.0) if name == "PSnDCG" else 1.0
+            best = float((_best_gains(truth, k, weights) / ideal).sum())
+            gained = float(((gains[:, :k] @ weights[:k]) / ideal).sum())
+            result[f"{name}@{k}"] = 100 * gained / best if best else 0.0
+    return result
+
+
+def threshold_metrics(top: Any, scores: Any, truth: Truth, threshold: float) -> dict[str, float]:
+    """Precision, recall and F1 in percent of the predictions whose score reaches a threshold.
+
+    ``micro`` counts all pairs of a row and a label alike. ``macro`` is the mean of all ``L`` labels' F1, 0 for a label that
+    is neither true nor predicted anywhere.
+
+    Args:
+        top, scores: labels ``[N, k]`` and their scores; what lies beyond the k best of a row counts as not predicted.
+
+    Raises:
+        ValueError: as of ``hits``, or shapes differ, or the threshold is NaN.
+    """
+    hit, top = hits(top, truth.targets), np.asarray(top.detach().cpu() if hasattr(top, "detach") else top)
+    scores = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores)
+    if scores.shape != top.shape:
+        raise ValueError(f"scores must be {list(top.shape)} as top is, got {list(scores.shape)}")
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number, got NaN")
+    assert truth.counts is not None
+    num_labels = truth.targets.shape[1]
+    chosen = (top >= 0) & (scores >= threshold)
+    right = np.bincount(top[chosen & hit], minlength=num_labels)
+    predicted = np.bincount(top[chosen], minlength=num_labels)
+    true = np.bincount(truth.targets.indices, minlength=num_labels)
+    total = {"right": int(right.sum()), "predicted": int(predicted.sum()), "true": int(truth.counts.sum())}
+
+    def percent(part: Any, whole: Any) -> Any:
+        return 100 * np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
+
+    return {
+        "micro P": float(percent(total["right"], total["predicted"])),
+        "micro R": float(percent(total["right"], total["true"])),
+        "micro F1": float(percent(2 * total["right"], total["predicted"] + total["true"])),
+        "macro F1": float(percent(2 * right, predicted + true).mean()) if num_labels else 0.0,
+        "labels per row": total["predicted"] / len(top) if len(top) else 0.0,
+    }
 
 
 def calibration_error(scores: np.ndarray, hit: np.ndarray, bins: int = 15) -> float:
