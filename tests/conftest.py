@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -31,6 +32,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that the package allocates uninitialised holds NaN (or 0x7F.. for integers), so unwritten elements show."""
+    _device_constructors()  # remembers what ``with torch.device(...)`` redirects: not the wrappers
 
     def poison(allocate):
         def wrapper(*args, **kwargs):

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # from the bottom up: a package may import those before it (and itself)
 FLOORS = (
     ("sparse_xmc._version",),
+    ("sparse_xmc.storage",),
     ("sparse_xmc.ops.cpu_kernels", "sparse_xmc.ops.triton_kernels", "sparse_xmc.ops"),
     (
         "sparse_xmc.models",
@@ -16,7 +17,6 @@ FLOORS = (
         "sparse_xmc.optim",
         "sparse_xmc.topology",
     ),
-    ("sparse_xmc.storage",),
     ("sparse_xmc.distributed",),
     ("sparse_xmc.app",),
     ("sparse_xmc.sklearn", "bench"),

@@ -18,13 +18,26 @@ from sparse_xmc.app.calibration import Calibration
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
 from sparse_xmc.app.prepare import FILES, Preparation, batches, restore_preparation
+from sparse_xmc.app.stored import (
+    as_json,
+    check_depth,
+    check_shapes,
+    checked_count,
+    checked_frequencies,
+    checked_labels,
+    from_json,
+    run_of,
+)
 from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
 from sparse_xmc.models.classifier import XMCClassifier
-from sparse_xmc.storage.checkpoint import CheckpointError, read_folder, write_folder
+from sparse_xmc.storage.checkpoint import read_folder, write_folder
+from sparse_xmc.storage.errors import ArtefactError, taking_apart
+from sparse_xmc.storage.regular import data_name
 from sparse_xmc.storage.tensor_file import ALONE, Shards
 
 MODEL_FOLDER = "model"
+_KINDS = {"bow": "terms", "features": "precomputed", "transformer": "tokens"}  # of preparation, by encoder
 _PREDICTION_ROWS = 512
 
 
@@ -82,16 +95,17 @@ class Bundle:
         """Rows at a time."""
         return most if self.config.encoder != "transformer" else 32
 
-    def save(self, folder: str, shards: Shards = ALONE) -> None:
-        """Writes the model, atomically; all ranks of ``shards`` call it and the first one writes.
+    def save(self, folder: str, shards: Shards = ALONE, *, run: str | None = None) -> None:
+        """Writes the model of run ``run``, atomically; all ranks of ``shards`` call it and the first one writes.
 
         Raises:
-            CheckpointError: the disk is full or not writable; an older model there is untouched.
+            ArtefactError: the disk is full or not writable; an older model there is untouched.
+            FloatingPointError: a weight is NaN or infinite; likewise.
         """
         document, tensors = self.preparation.state()
         auxiliary = self.model.auxiliary
         spec = {
-            "config": dataclasses.asdict(self.config),
+            "config": {name: as_json(value) for name, value in dataclasses.asdict(self.config).items()},
             "num_train": self.num_train,
             "num_features": self.num_features,
             "auxiliary": auxiliary is not None,
@@ -106,41 +120,53 @@ class Bundle:
             },
             {"spec": spec, "preparation": document, "labels": self.vocabulary.names},
             shards,
+            run=run,
         )
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Bundle:
-        """The model of a run folder.
+        """The model of a run folder. It is data: whatever it holds, no code of it runs and no other file is touched.
 
         Raises:
-            CheckpointError: there is no model, or a file of it is truncated or damaged.
+            ArtefactError: there is no model, or a file of it is truncated, damaged or of another run.
         """
         folder = os.path.join(os.fspath(run), MODEL_FOLDER)
         if not os.path.isdir(folder) and not os.path.isdir(f"{folder}.old"):
-            raise CheckpointError(f"{os.fspath(run)} holds no trained model ({folder} is missing)")
-        tensors, documents = read_folder(folder)
-        spec = documents["spec"]
-        config = TrainingConfig.stored({**spec["config"], **_connections(tensors["model"])})
-        vocabulary = LabelVocabulary(documents["labels"])
-        encoder = _restore_encoder(config, spec["num_features"], tensors["preparation"])
-        clusters = tensors["model"]["auxiliary.clusters"] if spec["auxiliary"] else None
-        model = build_model(config, encoder, len(vocabulary), clusters)
-        model.load_state_dict(tensors["model"])
-        preparation = restore_preparation(
-            documents["preparation"],
-            tensors["preparation"],
-            encoder=encoder,
-        )
-        return cls(
-            config,
-            model.to(choose_device(device)),
-            preparation,
-            vocabulary,
-            tensors["preparation"]["frequencies"].numpy(),
-            spec["num_train"],
-            spec["num_features"],
-            Calibration.from_state(spec.get("calibration")),
-        )
+            raise ArtefactError(f"{os.fspath(run)} holds no trained model ({folder} is missing)")
+        tensors, documents = read_folder(folder, run=run_of(os.fspath(run)))
+        with taking_apart(folder, "model"):
+            bundle = cls._from_parts(tensors, documents)
+        bundle.model.to(choose_device(device))
+        return bundle
+
+    @classmethod
+    def _from_parts(cls, tensors: dict[str, dict[str, Tensor]], documents: dict[str, Any]) -> Bundle:
+        spec, weights, prepared = documents["spec"], tensors["model"], tensors["preparation"]
+        options = {name: from_json(name, value) for name, value in spec["config"].items()}
+        config = TrainingConfig.stored({**options, **_connections(weights)})
+        vocabulary = LabelVocabulary(checked_labels(documents["labels"]))
+        frequencies = checked_frequencies(prepared["frequencies"], len(vocabulary))
+        if documents["preparation"]["kind"] != _KINDS[config.encoder]:
+            raise ValueError(
+                f"encoder {config.encoder!r} reads {_KINDS[config.encoder]!r}, not {documents['preparation']!r:.80}"
+            )
+        if config.encoder == "transformer":
+            check_depth(prepared[f"{FILES}config.json"].numpy().tobytes(), len(weights))
+        num_train, num_features = (checked_count(name, spec[name]) for name in ("num_train", "num_features"))
+        clusters = weights["auxiliary.clusters"] if spec["auxiliary"] is True else None
+        with torch.device("meta"):  # whatever sizes the spec tells, nothing is allocated before they are compared
+            check_shapes(_build(config, num_features, prepared, len(vocabulary), clusters), weights)
+        model = _build(config, num_features, prepared, len(vocabulary), clusters)
+        model.load_state_dict(weights)
+        preparation = restore_preparation(documents["preparation"], prepared, encoder=model.encoder)
+        calibration = Calibration.from_state(spec.get("calibration"))
+        return cls(config, model, preparation, vocabulary, frequencies, num_train, num_features, calibration)
+
+
+def _build(
+    config: TrainingConfig, num_features: int, tensors: dict[str, Tensor], num_labels: int, clusters: Tensor | None
+) -> XMCClassifier:
+    return build_model(config, _restore_encoder(config, num_features, tensors), num_labels, clusters)
 
 
 def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -155,9 +181,13 @@ def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 def _restore_encoder(config: TrainingConfig, num_features: int, tensors: dict[str, Tensor]) -> Any:
     """The encoder without its weights, a transformer from the files that were saved with the model."""
-    files = {name.removeprefix(FILES): t.numpy().tobytes() for name, t in tensors.items() if name.startswith(FILES)}
-    if not files:
+    if config.encoder != "transformer":
         return build_encoder(config, num_features, load_weights=False)
+    files = {
+        data_name(name.removeprefix(FILES), MODEL_FOLDER): t.numpy().tobytes()
+        for name, t in tensors.items()
+        if name.startswith(FILES)
+    }
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)

@@ -82,7 +82,7 @@ class LabelShardedLinear(nn.Module):
         if isinstance(mesh, DeviceMesh) and mesh.device_type != place.type:
             raise ValueError(f"mesh must be of the head's devices: it is of {mesh.device_type}, device is {place}")
         self.ranks, self.replicas = Ranks(label_group, place), Ranks(data_group, place)
-        settings = (in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type)
+        settings = [in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type]
         _check_agreement(self.ranks, settings)
         _check_agreement(self.replicas, settings)
         blocks = label_blocks(out_features, self.ranks.size, group_size=group_size, sizes=sizes)
@@ -370,8 +370,8 @@ def _groups(
     return mesh.get_group(label_dim), mesh.get_group(1 - label_dim)
 
 
-def _check_agreement(ranks: Ranks, settings: tuple[object, ...]) -> None:
-    said = ranks.gather_objects(settings, "comparison of the head's arguments")
+def _check_agreement(ranks: Ranks, settings: list[object]) -> None:
+    said = ranks.gather_documents(settings, "comparison of the head's arguments")
     differing = {rank: other for rank, other in enumerate(said) if other != said[0]}
     if differing:
         raise ValueError(

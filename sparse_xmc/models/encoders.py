@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from sparse_xmc.models.sparse_rows import embedding_bag_csr
 from sparse_xmc.ops._arguments import check_positive_int
+
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 class PrecomputedEncoder(nn.Module):
@@ -51,9 +54,10 @@ class BagOfWordsEncoder(nn.Module):
         check_positive_int("in_features", in_features)
         check_positive_int("out_features", out_features)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(
-            torch.randn(in_features, out_features, generator=torch.Generator().manual_seed(seed))
-        )
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        if not self.weight.is_meta:
+            with torch.no_grad():
+                self.weight.normal_(generator=torch.Generator().manual_seed(seed))
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.dropout = nn.Dropout(dropout)
 
@@ -105,13 +109,15 @@ class TransformerEncoder(nn.Module):
         transformers = _import_transformers()
         self.name, self.pooling, self.max_length = os.fspath(name), pooling, max_length
         _check_name(self.name)
+        _refuse_code(self.name)
         try:
-            config = transformers.AutoConfig.from_pretrained(self.name)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
+            config = transformers.AutoConfig.from_pretrained(self.name, **_NO_CODE)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **_NO_CODE)
             if config_only:
-                self.model = transformers.AutoModel.from_config(config)
+                self.model = transformers.AutoModel.from_config(config, **_NO_CODE)
             else:
-                self.model = transformers.AutoModel.from_pretrained(self.name, config=config)
+                weights = {"use_safetensors": True}  # the other format is a pickle
+                self.model = transformers.AutoModel.from_pretrained(self.name, config=config, **weights, **_NO_CODE)
         except Exception as error:  # of whatever kind the files or the hub bring about
             kind = "folder" if os.path.isdir(self.name) else "no folder here, and as a hub id it"
             reason = str(error).strip().partition("\n")[0]
@@ -154,6 +160,36 @@ class TransformerEncoder(nn.Module):
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
         return self.dropout(pooled)
+
+
+def _refuse_code(name: str) -> None:
+    """Refuses a folder whose configurations name code of their own; of the hub's, ``_NO_CODE`` has Transformers do so."""
+    for entry in os.scandir(name) if os.path.isdir(name) else []:
+        if not entry.name.endswith("config.json") or not entry.is_file():
+            continue
+        named = _named_code(Path(entry).read_bytes())
+        if named is not None:
+            raise ValueError(
+                f"transformer {name!r}: {entry.name} names code to be fetched ({named}), and code is never taken from a "
+                "model: use an architecture that the package transformers has"
+            )
+
+
+def _named_code(content: bytes) -> str | None:
+    """The entry of a configuration that has Transformers import code from the model or the hub, None where there is none."""
+    try:
+        level = [json.loads(content)]
+    except (ValueError, RecursionError):
+        return None  # Transformers says what is wrong with it
+    while level:
+        parts = [one for one in level if isinstance(one, dict)]
+        for part in parts:
+            for key, value in part.items():
+                if key == "auto_map" or (key.endswith("_implementation") and isinstance(value, str) and "/" in value):
+                    return str(key)
+        level = [item for part in parts for item in part.values()]
+        level += [item for one in level if isinstance(one, list) for item in one]
+    return None
 
 
 def _check_name(name: str) -> None:

@@ -1,9 +1,17 @@
-"""Files and folders that are on disk before they take the place of older ones."""
+"""Files and folders that are on disk before they take the place of older ones; everything that must not be torn comes
+through here."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.regular import to_json
 
 
 def flush(path: str) -> None:
@@ -16,6 +24,19 @@ def flush(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder with those above it, and has the entry of each new one written to disk."""
+    missing = []
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(folder)
+        flush(os.path.dirname(folder))
 
 
 def replace_folder(partial: str, folder: str) -> None:
@@ -32,3 +53,84 @@ def replace_folder(partial: str, folder: str) -> None:
 def existing_folder(folder: str) -> str:
     """``folder``, or the older one that was being replaced when the program ended."""
     return f"{folder}.old" if not os.path.isdir(folder) and os.path.isdir(f"{folder}.old") else folder
+
+
+@contextmanager
+def complete_file(path: str, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write, which appears under its name when it is complete.
+
+    A link is followed: its target is replaced and the link stays. A device, pipe or descriptor (``/dev/stdout``) is
+    written through as the content comes. What UTF-8 may not hold (half of a surrogate pair in a label) becomes an
+    escape.
+
+    Args:
+        mode: "w" for text, "wb" for bytes.
+
+    Raises:
+        ArtefactError: the disk is full, or the place cannot be written; what stood there before is untouched.
+    """
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    partial = None
+    try:
+        if _written_through(path):
+            with open(path, mode, **text) as file:
+                yield file
+            return
+        target = os.path.realpath(path)
+        partial = f"{target}.{os.getpid()}.partial"
+        permissions = _permissions(target)
+        with open(partial, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if permissions is not None:
+            os.chmod(partial, permissions)
+        os.replace(partial, target)
+        flush(os.path.dirname(target))
+    except OSError as error:
+        raise ArtefactError.not_written(path, error) from error
+    finally:
+        if partial is not None:
+            with suppress(OSError):
+                os.remove(partial)
+
+
+def _written_through(path: str) -> bool:
+    """Whether ``path`` leads to something that is no regular file, or to an open one by its descriptor."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    descriptor = folder == "/dev" or folder.startswith("/proc/")
+    linked = os.path.islink(path) and os.readlink(path).startswith(("/proc/", "/dev/"))
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or descriptor or linked
+
+
+def _permissions(target: str) -> int | None:
+    """Permissions of a file that is to be replaced, None where there is none.
+
+    Raises:
+        OSError: it is a folder, or protected from writing.
+    """
+    if not os.path.exists(target):
+        return None
+    with open(target, "ab"):
+        pass
+    return stat.S_IMODE(os.stat(target).st_mode)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a small file; see ``complete_file``."""
+    with complete_file(path) as file:
+        file.write(text)
+
+
+def write_json(path: str, document: Any, **options: Any) -> None:
+    """Writes a document as JSON and a line end.
+
+    Raises:
+        ArtefactError: as ``complete_file``.
+        FloatingPointError: a number is NaN or infinite; nothing is written.
+    """
+    write_text(path, to_json(document, path, **options) + "\n")

@@ -6,35 +6,35 @@ temporary name, flushed to disk and renamed; only then are older ones removed.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
 import shutil
+import stat
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparse_xmc.storage.atomic import existing_folder, flush, replace_folder
-from sparse_xmc.storage.tensor_file import ALONE, Shards, load_tensors, save_tensors
+from sparse_xmc.storage.atomic import existing_folder, flush, make_folder, replace_folder
+from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.regular import MOST_DOCUMENT_BYTES, parse_json, plain_name, read_bytes, to_json
+from sparse_xmc.storage.tensor_file import ALONE, Shards, all_finite, check_tensors, load_tensors, save_tensors
+
+CheckpointError = ArtefactError  # its name up to version 0.1
+Finite = Callable[[str, str], bool]
 
 _MANIFEST = "manifest.json"
+_FORMAT = 2
 _NAME = re.compile(r"step-(\d{10})")
+_ENDINGS = (".json", ".safetensors")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names the file and what to do."""
-
-
-def _crc(path: str) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+def _weights(stem: str, name: str) -> bool:
+    """Which tensors of a run's files may hold neither NaN nor infinity."""
+    return stem in ("model", "preparation")
 
 
 def flatten_tensors(state: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -66,85 +66,183 @@ def restore_tensors(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def write_folder(
-    folder: str, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], shards: Shards = ALONE
+    folder: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    documents: Mapping[str, Any],
+    shards: Shards = ALONE,
+    *,
+    run: str | None = None,
+    finite: Finite = _weights,
 ) -> None:
     """Writes ``{name}.safetensors`` and ``{name}.json`` files and their manifest as one atomic folder.
 
-    All ranks of ``shards`` call it, with the same names; the first writes whole tensors and its own documents.
+    All ranks of ``shards`` call it, with the same names; the first writes whole tensors and its own documents. It reads
+    back what it has written before that takes its name, and what fails on one rank is raised on all.
+
+    Args:
+        run: identity of the run that this is a part of; None: of none.
+        finite: tells by file and name whether a tensor may hold neither NaN nor infinity.
 
     Raises:
-        CheckpointError: the disk is full or not writable; what stood there before is untouched.
+        ArtefactError: the disk is full or not writable; what stood there before is untouched.
+        FloatingPointError: a number is NaN or infinite where that is not allowed.
     """
-    partial = f"{folder}.partial"
-    if not shards.first:
-        for name, group in tensors.items():
-            save_tensors(os.path.join(partial, f"{name}.safetensors"), group, shards)
-        return
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.makedirs(partial)
-        for name, group in tensors.items():
-            save_tensors(os.path.join(partial, f"{name}.safetensors"), group, shards)
-        for name, document in documents.items():
-            with open(os.path.join(partial, f"{name}.json"), "w", encoding="utf-8") as file:
-                json.dump(document, file)
-        names = sorted(os.listdir(partial))
-        manifest = {n: [os.path.getsize(os.path.join(partial, n)), _crc(os.path.join(partial, n))] for n in names}
-        with open(os.path.join(partial, _MANIFEST), "w", encoding="utf-8") as file:
-            json.dump(manifest, file)
-        for name in [*names, _MANIFEST]:
-            flush(os.path.join(partial, name))
-        flush(partial)
-        replace_folder(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
-        raise CheckpointError(f"could not write {folder}: {reason}; checkpoints written before are intact") from error
+    wrong = [
+        f"{n}" for stem, group in tensors.items() for n, t in group.items() if finite(stem, n) and not all_finite(t)
+    ]
+    shards.raise_together(
+        FloatingPointError(f"{folder} is not written: {wrong[0]} holds NaN or infinity") if wrong else None
+    )
+    unfinished = f"{folder}.partial"
+    failure: Exception | None = None
+    if shards.first:
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_folder(unfinished)
+        except OSError as error:
+            failure = error
+    for name, group in tensors.items():
+        failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards)
+        failure = failure or failed
+    if shards.first:
+        try:
+            if failure is None:
+                _complete(unfinished, documents, run)
+                replace_folder(unfinished, folder)
+        except (OSError, ArtefactError, FloatingPointError) as error:
+            failure = error
+        if failure is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if isinstance(failure, OSError):
+        failure = ArtefactError.not_written(folder, failure)
+    shards.raise_together(failure)
 
 
-def read_folder(folder: str, shards: Shards = ALONE) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None) -> None:
+    """Adds documents and manifest, reads everything back and has it written to disk."""
+    for name, document in documents.items():
+        path = os.path.join(unfinished, f"{name}.json")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(to_json(document, path))
+    names = sorted(os.listdir(unfinished))
+    files = {}
+    for name in names:
+        path = os.path.join(unfinished, plain_name(name, unfinished))
+        crc = (
+            check_tensors(path) if name.endswith(".safetensors") else zlib.crc32(read_bytes(path, MOST_DOCUMENT_BYTES))
+        )
+        files[name] = [os.path.getsize(path), crc]
+    path = os.path.join(unfinished, _MANIFEST)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(to_json({"format": _FORMAT, "run": run, "files": files}, path))
+    for name in [*names, _MANIFEST]:
+        flush(os.path.join(unfinished, name))
+    flush(unfinished)
+
+
+def read_folder(
+    folder: str, shards: Shards = ALONE, *, run: str | None = None, finite: Finite = _weights
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors and documents of a checkpoint by file name, after comparing every file with the manifest.
 
-    Of tensors that ``shards`` spreads each rank reads its own block.
+    Of tensors that ``shards`` spreads each rank reads its own block. Nothing outside the folder is opened.
+
+    Args:
+        run: identity of the run that the folder must be a part of, if it tells; None: of any.
+        finite: as in ``write_folder``.
 
     Raises:
-        CheckpointError: a file is missing, truncated or damaged.
+        ArtefactError: a file is missing, truncated, damaged or of another run.
     """
     folder = existing_folder(folder)
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
+    if run is not None and manifest.run not in (None, run):
+        raise ArtefactError(f"is of another run ({manifest.run}, not {run})", folder)
     tensors: dict[str, dict[str, Tensor]] = {}
     documents: dict[str, Any] = {}
-    for name, (size, crc) in manifest.items():
+    for name, (size, crc) in manifest.files.items():
         path = os.path.join(folder, name)
-        if not os.path.exists(path):
-            raise CheckpointError(f"{path} is missing")
-        if os.path.getsize(path) != size:
-            raise CheckpointError(f"{path} is truncated: {os.path.getsize(path)} bytes of {size}")
-        if _crc(path) != crc:
-            raise CheckpointError(f"{path} is damaged: its checksum differs from the one in {_MANIFEST}")
+        found = _size(path)
+        if found != size:
+            raise ArtefactError(f"is truncated: {found} bytes of {size}", path)
         stem, ending = os.path.splitext(name)
         if ending == ".json":
-            with open(path, encoding="utf-8") as file:
-                documents[stem] = json.load(file)
+            content = read_bytes(path, size)
+            found_crc = zlib.crc32(content)
         else:
-            tensors[stem] = load_tensors(path, shards)
+            tensors[stem], found_crc = load_tensors(path, shards, finite=partial(finite, stem))
+        if found_crc != crc:
+            raise ArtefactError(f"is damaged: its checksum differs from the one in {_MANIFEST}", path)
+        if ending == ".json":
+            documents[stem] = parse_json(content, path)
     return tensors, documents
 
 
-def _manifest(folder: str) -> dict[str, list[int]]:
-    """Size and checksum of every file of a checkpoint."""
+def _size(path: str) -> int:
     try:
-        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
-            manifest = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST}: {error}") from None
-    written = {name for name in os.listdir(folder) if name.endswith((".json", ".safetensors"))} - {_MANIFEST}
-    sound = isinstance(manifest, dict) and all(
-        isinstance(entry, list) and [type(number) for number in entry] == [int, int] for entry in manifest.values()
+        return os.lstat(path).st_size
+    except OSError:
+        raise ArtefactError("is missing", path) from None
+
+
+class Manifest(NamedTuple):
+    """What an artefact says of itself.
+
+    Args:
+        files: size and CRC-32 of each file by its name.
+        run: identity of the run that wrote it; None: it does not tell.
+        digest: of the manifest, and so of everything.
+    """
+
+    files: dict[str, tuple[int, int]]
+    run: str | None
+    digest: int
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of an artefact's folder.
+
+    Raises:
+        ArtefactError: there is none, or one that does not describe the files that are there.
+    """
+    path = os.path.join(folder, _MANIFEST)
+    try:
+        content = read_bytes(path)
+        document = parse_json(content, path)
+    except ArtefactError as error:
+        raise ArtefactError(f"is no readable checkpoint: {error}", folder) from None
+    run = None
+    if isinstance(document, dict) and "files" in document:
+        run, files = document.get("run"), document["files"]
+        if document.get("format") != _FORMAT:
+            raise ArtefactError(f"has format {document.get('format')!r:.40}, this version reads up to {_FORMAT}", path)
+    else:
+        files = document  # up to version 0.1
+    sound = isinstance(files, dict) and isinstance(run, (str, type(None))) and bool(files)
+    if not sound or not all(map(_is_entry, files.values())) or not _written(folder) <= files.keys():
+        raise ArtefactError(f"is no readable checkpoint: {_MANIFEST} does not list its files", folder)
+    for name in files:
+        if not plain_name(name, path).endswith(_ENDINGS) or name == _MANIFEST:
+            raise ArtefactError(f"is damaged: it lists {name!r:.80}", path)
+    return Manifest({name: (size, crc) for name, (size, crc) in files.items()}, run, zlib.crc32(content))
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and [type(number) for number in entry] == [int, int] and min(entry) >= 0
+
+
+def _written(folder: str) -> set[str]:
+    return {name for name in os.listdir(folder) if name.endswith(_ENDINGS)} - {_MANIFEST}
+
+
+def is_unfinished(folder: str) -> bool:
+    """Whether a folder holds nothing but what a writer of checkpoints may leave when it is killed."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return False
+    return all(
+        entry.name.endswith(_ENDINGS) and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
+        for entry in os.scandir(folder)
     )
-    if not sound or not manifest or not written <= manifest.keys():
-        raise CheckpointError(f"{folder} is no readable checkpoint: {_MANIFEST} does not list its files")
-    return manifest
 
 
 class CheckpointStore:
@@ -159,6 +257,7 @@ class CheckpointStore:
 
     Attributes:
         shards: how the tensors are spread where several ranks save and load, all at once.
+        run: identity of the run; checkpoints of another one are passed over. None: not compared.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
@@ -166,15 +265,17 @@ class CheckpointStore:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep = os.fspath(folder), keep
         self.shards = ALONE
+        self.run: str | None = None
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
         if not os.path.isdir(self.folder):
             return []
-        matches = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
-        return sorted(int(match[1]) for match in matches if match)
+        matches = (_NAME.fullmatch(name.removesuffix(".old")) for name in os.listdir(self.folder))
+        return sorted({int(match[1]) for match in matches if match})
 
-    def _path(self, step: int) -> str:
+    def path(self, step: int) -> str:
+        """The folder of a step's checkpoint."""
         return os.path.join(self.folder, f"step-{step:010d}")
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> None:
@@ -182,35 +283,51 @@ class CheckpointStore:
 
         Later ones are of a run that went on from this one or an older one, as they were damaged: removed too.
         """
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"could not make {self.folder}: {error}") from error
-        write_folder(self._path(step), tensors, documents, self.shards)
+        write_folder(self.path(step), tensors, documents, self.shards, run=self.run)
         steps = self.steps() if self.shards.first else []
         kept = [other for other in steps if other <= step][-self.keep :]
         for other in steps:
             if other not in kept:
-                shutil.rmtree(self._path(other), ignore_errors=True)
+                shutil.rmtree(self.path(other), ignore_errors=True)
 
-    def load_latest(self, report: Any = print) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """The newest intact checkpoint, None where there is none at all.
+    def sweep(self) -> None:
+        """Removes what writers that were killed have left. Only for the one program that writes here."""
+        for name in os.listdir(self.folder) if os.path.isdir(self.folder) else []:
+            whole = name.removesuffix(".partial").removesuffix(".old")
+            path = os.path.join(self.folder, name)
+            superseded = name.endswith(".partial") or os.path.isdir(os.path.join(self.folder, whole))
+            if whole != name and _NAME.fullmatch(whole) and superseded and is_unfinished(path):
+                shutil.rmtree(path, ignore_errors=True)
 
-        A damaged one is reported and passed over for the one before it.
+    def load_latest(
+        self, report: Callable[[str], object] = print
+    ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint that is intact on all ranks, None where there is none at all.
+
+        A damaged one is reported and passed over for the one before it, on all ranks alike.
 
         Raises:
-            CheckpointError: there are checkpoints and every one is damaged.
+            ArtefactError: there are checkpoints and every one is damaged.
         """
         reasons = []
-        for step in reversed(self.steps()):
+        seen = {step for steps in self.shards.exchange(self.steps()) for step in steps}
+        for step in sorted(seen, reverse=True):
+            found, reason = None, None
             try:
-                tensors, documents = read_folder(self._path(step), self.shards)
-                return step, tensors, documents
-            except CheckpointError as error:
-                reasons.append(str(error))
-                report(f"checkpoint of step {step} passed over: {error}")
+                found = read_folder(self.path(step), self.shards, run=self.run)
+                state = read_manifest(existing_folder(self.path(step))).digest
+            except ArtefactError as error:
+                state, reason = -1, str(error)
+            said = self.shards.exchange([state, reason])
+            wrong = [f"rank {rank}: {text}" if len(said) > 1 else text for rank, (_, text) in enumerate(said) if text]
+            if not wrong and any(one != said[0] for one in said):
+                wrong = [f"the ranks see different files in {self.path(step)}"]
+            if not wrong and found is not None:
+                return step, *found
+            reasons.append("; ".join(wrong))
+            report(f"checkpoint of step {step} passed over: {reasons[-1]}")
         if reasons:
-            raise CheckpointError(
+            raise ArtefactError(
                 f"no intact checkpoint in {self.folder} ({'; '.join(reasons)}); remove the folder to start anew"
             )
         return None

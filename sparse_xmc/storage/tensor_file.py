@@ -7,18 +7,23 @@ one piece of another's.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.regular import open_regular, parse_json
 
 if TYPE_CHECKING:
     from sparse_xmc.distributed.ranks import Ranks
 
 _PIECE_BYTES = 1 << 24
+_CHECKED_BYTES = 1 << 20  # looked through while they are in the cache
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,6 +38,18 @@ _NAMES = {
     torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_MOST_HEADER_BYTES = 100_000_000
+_MOST_DIMENSIONS = 8
+# integers of an element's size, and the bits of its positive infinity (float8 e4m3fn has none: of its NaN)
+_BITS = {
+    torch.float64: (np.int64, np.uint64, 0x7FF0 << 48),
+    torch.float32: (np.int32, np.uint32, 0x7F80_0000),
+    torch.float16: (np.int16, np.uint16, 0x7C00),
+    torch.bfloat16: (np.int16, np.uint16, 0x7F80),
+    torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),
+    torch.float8_e5m2: (np.int8, np.uint8, 0x7C),
 }
 
 
@@ -59,6 +76,23 @@ class Shards:
     def first(self) -> bool:
         return self.ranks is None or self.ranks.rank == 0
 
+    def exchange(self, value: Any) -> list[Any]:
+        """A JSON value of every rank, in order of ranks."""
+        return [value] if self.ranks is None else self.ranks.gather_documents(value, "exchange about a checkpoint")
+
+    def raise_together(self, failure: Exception | None) -> None:
+        """Raises the first rank's failure on all ranks, so that none waits for the others."""
+        if self.ranks is None or self.ranks.size == 1:
+            if failure is not None:
+                raise failure
+            return
+        own = None if failure is None else [isinstance(failure, FloatingPointError), str(failure)]
+        for rank, said in enumerate(self.exchange(own)):
+            if said is not None:
+                if rank == self.ranks.rank and failure is not None:
+                    raise failure
+                raise FloatingPointError(said[1]) if said[0] else ArtefactError(said[1])
+
     def held(self, name: str, tensor: Tensor) -> Block | None:
         """The block that ``tensor`` is, None for one that is not spread."""
         block = self._block(name) if tensor.ndim else None
@@ -76,18 +110,66 @@ class Shards:
 ALONE = Shards()
 
 
-def save_tensors(path: str, tensors: Mapping[str, Tensor], shards: Shards = ALONE) -> None:
-    """Writes the whole tensors, to be called on all ranks with tensors of the same names; the first rank writes."""
+class Entry(NamedTuple):
+    """A tensor of a file: where its bytes are, counted from the end of the header."""
+
+    dtype: torch.dtype
+    shape: list[int]
+    start: int
+    stop: int
+
+
+def save_tensors(path: str, tensors: Mapping[str, Tensor], shards: Shards = ALONE) -> OSError | None:
+    """Writes the whole tensors, to be called on all ranks with tensors of the same names; the first rank writes.
+
+    Returns:
+        What kept the first rank from writing. Raised only here it would leave the others waiting.
+
+    Raises:
+        ArtefactError: blocks of the ranks do not add up to a tensor.
+    """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
     held = {name: shards.held(name, tensors[name]) for name in order}
-    with open(path, "wb") if shards.first else nullcontext() as file:
-        if file is not None:
-            file.write(_header({name: (tensors[name], held[name]) for name in order}))
-        for name in order:
-            block = held[name]
-            for piece in _pieces(tensors[name].detach(), None if block is None else shards.ranks):
-                if file is not None:
-                    file.write(piece.cpu().numpy().data)
+    placed = {name: (tensors[name], held[name]) for name in order}
+    if not shards.first:
+        return _write(None, path, placed, shards)
+    try:
+        out = open(path, "wb")  # noqa: SIM115 (closed below, where errors of closing are told from others)
+    except OSError as error:
+        _write(None, path, placed, shards)
+        return error
+    failure: OSError | None = None
+    try:
+        failure = _write(out, path, placed, shards)
+    finally:
+        try:
+            out.close()
+        except OSError as error:
+            failure = failure or error
+    return failure
+
+
+def _write(
+    out: BinaryIO | None, path: str, tensors: Mapping[str, tuple[Tensor, Block | None]], shards: Shards
+) -> OSError | None:
+    """Writes to ``out``, where there is one; takes the other ranks' pieces also when that fails. What failed."""
+    failure: OSError | None = None
+
+    def write(content: Any) -> None:
+        nonlocal failure
+        if out is not None and failure is None:
+            try:
+                out.write(content)
+            except OSError as error:
+                failure = error
+
+    write(_header(tensors))
+    for name, (tensor, block) in tensors.items():
+        ranks = None if block is None else shards.ranks
+        for piece in _pieces(tensor.detach(), block, ranks, f"{path}: {name}"):
+            if out is not None:
+                write(piece.cpu().numpy().data)
+    return failure
 
 
 def _header(tensors: Mapping[str, tuple[Tensor, Block | None]]) -> bytes:
@@ -101,12 +183,23 @@ def _header(tensors: Mapping[str, tuple[Tensor, Block | None]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _pieces(own: Tensor, ranks: Ranks | None) -> Iterator[Tensor]:
+def _pieces(own: Tensor, block: Block | None, ranks: Ranks | None, what: str) -> Iterator[Tensor]:
     """Bytes of a tensor, of a spread one those of all ranks' blocks: on the first rank; the others send theirs."""
-    if ranks is None or ranks.size == 1:
+    if ranks is None or block is None or ranks.size == 1:
         yield from _cut(own)
         return
-    sizes = [size for (size,) in ranks.gather_integers([own.nbytes], "exchange of the blocks' sizes")]
+    shape = [
+        len(block.rows),
+        block.total,
+        own[:1].numel() if len(own) else math.prod(own.shape[1:]),
+        own.element_size(),
+    ]
+    said = ranks.gather_integers(shape, "exchange of the blocks' sizes")
+    if any(one[1:] != said[0][1:] for one in said) or sum(one[0] for one in said) != block.total:
+        raise ArtefactError(
+            f"the ranks' blocks (rows, rows of the whole, numbers in a row, bytes of one) do not fit: {said}", what
+        )
+    sizes = [rows * length * width for rows, _, length, width in said]
     for sender, size in enumerate(sizes):
         pieces = _cut(own) if ranks.rank == sender else None
         for start in range(0, size, _PIECE_BYTES):
@@ -125,14 +218,128 @@ def _cut(tensor: Tensor) -> Iterator[Tensor]:
         yield from tensor.contiguous().view(-1).view(torch.uint8).split(_PIECE_BYTES)
 
 
-def load_tensors(path: str | os.PathLike[str], shards: Shards = ALONE) -> dict[str, Tensor]:
-    """The tensors of a file, of spread ones this rank's block. The number of ranks that wrote it does not matter."""
-    from safetensors import safe_open
+def load_tensors(
+    path: str,
+    shards: Shards = ALONE,
+    *,
+    finite: Callable[[str], bool] | None = None,
+) -> tuple[dict[str, Tensor], int]:
+    """The tensors of a file, of spread ones this rank's block, and the CRC-32 of the whole file, read once.
 
-    tensors = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            part = file.get_slice(name)
-            block = shards.wanted(name, part.get_shape())
-            tensors[name] = file.get_tensor(name) if block is None else part[block.rows.start : block.rows.stop]
-    return tensors
+    The number of ranks that wrote it does not matter.
+
+    Args:
+        finite: tells by its name whether a tensor may hold neither NaN nor infinity; None: any may.
+
+    Raises:
+        ArtefactError: the file is missing, no regular file or no sound safetensors file, or a number is not finite.
+    """
+    tensors: dict[str, Tensor] = {}
+    with open_regular(path) as file:
+        entries, crc = _read_header(file, path)
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+            row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+            block = shards.wanted(name, entry.shape)
+            first, last = (
+                (0, entry.stop - entry.start) if block is None else (block.rows.start * row, block.rows.stop * row)
+            )
+            kept = torch.empty(last - first, dtype=torch.uint8)
+            crc = _skip(file, first, crc, path)
+            crc = _fill(file, kept, crc, path)
+            crc = _skip(file, entry.stop - entry.start - last, crc, path)
+            shape = entry.shape if block is None else [len(block.rows), *entry.shape[1:]]
+            tensors[name] = kept.view(entry.dtype).view(shape)
+            if finite is not None and finite(name) and not all_finite(tensors[name]):
+                raise ArtefactError(f"is damaged: {name} holds NaN or infinity", path)
+        if file.read(1):
+            raise ArtefactError("is damaged: it is longer than its tensors", path)
+    return tensors, crc
+
+
+def check_tensors(path: str) -> int:
+    """The CRC-32 of a file that is a sound one of tensors from its first to its last byte.
+
+    Raises:
+        ArtefactError: it is none.
+    """
+    with open_regular(path) as file:
+        entries, crc = _read_header(file, path)
+        crc = _skip(file, max((entry.stop for entry in entries.values()), default=0), crc, path)
+        if file.read(1):
+            raise ArtefactError("is damaged: it is longer than its tensors", path)
+    return crc
+
+
+def _read_header(file: BinaryIO, path: str) -> tuple[dict[str, Entry], int]:
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > _MOST_HEADER_BYTES:
+        raise ArtefactError(f"is damaged: a header of {length:,} bytes", path)
+    text = file.read(length)
+    if len(text) < length:
+        raise ArtefactError(f"is truncated: {len(text):,} bytes of a header of {length:,}", path)
+    document = parse_json(text, path, " (header)")
+    if not isinstance(document, dict):
+        raise ArtefactError(f"is damaged: its header is {document!r:.40}", path)
+    document.pop("__metadata__", None)
+    entries = {name: _entry(name, value, path) for name, value in document.items()}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise ArtefactError(f"is damaged: {name!r:.80} begins at byte {entry.start:,}, not at {end:,}", path)
+        end = entry.stop
+    return entries, zlib.crc32(text, zlib.crc32(start))
+
+
+def _entry(name: str, value: Any, path: str) -> Entry:
+    found = value if isinstance(value, dict) else {}
+    dtype, shape, place = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
+    if dtype is not None and _are_sizes(shape) and _are_sizes(place) and len(place) == 2:
+        fits = place[1] - place[0] == math.prod(shape) * dtype.itemsize
+        if fits and len(shape) <= _MOST_DIMENSIONS:
+            return Entry(dtype, shape, *place)
+    raise ArtefactError(f"is damaged: {name!r:.80} is described as {value!r:.200}", path)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
+
+
+def _fill(file: BinaryIO, target: Tensor, crc: int, path: str) -> int:
+    """Reads until ``target`` (bytes) is full; the checksum with these bytes."""
+    view = target.numpy().data
+    for start in range(0, len(view), _PIECE_BYTES):
+        piece = view[start : start + _PIECE_BYTES]
+        done = 0
+        while done < len(piece):
+            got = file.readinto(piece[done:])  # type: ignore[attr-defined]
+            if not got:
+                raise ArtefactError("is truncated: it is shorter than its tensors", path)
+            done += got
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _skip(file: BinaryIO, length: int, crc: int, path: str) -> int:
+    """Reads bytes for the sake of their checksum."""
+    scratch = torch.empty(min(length, _PIECE_BYTES), dtype=torch.uint8)
+    while length:
+        crc = _fill(file, scratch[:length], crc, path)
+        length -= min(length, len(scratch))
+    return crc
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; on the CPU at the speed of its memory and without a copy."""
+    if tensor.dtype not in _BITS:
+        return True
+    if tensor.device.type != "cpu":
+        return all(bool(piece.isfinite().all()) for piece in tensor.detach().reshape(-1).split(_PIECE_BYTES))
+    signed, unsigned, infinity = _BITS[tensor.dtype]
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    for start in range(0, len(raw), _CHECKED_BYTES):
+        numbers = raw[start : start + _CHECKED_BYTES]
+        highest_positive, highest_negative = numbers.view(signed).max(), numbers.view(unsigned).max()
+        if highest_positive >= infinity or highest_negative >= infinity | 1 << 8 * numbers.view(signed).itemsize - 1:
+            return False
+    return True
