@@ -28,7 +28,15 @@ CORE = ("sparse_xmc", "dense", "torch_csr", "embedding_bag")
 OURS = ("sparse_xmc", "sparse_xmc_group32")
 FUSED = ("sparse_xmc_fused", "sparse_xmc_group32_fused")
 STEP = (*FUSED, "sparse_xmc_fused_loss", *CORE, "dense_chunked", "bottleneck")
-PRODUCTS = (*CORE, "sparse_xmc_group32", "bottleneck", "torch_bsr", "semi_structured_2_4", "gather_einsum")
+PRODUCTS = (
+    *CORE,
+    "fbgemm_tbe",
+    "sparse_xmc_group32",
+    "bottleneck",
+    "torch_bsr",
+    "semi_structured_2_4",
+    "gather_einsum",
+)
 TOP = ("sparse_xmc", *FUSED, "dense", "dense_chunked", "embedding_bag")
 SOFTMAX = ("sparse_xmc_fused_loss", "sparse_xmc", "dense", "torch_linear_cross_entropy", "liger", "bottleneck")
 REWIRE = ("sparse_xmc", "sparse_xmc_group32", "eager_rewire")
