@@ -207,7 +207,8 @@ def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, in
     rank = min(encoder.out_features, min(inputs.matrix.shape) - 1)
     if rank < 1:
         return
-    svd = TruncatedSVD(rank, random_state=config.seed, n_iter=2).fit(inputs.matrix)
+    with np.errstate(invalid="ignore"):  # shares of a variance of zero, which nobody reads
+        svd = TruncatedSVD(rank, random_state=config.seed, n_iter=2).fit(inputs.matrix)
     vectors = svd.components_.T.astype(np.float32)
     projected = inputs.matrix[:4096] @ vectors
     scale = np.sqrt(rank) / max(float(np.linalg.norm(projected, axis=1).mean()), 1e-6)

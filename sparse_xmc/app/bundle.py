@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_xmc._progress import Meter
 from sparse_xmc.app.build import build_encoder, build_model
 from sparse_xmc.app.calibration import Calibration
 from sparse_xmc.app.config import TrainingConfig
@@ -64,15 +65,13 @@ class Bundle:
         k = min(k, len(self.vocabulary))
         device = next(self.model.parameters()).device
         self.model.eval()
-        chunks: Any = list(batches(len(inputs), self._rows()))
-        if progress:
-            from tqdm import tqdm
-
-            chunks = tqdm(chunks, desc="predicting", disable=None, leave=False)
+        meter = Meter("predicting", "rows", len(inputs), shown=progress)
         with torch.inference_mode():
-            for rows in chunks:
+            for rows in batches(len(inputs), self._rows()):
                 scores, labels = self.model.topk(to_device(inputs.batch(rows), device), k)
                 yield scores.float().cpu(), labels.cpu()
+                meter.update(len(rows))
+        meter.close()
 
     def all_scores(self, inputs: Inputs) -> Iterator[Tensor]:
         """Yields the model's own scores of all labels ``[b, L]`` chunk by chunk."""

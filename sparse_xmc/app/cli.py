@@ -1,19 +1,25 @@
-"""The command line: ``python -m sparse_xmc {train,evaluate,predict,memory}``."""
+"""The command line: ``sparse-xmc {train,evaluate,predict,...}``, or ``python -m sparse_xmc``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from sparse_xmc._extras import advice
+from sparse_xmc._version import __version__
 from sparse_xmc.app.config import TrainingConfig, load_toml
+from sparse_xmc.app.first_use import announcing_compilation
 from sparse_xmc.app.options import entries
 
 _DESCRIPTION = "Train and use multi-label classifiers with very wide fixed fan-in heads."
-SHARED = ("device", "threads", "progress")  # options that evaluate and predict take too
 _RESUME = "; the same command resumes from the last checkpoint"
+_SHARED = ("device", "threads", "progress")  # options that evaluate and predict take too
+_SHAPE = ("fan_in", "group_size", "batch_size")  # and memory
 
 
 def _flag(name: str) -> str:
@@ -39,62 +45,134 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = 
         parser.add_argument(_flag(entry.name), choices=entry.option.choices, **about)
 
 
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sparse_xmc", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="sparse-xmc", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sparse-xmc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = commands.add_parser(
+    def command(name: str, text: str, *, more: str = "", **about: Any) -> argparse.ArgumentParser:
+        described = f"{text[0].upper()}{text[1:]}.{more}"
+        return commands.add_parser(name, help=text, description=described, allow_abbrev=False, **about)
+
+    train = command(
         "train",
-        help="train a model (or go on with a run that was interrupted)",
-        description="Train a model. Running the same command again resumes an interrupted run.",
+        "train a model, or go on with a run that was interrupted",
+        more=" The same command again resumes an interrupted run.",
         epilog="Options on the command line override those of --config.",
     )
     train.add_argument("--config", help="TOML file with any of the options below")
     train.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a run")
     _add_options(train)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a trained model", description="Evaluate a trained model.")
+    evaluate = command("evaluate", "evaluate a trained model")
     evaluate.add_argument("run", help="folder of the run")
     evaluate.add_argument("--test", required=True, help="data file with labels")
     evaluate.add_argument("--test-labels", help="labels where they are in a file of their own")
     evaluate.add_argument("--test-filter", help="file of 'row label' pairs to leave out")
+    _add_options(evaluate, _SHARED)
 
-    predict = commands.add_parser("predict", help="predict labels of texts", description="Predict labels of texts.")
+    predict = command("predict", "predict labels of texts or features")
     predict.add_argument("run", help="folder of the run")
     predict.add_argument("--input", required=True, help="data file; labels are not needed")
-    predict.add_argument("--k", type=int, default=5, help="labels per row (default: 5)")
-    predict.add_argument("--out", required=True, help="JSON-lines file to write")
+    predict.add_argument("--k", type=int, default=5, help="labels per row, at most (default: 5)")
+    predict.add_argument("--threshold", type=float, help="leave out labels less probable than this, in [0, 1]")
+    predict.add_argument("--out", default="-", help="file to write (default: -, standard output)")
+    predict.add_argument(
+        "--format",
+        choices=("jsonl", "csv"),
+        default="jsonl",
+        help="jsonl: an object per row; csv: a line per label: row (from 0), label, score (default: jsonl)",
+    )
+    _add_options(predict, _SHARED)
 
-    for command in (evaluate, predict):
-        _add_options(command, SHARED)
+    inspect = command("inspect", "say what a run holds: model, bytes, labels, metrics")
+    inspect.add_argument("run", help="folder of the run")
 
-    memory = commands.add_parser("memory", help="bytes that a head needs", description="Bytes that a head needs.")
+    convert = command("convert", "write a model's weights as files that NumPy and SciPy read")
+    convert.add_argument("run", help="folder of the run")
+    convert.add_argument("--out", required=True, help="folder to make")
+    convert.add_argument(
+        "--format",
+        choices=("csr", "dense"),
+        default="csr",
+        help="of the heads: csr: scipy.sparse.load_npz; dense: numpy.load, 4 L D bytes (default: csr)",
+    )
+
+    warmup = command("warmup", "compile the kernels now, so that no run has to")
+    _add_options(warmup, ("device", "progress"))
+
+    memory = command("memory", "bytes that a head needs")
     memory.add_argument("--labels", type=int, required=True, help="L, number of labels")
     memory.add_argument("--in-features", type=int, default=768, help="D, input size of the head (default: 768)")
-    _add_options(memory, ("fan_in", "group_size", "batch_size"))
     memory.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     memory.add_argument(
         "--optimizer", default="sgd", choices=("sgd", "momentum", "adagrad", "adam"), help="of the head"
     )
+    _add_options(memory, _SHAPE)
     return parser
 
 
 def _train(options: argparse.Namespace) -> None:
+    values = load_toml(options.config) if options.config else {}
+    values |= _given(options, [entry.name for entry in entries(TrainingConfig)])
+    config = TrainingConfig(**values)
     from sparse_xmc.app import jobs
 
-    given = vars(options)
-    values = load_toml(options.config) if options.config else {}
-    values |= {name: value for name, value in given.items() if name not in ("command", "config", "overwrite")}
-    jobs.train(TrainingConfig(**values), overwrite=options.overwrite)
+    jobs.train(config, overwrite=options.overwrite)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from sparse_xmc.app import jobs
+
+    shared = _given(options, _SHARED)
+    jobs.evaluate(
+        options.run, options.test, labels=options.test_labels, filter_path=options.test_filter, options=shared
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from sparse_xmc.app import jobs
+
+    jobs.predict(
+        options.run,
+        options.input,
+        options.out,
+        k=options.k,
+        threshold=options.threshold,
+        form=options.format,
+        options=_given(options, _SHARED),
+    )
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from sparse_xmc.app import jobs
+
+    jobs.inspect(options.run)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from sparse_xmc.app import jobs
+
+    jobs.convert(options.run, options.out, form=options.format)
+
+
+def _warmup(options: argparse.Namespace) -> None:
+    config = TrainingConfig(**_given(options, ("device", "progress")))
+    from sparse_xmc.app import jobs
+
+    jobs.warmup(config.device, progress=config.progress)
 
 
 def _memory(options: argparse.Namespace) -> None:
+    config = TrainingConfig(**_given(options, _SHAPE))
     import torch
 
     from sparse_xmc.models import memory_report
 
-    given = {name: getattr(options, name) for name in ("fan_in", "group_size", "batch_size") if hasattr(options, name)}
-    config = TrainingConfig(**given)
     report = memory_report(
         options.labels,
         options.in_features,
@@ -107,46 +185,69 @@ def _memory(options: argparse.Namespace) -> None:
     print(report)
 
 
+_COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "inspect": _inspect,
+    "convert": _convert,
+    "warmup": _warmup,
+    "memory": _memory,
+}
+
+
+_COMPILE = ("train", "evaluate", "predict")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; expected failures end with one line on stderr and status 1."""
+    """Runs a command; expected failures end with one line on standard error and status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # a stream of another kind takes what it takes
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = make_parser().parse_args(arguments)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    resume = _RESUME * (options.command == "train")
+    try:
+        with announcing_compilation() if options.command in _COMPILE else contextlib.nullcontext():
+            _COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _failed(f"interrupted{resume}", 130)
+    except BrokenPipeError:  # who reads the output has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        return _failed(reason + resume * reason.startswith("out of memory"), 1)
+    return 0
+
+
+def _failed(reason: str, status: int) -> int:
+    print(f"sparse_xmc: {reason}", file=sys.stderr)
+    return status
+
+
+def _reason(error: Exception) -> str | None:
+    """An expected failure in one line; None: it is none."""
+    if isinstance(error, ModuleNotFoundError):
+        more = advice(error.name)
+        return str(error) if more in str(error) else f"{error}: {more}"
     from sparse_xmc.distributed import RankFailure
     from sparse_xmc.storage.checkpoint import CheckpointError
 
-    shared = {name: getattr(options, name) for name in SHARED if hasattr(options, name)}
-    try:
-        if options.command == "train":
-            _train(options)
-        elif options.command == "evaluate":
-            from sparse_xmc.app import jobs
-
-            jobs.evaluate(
-                options.run, options.test, labels=options.test_labels, filter_path=options.test_filter, options=shared
-            )
-        elif options.command == "predict":
-            from sparse_xmc.app import jobs
-
-            jobs.predict(options.run, options.input, options.out, k=options.k, options=shared)
-        else:
-            _memory(options)
-    except (ValueError, CheckpointError, RankFailure, FloatingPointError, ModuleNotFoundError, OSError) as error:
-        print(f"sparse_xmc: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        reason = (str(error).splitlines() or ["no more to be had"])[0]
-        print(f"sparse_xmc: out of memory ({reason}){_RESUME * (options.command == 'train')}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"sparse_xmc: interrupted{_RESUME * (options.command == 'train')}", file=sys.stderr)
-        return 130
-    return 0
+    if _out_of_memory(error):
+        return f"out of memory ({(str(error).splitlines() or ['no more to be had'])[0]})"
+    if isinstance(error, (ValueError, CheckpointError, RankFailure, FloatingPointError, OSError)):
+        return str(error)
+    return None
 
 
 def _out_of_memory(error: BaseException) -> bool:
     """Also of torch, which says so of a CPU by a bare RuntimeError."""
     import torch
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparse_xmc.app.bundle import Bundle
@@ -27,3 +28,15 @@ def load_bundle(run: str, options: dict[str, Any] | None = None) -> Bundle:
     if bundle.config.threads:
         torch.set_num_threads(bundle.config.threads)
     return bundle
+
+
+def check_ranking(k: int, threshold: float | None) -> None:
+    """Raises:
+    ValueError: ``k`` is below 1, or ``threshold`` outside [0, 1].
+    """
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise TypeError(f"k must be an integer, got {k!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")

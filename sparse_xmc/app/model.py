@@ -13,7 +13,7 @@ import torch
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.jobs.evaluation import score
-from sparse_xmc.app.loading import load_bundle
+from sparse_xmc.app.loading import check_ranking, load_bundle
 from sparse_xmc.app.splits import prepared_split
 from sparse_xmc.data import Features, Inputs, LabelRows
 
@@ -165,15 +165,3 @@ def as_split(inputs: Any, reads_texts: bool) -> Any:
     if not reads_texts:
         raise TypeError(f"the model reads features [N, D], got {len(texts)} texts")
     return _Texts(texts, LabelRows())
-
-
-def check_ranking(k: int, threshold: float | None) -> None:
-    """Raises:
-    ValueError: ``k`` is below 1, or ``threshold`` outside [0, 1].
-    """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-        raise TypeError(f"k must be an integer, got {k!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")

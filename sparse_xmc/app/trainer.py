@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparse_xmc._progress import Meter
 from sparse_xmc.app.log import RunLog
 from sparse_xmc.data import Inputs, to_torch_csr
 from sparse_xmc.models.classifier import XMCClassifier
@@ -159,7 +160,7 @@ class Trainer:
         """Trains from where the run stands to its end."""
         state, last_saved = self.progress, time.monotonic()
         running = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
-        bar = self._bar()
+        bar = Meter("training", "steps", self.total, done=state.step, shown=self.show_progress)
         self.model.train()
         if self.store is not None and not self.store.steps():
             self.save()  # what the initialisation cost is not lost either
@@ -180,20 +181,11 @@ class Trainer:
                 state.loss_sum = float(running)
                 self.save()
                 last_saved = time.monotonic()
-            if bar is not None:
-                bar.update()
-        if bar is not None:
-            bar.close()
+            bar.update()
+        bar.close()
         return state
 
-    def _bar(self) -> Any:
-        if not self.show_progress:
-            return None
-        from tqdm import tqdm
-
-        return tqdm(total=self.total, initial=self.progress.step, unit=" steps", disable=None)
-
-    def _log_loss(self, loss_sum: float, bar: Any) -> None:
+    def _log_loss(self, loss_sum: float, bar: Meter) -> None:
         state = self.progress
         mean = loss_sum / state.loss_count
         state.loss_count = 0
@@ -203,8 +195,7 @@ class Trainer:
             )
         if self.log is not None:
             self.log.write("train", state.step, epoch=state.step / self.steps_per_epoch, loss=mean)
-        if bar is not None:
-            bar.set_postfix(loss=f"{mean:.4g}")
+        bar.note(f"loss {mean:.4g}")
 
     def _validation(self) -> None:
         state = self.progress

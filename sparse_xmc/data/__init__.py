@@ -1,5 +1,10 @@
 """File formats, labels, text features and batches."""
 
+# ruff: noqa: E402
+from sparse_xmc._extras import require
+
+require("scipy")
+
 from sparse_xmc.data.batches import DenseInputs, Inputs, SparseInputs, TokenInputs, to_torch_csr
 from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.filters import read_filter

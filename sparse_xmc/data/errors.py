@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sparse_xmc._progress import Meter
+
 
 class DataError(ValueError):
     """A data file cannot be used; the message reads ``file:line: reason``."""
@@ -41,12 +43,8 @@ def numbered_lines(path: str | os.PathLike[str], *, progress: bool = False) -> I
             compressed = raw.read(2) == b"\x1f\x8b"
         opener = gzip.open if compressed else open
         with opener(path, "rb") as lines:
-            numbered = enumerate(lines, start=1)
-            if progress:
-                from tqdm import tqdm
-
-                numbered = tqdm(numbered, desc=os.path.basename(path), unit=" lines", disable=None, leave=False)
-            for number, line in numbered:
+            meter = Meter(f"reading {os.path.basename(path)}", "lines", shown=progress)
+            for number, line in meter.over(enumerate(lines, start=1)):
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparse_xmc._extras import require
 from sparse_xmc.app.assemble import Assembly, Prepared, assemble
 from sparse_xmc.app.build import build_encoder
 from sparse_xmc.app.bundle import MODEL_FOLDER
@@ -89,6 +90,7 @@ class _Run:
         config = self.config
         if not self.overwrite:
             check_resumable(config)  # before the work of reading the data
+        require(*_packages(config))
         check_paths(config.test, config.test_labels, config.test_filter)
         encoder: Any = None
         if config.encoder == "transformer":
@@ -181,6 +183,14 @@ class _Run:
                 publish(metrics, config.out, self.report)
             _draw(self.log_path, os.path.join(config.out, "curves.png"), self.report)
         return metrics
+
+
+def _packages(config: TrainingConfig) -> list[str]:
+    """What is imported only after the data have been read."""
+    if config.encoder == "transformer":
+        return ["transformers"]
+    factorised = config.encoder == "bow" and config.embedding_dim and config.svd_init
+    return ["sklearn"] if factorised or config.grouping == "clustered" or config.auxiliary_weight else []
 
 
 def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:

@@ -1,0 +1,71 @@
+"""Compiles what runs use, ahead of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from sparse_xmc._progress import Meter
+from sparse_xmc.app.assemble import Prepared, assemble
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.device import choose_device
+from sparse_xmc.app.first_use import announcing_compilation
+from sparse_xmc.app.prepare import Precomputed, Preparation, Terms
+from sparse_xmc.data import Features, LabelRows
+
+_ROWS, _FEATURES, _LABELS = 64, 96, 80
+_RUNS: list[dict[str, Any]] = [
+    {"lexical_fan_in": 8},
+    {"lexical_fan_in": 8, "loss": "squared_hinge", "lexical_loss": "bce"},
+    {"embedding_dim": 0, "fan_in": 8},
+    {"embedding_dim": 0, "fan_in": 8, "loss": "squared_hinge"},
+    {"lexical_fan_in": 8, "group_size": 16, "rewire_fraction": 0.5, "rewire_interval": 1},
+    {"lexical_fan_in": 0, "fused": True},
+    {"lexical_fan_in": 0, "fused": True, "group_size": 16, "loss": "squared_hinge"},
+    {"lexical_fan_in": 0, "head": "head_tail"},
+    {"encoder": "features", "topology": "random"},
+    {"encoder": "features", "amp": "bf16", "intermediate": 32},
+]
+
+
+def warmup(device: str = "auto", *, progress: bool = True, report: Callable[[str], None] = print) -> int:
+    """Trains and predicts for a moment with every kind of head; returns the number of CPU kernels that were compiled."""
+    compiled, began = 0, time.monotonic()
+
+    def count() -> None:
+        nonlocal compiled
+        compiled += 1
+        meter.note(f"{compiled} kernels compiled")
+
+    meter = Meter("compiling", "kinds of run", len(_RUNS), shown=progress)
+    with announcing_compilation(count):
+        for options in meter.over(_RUNS):
+            _run(_configured(options), choose_device(device))
+    report(f"kernels ready in {time.monotonic() - began:.0f} s, {compiled} of them compiled now")
+    return compiled
+
+
+def _configured(options: dict[str, Any]) -> TrainingConfig:
+    width = {} if options.get("encoder") == "features" else {"embedding_dim": 32}
+    return TrainingConfig(**{"batch_size": 32, "epochs": 1, "fan_in": 8, "progress": False, **width, **options})
+
+
+def _run(config: TrainingConfig, device: torch.device) -> None:
+    """One epoch of two steps and a prediction, on random rows."""
+    rng = np.random.default_rng(0)
+    rows = LabelRows()
+    for i in range(_ROWS):
+        rows.append([i % _LABELS, *rng.integers(_LABELS, size=3).tolist(), *([_LABELS - 1] if i == 0 else [])])
+    dense = rng.random((_ROWS, _FEATURES)).astype(np.float32)
+    matrix = dense if config.encoder == "features" else sp.csr_matrix(np.where(dense < 0.2, dense, 0))
+    preparation: Preparation = Precomputed() if config.encoder == "features" else Terms({})
+    inputs, rows = preparation.fit(Features(matrix, rows))
+    assembly = assemble(Prepared.from_rows(config, preparation, inputs, rows), device)
+    assembly.trainer.fit()
+    for _ in assembly.bundle.predict(inputs, 5):
+        pass
