@@ -172,6 +172,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[lis
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--head-lr", type=float, help="learning rate of the head (default: --lr, scaled by fan-in)")
+    parser.add_argument(
+        "--schedule", choices=("constant", "linear"), default="constant", help="of the rates, to 0 at the end"
+    )
+    parser.add_argument("--validate-every", type=int, default=1, metavar="EPOCHS")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--dropout", type=float, default=0.3, help="in front of the head (default: 0.3)")
     parser.add_argument(
@@ -185,6 +189,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[lis
         parser.error("--sampling is for --head fixed_fan_in")
     if (options.negatives is not None) != (options.sampling in ("uniform", "popularity")):
         parser.error("--negatives goes with --sampling uniform or popularity, which need it")
+    if options.epochs < 1 or options.validate_every < 1:
+        parser.error(
+            f"--epochs and --validate-every must be at least 1, got {options.epochs}, {options.validate_every}"
+        )
     if options.users is not None and options.users < 1:
         parser.error(f"--users must be at least 1, got {options.users}")
     try:
@@ -213,6 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         dropout=options.dropout,
     )
     optimizer = torch.optim.AdamW(groups_of(model, options), lr=options.lr, weight_decay=options.weight_decay)
+    steps = options.epochs * math.ceil(len(inputs) / options.batch_size)
+    decays = options.schedule == "linear"
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if decays else 1.0)
     keywords = loss_options(options, training, num_items)
     began, result, best = time.process_time(), {}, {}
     for epoch in range(options.epochs):
@@ -224,9 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             total += loss.item() * len(rows)
             if not math.isfinite(total):
                 raise SystemExit(f"the loss became {loss.item()} in epoch {epoch + 1}: choose a smaller --lr")
+        if (epoch + 1) % options.validate_every and epoch + 1 < options.epochs:
+            continue
         valid = ranking(model, [user[:-2] for user in users], [user[-2] for user in users], options.length)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in valid.items())
         print(f"epoch {epoch + 1}: loss {total / len(inputs):.3f}, validation {shown}", flush=True)

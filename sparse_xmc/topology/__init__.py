@@ -1,4 +1,4 @@
-"""Which connections a head has: when they are rewired, and what may be watched of them."""
+"""Which connections a head has: when they are rewired, and how much of them."""
 
 from sparse_xmc.topology.schedule import RewireSchedule
 
