@@ -53,6 +53,12 @@ def check_float(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
 
 
+def check_constant(name: str, value: Tensor) -> None:
+    """Raises for a tensor that asks for a gradient which nobody computes."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} must not require a gradient: none is computed for it")
+
+
 def check_positive_int(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")

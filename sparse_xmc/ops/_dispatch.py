@@ -67,10 +67,26 @@ def mutated(*tensors: Tensor | None) -> None:
     torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
 
 
+class _FirstOrderOnly(torch.autograd.Function):
+    """Passes gradients on as functions of the tensors that they were computed from, whose differentiation raises."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.name = name
+        return tuple(None if g is None else g.view_as(g) for g in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"second derivatives are not implemented: the gradient of {ctx.name} was differentiated again"
+        )
+
+
 def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """Decorates the ``backward`` of an autograd function whose gradients can't be differentiated again: doing so raises.
 
-    torch's ``once_differentiable`` lets a second derivative pass as zero where the upstream gradient is a constant.
+    torch's ``once_differentiable`` lets a second derivative pass as zero where the upstream gradient is a constant, and as
+    missing where it is asked for by ``torch.autograd.grad`` with ``allow_unused``.
     """
 
     @functools.wraps(backward)
@@ -79,10 +95,7 @@ def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[
             gradients = backward(ctx, *upstream)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return gradients
-        message = (
-            f"second derivatives are not implemented: the gradient of {type(ctx).__name__} was differentiated again"
-        )
-        attach: Any = torch._C._functions.DelayedError(message.encode(), len(gradients))
-        return attach(*(None if g is None else g.detach().requires_grad_() for g in gradients))
+        name = type(ctx).__name__.removesuffix("Backward")
+        return _FirstOrderOnly.apply(name, len(gradients), *gradients, *ctx.saved_tensors, *upstream)
 
     return wrapper

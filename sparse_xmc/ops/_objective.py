@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_float, compute_dtype
+from sparse_xmc.ops._arguments import check_constant, check_float, compute_dtype
 from sparse_xmc.ops._contract import Objective
 
 Loss = Literal["bce", "squared_hinge", "asymmetric", "cross_entropy", "sampled_softmax"]
@@ -46,8 +45,7 @@ def _weight(name: str, value: Tensor, size: int, what: str, like: Tensor) -> Ten
         raise ValueError(f"{name} must be [{size}], one number for each {what}, got {list(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the weight's device {like.device}, got {value.device}")
-    if value.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name} must not require a gradient: none is computed for it")
+    check_constant(name, value)
     return value.to(compute_dtype(like.dtype)).contiguous()
 
 

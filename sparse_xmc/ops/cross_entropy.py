@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import autocast, check_float, check_layer, check_tensor, compute_dtype, validate_indices
+from sparse_xmc.ops._arguments import (
+    autocast,
+    check_constant,
+    check_float,
+    check_layer,
+    check_tensor,
+    compute_dtype,
+    validate_indices,
+)
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._dispatch import define, direct, first_order
 from sparse_xmc.ops._target_forms import class_ids
@@ -301,6 +309,7 @@ def check_classes(targets: Tensor, leading: torch.Size, softmax: Softmax, device
         raise ValueError(f"label_smoothing must be in [0, 1), got {softmax.smoothing}")
     if softmax.class_weight is not None:
         check_float("class_weight", softmax.class_weight)
+        check_constant("class_weight", softmax.class_weight)
         if tuple(softmax.class_weight.shape) != (L,) or softmax.class_weight.device != device:
             raise ValueError(
                 f"class_weight must be [{L}] on {device}, got {list(softmax.class_weight.shape)} on "

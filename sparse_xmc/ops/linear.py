@@ -127,7 +127,7 @@ def fixed_fan_in_linear(
         deterministic = torch.are_deterministic_algorithms_enabled()
     rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
     if weight_scale is not None:
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        if differentiated(x, bias):
             raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
         forward = _forward if direct(x, weight, indices) else linear_forward
         y = forward(rows, weight, indices, bias, group_size, weight_scale)

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_xmc.ops._arguments import autocast, check_layer, check_positive_int, check_tensor, compute_dtype
+from sparse_xmc.ops._arguments import (
+    autocast,
+    check_constant,
+    check_layer,
+    check_positive_int,
+    check_tensor,
+    compute_dtype,
+)
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes
 from sparse_xmc.ops.linear import fixed_fan_in_linear
 
@@ -110,6 +117,7 @@ def _shares(
     if frequencies is None:
         raise ValueError(f"sampling={sampling!r} needs frequencies [{L}], the labels' counts in the training data")
     check_tensor("frequencies", frequencies)
+    check_constant("frequencies", frequencies)
     if tuple(frequencies.shape) != (L,) or frequencies.device != device:
         raise ValueError(
             f"frequencies must be [{L}] on {device}, got {list(frequencies.shape)} on {frequencies.device}"

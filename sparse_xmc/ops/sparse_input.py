@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import LayerShape, Targets, check_topology, validate_indices
+from sparse_xmc.ops._arguments import LayerShape, Targets, check_constant, check_topology, validate_indices
 from sparse_xmc.ops._backend import cpu_kernels, debugging
-from sparse_xmc.ops._dispatch import define, direct, first_order
+from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
 from sparse_xmc.ops._objective import divisor
 from sparse_xmc.ops._targets import sorted_positives
 
@@ -51,13 +51,13 @@ class _SparseInputLoss(torch.autograd.Function):
         total, dw, db = sweep(
             crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, needed
         )
-        ctx.save_for_backward(dw, db)
+        ctx.save_for_backward(dw, db, weight, bias)
         return total
 
     @staticmethod
     @first_order
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        dw, db = ctx.saved_tensors
+        dw, db, *_ = ctx.saved_tensors
         need_weight, need_bias = ctx.needs_input_grad[:2]
         return (dw * scale if need_weight else None, db * scale if need_bias else None, *(None,) * 9)
 
@@ -72,6 +72,7 @@ def check_sparse_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor 
             raise TypeError(f"{name} must be float32 for sparse input, got {tensor.dtype}")
         if tensor is not None and tensor.device.type != "cpu":
             raise ValueError(f"sparse input is served on a CPU only, {name} is on {tensor.device}: densify x instead")
+    check_constant("x", x)
     if bias is not None and tuple(bias.shape) != (shape.L,):
         raise ValueError(f"bias must be [{shape.L}], got {list(bias.shape)}")
     if debugging():
@@ -125,8 +126,16 @@ def fixed_fan_in_sparse_linear(
     *,
     group_size: int = 1,
 ) -> Tensor:
-    """Logits ``[B, L]`` of sparse rows, for prediction: no gradient is defined."""
+    """Logits ``[B, L]`` of sparse rows, for prediction.
+
+    Raises:
+        RuntimeError: a gradient would be needed, which is not defined.
+    """
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
+    if differentiated(weight, bias):
+        raise RuntimeError(
+            "logits of sparse rows have no gradient: call it under torch.no_grad(), or train with the loss"
+        )
     rows = (x.crow_indices(), x.col_indices(), x.values())
     forward = _forward if direct(*rows, weight, indices) else sparse_input_forward
     return forward(*rows, shape.D, weight, indices, bias, group_size)
