@@ -53,10 +53,15 @@ class TrainingConfig:
     )
     text_field: list[str] = option(
         [],
-        "JSON fields that hold the text, separated by commas or one by one; lists are joined",
+        "fields or columns that hold the text, separated by commas or one by one; lists are joined",
         only_if=_TEXTS,
     )
-    label_field: str | None = option(None, "JSON field that holds the list of labels", only_if=_TEXTS)
+    label_field: str | None = option(None, "field or column that holds the labels", only_if=_TEXTS)
+    label_separator: str | None = option(
+        None,
+        "what separates the labels of a row in text: tab, space, comma, none or any string (default: told from all rows)",
+        identity="if changed",
+    )
     test_filter: str | None = option(
         None,
         "file of 'row label' pairs left out when --test is evaluated",

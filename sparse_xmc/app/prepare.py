@@ -83,9 +83,7 @@ class Terms:
         if isinstance(split, Features):
             if self.idf is None:
                 raise DataError(_source(split), None, "holds features, the model was trained on texts")
-            if split.matrix.shape[1] != len(self.idf):
-                found = split.matrix.shape[1]
-                raise DataError(_source(split), None, f"holds {found} features, the model reads {len(self.idf)}")
+            split.fit_width_(len(self.idf))
             matrix = _sparse(split)
             if self.counts:
                 if not _are_counts(matrix.data):
@@ -137,8 +135,10 @@ class Precomputed:
         return self.transform(split)
 
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
-        if not isinstance(split, Features) or split.matrix.shape[1] != self.num_features:
+        if not isinstance(split, Features):
             raise DataError(_source(split), None, f"does not hold the {self.num_features} features of the model")
+        assert self.num_features is not None
+        split.fit_width_(self.num_features)
         return DenseInputs(split.matrix), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from sparse_xmc.data.batches import DenseInputs, Inputs, SparseInputs, TokenInpu
 from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.filters import read_filter
 from sparse_xmc.data.labels import LabelRows, LabelVocabulary
+from sparse_xmc.data.records import Records
 from sparse_xmc.data.split import Features, TextSource, open_split
 from sparse_xmc.data.targets import targets_from_lists
 from sparse_xmc.data.tfidf import TfidfFeatures
@@ -21,6 +22,7 @@ __all__ = [
     "Inputs",
     "LabelRows",
     "LabelVocabulary",
+    "Records",
     "SparseInputs",
     "TextSource",
     "TfidfFeatures",

@@ -40,24 +40,25 @@ def _assembled(parts: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"format {kind!r}, expected 'csr', 'csc' or 'coo'")
 
 
-def load_csr(path: str | os.PathLike[str]) -> sp.csr_matrix:
-    """A matrix saved by ``scipy.sparse.save_npz`` (CSR, CSC or COO) as canonical CSR.
+def load_csr(path: str | os.PathLike[str], name: str | None = None) -> sp.csr_matrix:
+    """A matrix saved by ``scipy.sparse.save_npz`` (CSR, CSC or COO) as canonical CSR; ``name`` is what messages call it.
 
     Raises:
         DataError: the file is missing, truncated, inconsistent or holds something else.
     """
-    with reading(path):
+    called = name or path
+    with reading(called):
         try:
             return canonical_csr(_assembled(_members(path)))
         except OSError:
             raise
         except KeyError as error:
-            raise DataError(path, None, f"not a scipy sparse matrix: it lacks {error}") from None
+            raise DataError(called, None, f"not a scipy sparse matrix: it lacks {error}") from None
         except Exception as error:  # archives and array headers that are damaged raise errors of many kinds
-            raise DataError(path, None, f"not a scipy sparse matrix: {_reason(error)}") from None
+            raise DataError(called, None, f"not a scipy sparse matrix: {_reason(error)}") from None
 
 
-def load_features(path: str | os.PathLike[str]) -> sp.csr_matrix | np.ndarray:
+def load_features(path: str | os.PathLike[str], name: str | None = None) -> sp.csr_matrix | np.ndarray:
     """Features ``[N, D]``: dense ``.npy``, memory-mapped, or sparse ``.npz``. Which of the two, the first bytes say.
 
     Their values are for ``check_features`` to judge.
@@ -65,29 +66,30 @@ def load_features(path: str | os.PathLike[str]) -> sp.csr_matrix | np.ndarray:
     Raises:
         DataError: the file cannot be read or holds something else.
     """
-    with reading(path):
+    called = name or path
+    with reading(called):
         with open(path, "rb") as file:
             dense = file.read(6) == b"\x93NUMPY"
         if not dense:
-            return load_csr(path)
+            return load_csr(path, name)
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:
-            raise DataError(path, None, f"not a NumPy array: {_reason(error)}") from None
+            raise DataError(called, None, f"not a NumPy array: {_reason(error)}") from None
 
 
-def load_label_rows(path: str | os.PathLike[str]) -> LabelRows:
+def load_label_rows(path: str | os.PathLike[str], name: str | None = None) -> LabelRows:
     """Labels ``[N, L]`` of a sparse ``.npz``; a label is named by its column.
 
     Raises:
         DataError: as of ``load_csr``, or a value is NaN.
     """
     try:
-        return LabelRows.from_csr(load_csr(path))
+        return LabelRows.from_csr(load_csr(path, name))
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(path, None, str(error)) from None
+        raise DataError(name or path, None, str(error)) from None
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparse_xmc._progress import Meter
-
 
 class DataError(ValueError):
     """A data file cannot be used; the message reads ``file:line: reason``."""
@@ -28,25 +26,9 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DataError(path, None, "no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(path, None, f"truncated or corrupt gzip data ({error})") from None
-
-
-def numbered_lines(path: str | os.PathLike[str], *, progress: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields ``(line number from 1, line without its end)`` of a text file, gzip-compressed or not.
-
-    Lines end with ``\\n`` or ``\\r\\n``. A byte order mark at the beginning is left out.
-
-    Raises:
-        DataError: the file is missing, is not UTF-8 or its compressed data are cut off.
-    """
-    with reading(path):
-        with open(path, "rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-        opener = gzip.open if compressed else open
-        with opener(path, "rb") as lines:
-            meter = Meter(f"reading {os.path.basename(path)}", "lines", shown=progress)
-            for number, line in meter.over(enumerate(lines, start=1)):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(path, number, f"not UTF-8 text: {error}") from None
-                yield number, text.rstrip("\r\n")
+    except OSError as error:
+        raise DataError(path, None, f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        if isinstance(error, DataError) or "null byte" not in str(error):
+            raise
+        raise DataError(path, None, "no such file") from None

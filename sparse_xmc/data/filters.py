@@ -7,8 +7,9 @@ import os
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.data.errors import DataError, numbered_lines
+from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.labels import LabelVocabulary
+from sparse_xmc.data.source import numbered_lines
 
 
 def read_filter(path: str | os.PathLike[str], num_rows: int, vocabulary: LabelVocabulary) -> sp.csr_matrix:

@@ -15,12 +15,21 @@ import scipy.sparse as sp
 from sparse_xmc.data.checked import canonical_csr
 
 Label = Any  # what the file holds: str or int
-_INTEGER = re.compile("0|[1-9][0-9]{0,99}")
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,99}")
 
 
 def as_label(text: str) -> Label:
     """A label of a file without types: an integer where that is written back as the same text (``007`` is not)."""
     return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _plain(label: Any) -> Label:
+    """A label as Python's own string or integer."""
+    if isinstance(label, str):
+        return str(label)
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        return int(label)
+    raise TypeError(f"a label must be a string or an integer, got {label!r:.80}")
 
 
 @dataclass
@@ -42,12 +51,9 @@ class LabelRows:
         """Adds a row.
 
         Raises:
-            TypeError: a label is neither a string nor an integer.
+            TypeError: a label is neither a string nor an integer (of Python or NumPy).
         """
-        labels = list(labels)
-        for label in labels:
-            if isinstance(label, bool) or not isinstance(label, (str, int)):
-                raise TypeError(f"a label must be a string or an integer, got {label!r:.80}")
+        labels = [label if type(label) in (str, int) else _plain(label) for label in labels]
         for label in dict.fromkeys(labels):
             known = self._known.get(label)
             if known is None:

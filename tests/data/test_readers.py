@@ -182,7 +182,8 @@ TRUNCATED_GZIP = gzip.compress(b'{"text": "x", "labels": []}\n' * 99)[:-9]
         ("a.txt", b"3 3 4\n1 0:1\n", r"a.txt: holds 1 rows, its header says 3"),
         ("a.txt", b"1 3 4\n1 0:1\n2 0:1\n", r"a.txt:3: more rows than the 1"),
         ("a.jsonl.gz", TRUNCATED_GZIP, r"truncated or corrupt gzip"),
-        ("a.csv", b"", r"a.csv: unknown format '.csv'"),
+        ("a.csv", b"", r"a.csv: is empty"),
+        ("a.foo", b"words\n", r"a.foo: unknown format '.foo'"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else None,  # a test's name is the same in every process, and short
 )

@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
     bundle = load_bundle(run, options)
-    inputs, rows = prepared_split(bundle.config, bundle.preparation, test, labels, purpose="evaluate")
+    inputs, rows = prepared_split(bundle.config, bundle.preparation, test, labels, purpose="evaluate", report=report)
     metrics = score(bundle, inputs, rows, filter_path)
     publish(metrics, run, report)
     return metrics

@@ -42,7 +42,9 @@ def predict(
         raise ValueError(f"form must be one of {', '.join(_WRITERS)}, got {form!r}")
     bundle = load_bundle(run, options)
     texts = bundle.preparation.reads_texts
-    inputs, _ = bundle.preparation.transform(open_data(bundle.config, source, None, texts=texts, need_labels=False))
+    split = open_data(bundle.config, source, None, texts=texts, need_labels=False)
+    inputs, _ = bundle.preparation.transform(split)
+    report(split.summary())
     count, names, least = 0, bundle.vocabulary.names, -1.0 if threshold is None else threshold
     with contextlib.nullcontext(sys.stdout) if out == "-" else complete_file(out) as file:
         write = _WRITERS[form](file)

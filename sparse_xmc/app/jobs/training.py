@@ -101,6 +101,7 @@ class _Run:
             source = open_data(config, config.train, config.train_labels, texts=encoder is not None)
             check_effects(config, source)
             inputs, rows = preparation.fit(source)
+        self.report(source.summary())
         if len(rows) == 0 or len(rows.ids) == 0:
             raise DataError(config.train, None, "no rows with labels to train on")
         held_out = None
@@ -112,7 +113,12 @@ class _Run:
         if config.valid:
             with self.ranks.in_turn(encoder is not None):
                 inputs, rows = prepared_split(
-                    config, preparation, config.valid, config.valid_labels, purpose="validate on"
+                    config,
+                    preparation,
+                    config.valid,
+                    config.valid_labels,
+                    purpose="validate on",
+                    report=self.report,
                 )
             data.valid = inputs, rows
             data.digests["validation data"] = digest(inputs, train.vocabulary.encode(rows), rows.names)
@@ -175,7 +181,12 @@ class _Run:
         if config.test:
             with self.ranks.in_turn(config.encoder == "transformer"):
                 inputs, rows = prepared_split(
-                    config, bundle.preparation, config.test, config.test_labels, purpose="evaluate"
+                    config,
+                    bundle.preparation,
+                    config.test,
+                    config.test_labels,
+                    purpose="evaluate",
+                    report=self.report,
                 )
             metrics = score(bundle, inputs, rows, config.test_filter)
         if self.ranks.first:
