@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from sparse_xmc._extras import advice
 from sparse_xmc.data.errors import DataError, reading
 from sparse_xmc.data.records import Records, default_label, default_texts
 from sparse_xmc.data.source import Source
 
 _BATCH = 4096
-_MISSING = "needs the package pyarrow: pip install 'sparse_xmc[parquet]' (in a checkout: pip install '.[parquet]')"
 
 
 class Columns(Records):
@@ -85,7 +85,7 @@ def _pyarrow(path: str) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise DataError(path, None, _MISSING) from None
+        raise DataError(path, None, f"needs the package pyarrow: {advice('pyarrow')}") from None
     return pyarrow
 
 

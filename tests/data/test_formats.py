@@ -438,7 +438,7 @@ def test_folders_of_parquet(tmp_path):
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = write(tmp_path, "a.parquet", b"PAR1....")
-    with pytest.raises(DataError, match=r"needs the package pyarrow: pip install 'sparse_xmc\[parquet\]'"):
+    with pytest.raises(DataError, match=r"needs the package pyarrow: it belongs to the extra 'parquet'"):
         list(open_split(path))
 
 

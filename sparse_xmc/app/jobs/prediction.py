@@ -44,7 +44,7 @@ def predict(
     texts = bundle.preparation.reads_texts
     split = open_data(bundle.config, source, None, texts=texts, need_labels=False)
     inputs, _ = bundle.preparation.transform(split)
-    report(split.summary())
+    (report or _said)(split.summary())
     count, names, least = 0, bundle.vocabulary.names, -1.0 if threshold is None else threshold
     with contextlib.nullcontext(sys.stdout) if out == "-" else complete_file(out) as file:
         write = _WRITERS[form](file)
