@@ -265,6 +265,12 @@ class TrainingConfig:
         range="(0, inf)",
         identity="never",
     )
+    timeout: float = option(
+        120.0,
+        "several ranks: seconds without a sign of life of one after which the others end; steps may take any time",
+        range="[1, 86400]",
+        identity="never",
+    )
     progress: bool = option(True, "show progress bars", identity="never")
 
     def __post_init__(self) -> None:

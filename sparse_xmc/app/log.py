@@ -6,7 +6,9 @@ import json
 import os
 from typing import Any
 
-from sparse_xmc.storage.checkpoint import CheckpointError
+from sparse_xmc.storage.atomic import complete_file, flush
+from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.regular import to_json
 
 
 class RunLog:
@@ -17,27 +19,29 @@ class RunLog:
         last_step: step of the checkpoint that the run goes on from, 0 for a new run.
 
     Raises:
-        CheckpointError: a line of the file is no entry.
+        ArtefactError: a line of the file is no entry.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, last_step: int = 0) -> None:
         self.path = os.fspath(path)
         kept = [entry for entry in read_log(self.path) if entry["step"] <= last_step]
-        partial = self.path + ".partial"
-        with open(partial, "w", encoding="utf-8") as file:
+        with complete_file(self.path) as file:
             file.writelines(json.dumps(entry) + "\n" for entry in kept)
-        os.replace(partial, self.path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            file.write(to_json({"kind": kind, "step": step, **values}, self.path) + "\n")
+
+    def flush(self) -> None:
+        """Has all entries on disk."""
+        flush(self.path)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Entries of a log up to the first line that is cut off; none where there is no file.
 
     Raises:
-        CheckpointError: a line is something else than an entry.
+        ArtefactError: a line is something else than an entry.
     """
     entries: list[dict[str, Any]] = []
     if os.path.exists(path):
@@ -47,10 +51,10 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
                     break
-                except UnicodeDecodeError:
+                except (UnicodeDecodeError, RecursionError):
                     entry = None
                 if not isinstance(entry, dict) or not isinstance(entry.get("step"), int) or "kind" not in entry:
-                    raise CheckpointError(f"{os.fspath(path)}:{number}: no entry of a log: remove the line")
+                    raise ArtefactError(f"{os.fspath(path)}:{number}: no entry of a log: remove the line")
                 entries.append(entry)
     return entries
 

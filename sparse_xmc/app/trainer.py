@@ -20,13 +20,13 @@ from sparse_xmc.data import Inputs, to_torch_csr
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.optim.learning_rate import rate_factor
 from sparse_xmc.storage.checkpoint import (
-    CheckpointError,
     CheckpointStore,
     flatten_tensors,
     random_state,
     restore_tensors,
     set_random_state,
 )
+from sparse_xmc.storage.errors import ArtefactError
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -215,8 +215,10 @@ class Trainer:
             state.stopped = 0 < self.patience <= state.bad_epochs
 
     def save(self) -> None:
-        """Writes a checkpoint of the present state."""
+        """Writes a checkpoint of the present state, and has the log up to here on disk before."""
         assert self.store is not None
+        if self.log is not None:
+            self.log.flush()
         optimizers = [scheduled.optimizer.state_dict() for scheduled in self.optimizers]
         dynamic = {"optimizers": optimizers, "random": random_state(), "scaler": self.scaler.state_dict()}
         structure, tensors = flatten_tensors(dynamic, "state")
@@ -230,22 +232,25 @@ class Trainer:
         """Goes back to the newest intact checkpoint; False where there is none.
 
         Raises:
-            CheckpointError: there are checkpoints and every one is damaged, or the newest intact one is of another
+            ArtefactError: there are checkpoints and every one is damaged, or the newest intact one is of another
                 model or other optimizers.
         """
         loaded = self.store.load_latest(report) if self.store is not None else None
         if loaded is None:
             return False
         step, tensors, documents = loaded
-        dynamic = restore_tensors(documents["structure"], tensors["state"])
         try:
+            dynamic = restore_tensors(documents["structure"], tensors["state"])
+            progress = Progress(**documents["progress"])
+            if type(progress.step) is not int or not 0 <= progress.step <= self.total:
+                raise ValueError(f"it is of step {progress.step!r:.40} of {self.total}")
             self.model.load_state_dict(tensors["model"])
             for scheduled, state in zip(self.optimizers, dynamic["optimizers"], strict=True):
                 scheduled.optimizer.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+            self.scaler.load_state_dict(dynamic["scaler"])
+            set_random_state(dynamic["random"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint of step {step} does not fit this model: {reason}") from error
-        self.scaler.load_state_dict(dynamic["scaler"])
-        self.progress = Progress(**documents["progress"])
-        set_random_state(dynamic["random"])
+            raise ArtefactError(f"the checkpoint of step {step} does not fit this model: {reason}") from error
+        self.progress = progress
         return True

@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
 from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import to_json
@@ -56,7 +56,7 @@ def existing_folder(folder: str) -> str:
 
 
 @contextmanager
-def complete_file(path: str, mode: str = "w") -> Iterator[IO[Any]]:
+def complete_file(path: str, mode: str = "w") -> Iterator[Any]:
     """A file to write, which appears under its name when it is complete.
 
     A link is followed: its target is replaced and the link stays. A device, pipe or descriptor (``/dev/stdout``) is

@@ -102,7 +102,10 @@ def write_folder(
         except OSError as error:
             failure = error
     for name, group in tensors.items():
-        failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards)
+        try:
+            failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards)
+        except OSError as error:
+            failed = error
         failure = failure or failed
     if shards.first:
         try:
@@ -114,7 +117,7 @@ def write_folder(
         if failure is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
     if isinstance(failure, OSError):
-        failure = ArtefactError.not_written(folder, failure)
+        failure = ArtefactError.not_written(folder, failure, "checkpoints written before are intact")
     shards.raise_together(failure)
 
 
@@ -274,6 +277,11 @@ class CheckpointStore:
         matches = (_NAME.fullmatch(name.removesuffix(".old")) for name in os.listdir(self.folder))
         return sorted({int(match[1]) for match in matches if match})
 
+    @staticmethod
+    def is_ours(path: str) -> bool:
+        """Whether a path is named as a checkpoint is, or one that is being written or replaced."""
+        return bool(_NAME.fullmatch(os.path.basename(path).removesuffix(".partial").removesuffix(".old")))
+
     def path(self, step: int) -> str:
         """The folder of a step's checkpoint."""
         return os.path.join(self.folder, f"step-{step:010d}")
@@ -293,10 +301,9 @@ class CheckpointStore:
     def sweep(self) -> None:
         """Removes what writers that were killed have left. Only for the one program that writes here."""
         for name in os.listdir(self.folder) if os.path.isdir(self.folder) else []:
-            whole = name.removesuffix(".partial").removesuffix(".old")
             path = os.path.join(self.folder, name)
-            superseded = name.endswith(".partial") or os.path.isdir(os.path.join(self.folder, whole))
-            if whole != name and _NAME.fullmatch(whole) and superseded and is_unfinished(path):
+            replaced = name.endswith(".old") and os.path.isdir(path.removesuffix(".old"))
+            if (replaced or name.endswith(".partial")) and self.is_ours(path) and is_unfinished(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     def load_latest(

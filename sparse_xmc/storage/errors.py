@@ -21,10 +21,10 @@ class ArtefactError(RuntimeError):
         super().__init__(reason if path is None else f"{self.path} {reason}")
 
     @classmethod
-    def not_written(cls, path: str, error: OSError) -> ArtefactError:
+    def not_written(cls, path: str, error: OSError, intact: str = "what stood there before is intact") -> ArtefactError:
         """What is said of a file or folder whose writing failed."""
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        return cls(f"could not write {path}: {reason}; what stood there before is intact")
+        return cls(f"could not write {path}: {reason}; {intact}")
 
 
 @contextmanager

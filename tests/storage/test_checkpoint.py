@@ -138,7 +138,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tensor_file if target == "open" else checkpoint, target, full, raising=False)
-    with pytest.raises(CheckpointError, match="no space left on the disk; what stood there before is intact"):
+    with pytest.raises(CheckpointError, match="no space left on the disk; checkpoints written before are intact"):
         store.save(2, TENSORS, {"n": 2})
     monkeypatch.undo()
     assert os.listdir(tmp_path / "s") == ["step-0000000001"]

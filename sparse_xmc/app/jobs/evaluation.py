@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +12,11 @@ import scipy.sparse as sp
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.calibration import Calibration, calibration_width
 from sparse_xmc.app.loading import load_bundle
-from sparse_xmc.app.run_folder import write_text
 from sparse_xmc.app.splits import prepared_split
 from sparse_xmc.data import Inputs, LabelRows, read_filter
 from sparse_xmc.metrics import Truth, calibration_error, hits, ranking_metrics
+from sparse_xmc.storage.atomic import write_json
+from sparse_xmc.storage.errors import ArtefactError
 
 Report = Callable[[str], None]
 _RANKED = 5  # labels of a row that the metrics look at
@@ -31,11 +31,19 @@ def evaluate(
     options: dict[str, Any] | None = None,
     report: Report = print,
 ) -> dict[str, Any]:
-    """Evaluates the model of a run folder; prints the metrics and writes ``metrics.json`` there."""
+    """Evaluates the model of a run folder; prints the metrics and writes them there.
+
+    They are ``metrics.json``, or ``metrics-NAME.json`` after the test file where the run has a test split of its own and
+    this is another one. Where nothing can be written, a line says so.
+    """
     bundle = load_bundle(run, options)
     inputs, rows = prepared_split(bundle.config, bundle.preparation, test, labels, purpose="evaluate", report=report)
     metrics = score(bundle, inputs, rows, filter_path)
-    publish(metrics, run, report)
+    name = "metrics.json"
+    own = bundle.config.test
+    if own is not None and os.path.realpath(own) != os.path.realpath(test):
+        name = f"metrics-{os.path.basename(test).partition('.')[0]}.json"
+    publish(metrics, os.path.join(run, name), report, needed=False)
     return metrics
 
 
@@ -115,11 +123,16 @@ def plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
-def publish(metrics: dict[str, Any], out: str, report: Report) -> None:
-    """Writes ``metrics.json`` and reports the metrics."""
-    write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+def publish(metrics: dict[str, Any], path: str, report: Report, *, needed: bool = True) -> None:
+    """Reports the metrics and writes them to a file; ``needed``: whether it is an error that it can't be written."""
     for line in table(metrics):
         report(line)
+    try:
+        write_json(path, metrics, indent=1)
+    except ArtefactError as error:
+        if needed:
+            raise
+        report(f"metrics not kept: {error.reason}")
 
 
 def table(metrics: dict[str, Any]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from sparse_xmc.app.loading import check_ranking, load_bundle
-from sparse_xmc.app.run_folder import complete_file
 from sparse_xmc.app.splits import open_data
+from sparse_xmc.storage.atomic import complete_file
 
 Report = Callable[[str], None]
 Writer = Callable[[int, list[tuple[Any, float]]], None]
@@ -40,6 +41,8 @@ def predict(
     check_ranking(k, threshold)
     if form not in _WRITERS:
         raise ValueError(f"form must be one of {', '.join(_WRITERS)}, got {form!r}")
+    if os.path.isfile(out) and os.path.isfile(source) and os.path.samefile(source, out):
+        raise ValueError(f"out and input are the same file ({out}): choose another --out")
     bundle = load_bundle(run, options)
     texts = bundle.preparation.reads_texts
     split = open_data(bundle.config, source, None, texts=texts, need_labels=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -21,11 +22,14 @@ from sparse_xmc.app.hold_out import Split, hold_out
 from sparse_xmc.app.jobs.evaluation import calibrate_, plain, publish, score
 from sparse_xmc.app.log import RunLog, draw_curves
 from sparse_xmc.app.prepare import Precomputed, Preparation, Terms, Tokens
-from sparse_xmc.app.run_folder import CHECKPOINTS, check_resumable, claim, clear, digest
+from sparse_xmc.app.run_folder import CHECKPOINTS, check_removable, check_resumable, claim, clear, digest, sweep
 from sparse_xmc.app.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.app.splits import check_effects, check_paths, open_data, prepared_split
 from sparse_xmc.data import DataError
-from sparse_xmc.storage.checkpoint import CheckpointError, CheckpointStore, read_folder
+from sparse_xmc.storage.atomic import make_folder
+from sparse_xmc.storage.checkpoint import CheckpointStore, read_folder
+from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.lock import FolderLock
 from sparse_xmc.storage.tensor_file import Shards
 
 Report = Callable[[str], None]
@@ -38,15 +42,17 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
         The test metrics (nothing where there is no test split).
 
     Raises:
-        DataError, CheckpointError, ValueError: with one message that says what is wrong where.
+        DataError, ArtefactError, ValueError: with one message that says what is wrong where.
     """
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
-    with training_ranks(choose_device(config.device)) as ranks:
-        ranks.check(config)
+    with training_ranks(choose_device(config.device), config.timeout) as ranks:
+        ranks.check(config, overwrite)
         if not ranks.first:
             config, report = dataclasses.replace(config, progress=False), _silent
-        return _Run(config, ranks, overwrite, report).train()
+        lock = FolderLock(config.out)
+        with lock if ranks.first else contextlib.nullcontext():
+            return _Run(config, ranks, overwrite, report, lock).train()
 
 
 def _silent(text: str) -> None:
@@ -71,6 +77,7 @@ class _Run:
     ranks: TrainingRanks
     overwrite: bool
     report: Report
+    lock: FolderLock
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -80,7 +87,9 @@ class _Run:
     def train(self) -> dict[str, Any]:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        data = self.prepare()
+        with self.ranks.together():
+            data = self.prepare()
+        self.ranks.compare(data.digests)
         assembly, shards = self.assemble(data)
         self.fit(data, assembly, shards)
         return self.publish(assembly)
@@ -88,7 +97,9 @@ class _Run:
     def prepare(self) -> _Data:
         """Reads the data; refuses a folder that holds another run."""
         config = self.config
-        if not self.overwrite:
+        if self.overwrite:
+            check_removable(config.out)
+        else:
             check_resumable(config)  # before the work of reading the data
         require(*_packages(config))
         check_paths(config.test, config.test_labels, config.test_filter)
@@ -130,16 +141,17 @@ class _Run:
         """Makes the model and its trainer; only then is the folder this run's."""
         config, ranks, valid = data.train.config, self.ranks, data.valid
         store = CheckpointStore(os.path.join(config.out, CHECKPOINTS), keep=config.keep_checkpoints)
+        begun = any(self.ranks.exchange(bool(store.steps())))
         assembly: Assembly
         shards: Shards
         assembly = assemble(
             data.train,
             ranks.ranks.device,
-            initialise=self.overwrite or not store.steps(),
+            initialise=self.overwrite or not begun,
             ranks=ranks.ranks,
             validate=None if valid is None else lambda: plain(score(assembly.bundle, *valid)),
             patience=config.patience if valid is not None else 0,
-            on_best=lambda: assembly.bundle.save(self.model_folder, shards),
+            on_best=lambda: assembly.bundle.save(self.model_folder, shards, run=store.run),
             store=store,
             checkpoint_seconds=config.checkpoint_seconds,
             agree=ranks.agree,
@@ -149,37 +161,48 @@ class _Run:
         self.report(f"head: {model.head_bytes() / 2**20:.1f} MiB{ranks.suffix}")
         shards = label_shards(model, [scheduled.optimizer for scheduled in trainer.optimizers], ranks.ranks)
         store.shards = shards
-        if ranks.first:
-            if self.overwrite:
-                clear(config.out)
-            claim(config, data.digests)
-        ranks.meet()
+        with ranks.together():
+            run = self.claim(config, data) if ranks.first else None
+        self.run = store.run = ranks.exchange(run)[0]
         return assembly, shards
+
+    def claim(self, config: TrainingConfig, data: _Data) -> str:
+        """Makes the folder this run's, and no other program's meanwhile."""
+        make_folder(config.out)
+        self.lock.acquire()
+        if self.overwrite:
+            clear(config.out)
+        else:
+            check_resumable(config, data.digests, data.train.num_features)  # a run may have come there since
+        run = claim(config, data.digests, self.report)
+        sweep(config.out)
+        return run
 
     def fit(self, data: _Data, assembly: Assembly, shards: Shards) -> None:
         """Trains to the end; the model is then the best one."""
         bundle, trainer = assembly.bundle, assembly.trainer
         torch.manual_seed(bundle.config.seed)
-        if trainer.resume(self.report):
-            self.report(f"resumed at step {trainer.progress.step} of {trainer.total}")
-        if self.ranks.first:
-            trainer.log = RunLog(self.log_path, last_step=trainer.progress.step)
+        with self.ranks.together():
+            if trainer.resume(self.report):
+                self.report(f"resumed at step {trainer.progress.step} of {trainer.total}")
+            if self.ranks.first:
+                trainer.log = RunLog(self.log_path, last_step=trainer.progress.step)
         progress = trainer.fit()
         if progress.best_score is not None:
             self.report(f"best validation P@1 {progress.best_score:.2f} at step {progress.best_step}")
-            self.ranks.meet()
-            bundle.model.load_state_dict(_best(self.model_folder, shards))
+            with self.ranks.together():
+                bundle.model.load_state_dict(_best(self.model_folder, shards, self.run))
         held_out = data.valid or data.held_out
         if held_out is not None:
             calibrate_(bundle, *held_out)
-        bundle.save(self.model_folder, shards)
+        bundle.save(self.model_folder, shards, run=self.run)
         self.report(f"trained in {time.monotonic() - self.began:.0f} s, model in {self.model_folder}")
 
     def publish(self, assembly: Assembly) -> dict[str, Any]:
         """Evaluates on the test split; draws the curves."""
         config, bundle, metrics = self.config, assembly.bundle, {}
         if config.test:
-            with self.ranks.in_turn(config.encoder == "transformer"):
+            with self.ranks.together(), self.ranks.in_turn(config.encoder == "transformer"):
                 inputs, rows = prepared_split(
                     config,
                     bundle.preparation,
@@ -188,10 +211,12 @@ class _Run:
                     purpose="evaluate",
                     report=self.report,
                 )
+            if not self.ranks.alone:
+                self.ranks.compare({"the test data": digest(inputs, bundle.vocabulary.encode(rows), rows.names)})
             metrics = score(bundle, inputs, rows, config.test_filter)
         if self.ranks.first:
             if metrics:
-                publish(metrics, config.out, self.report)
+                publish(metrics, os.path.join(config.out, "metrics.json"), self.report)
             _draw(self.log_path, os.path.join(config.out, "curves.png"), self.report)
         return metrics
 
@@ -216,12 +241,12 @@ def _digest(train: Prepared) -> str:
     return digest(train.inputs, train.targets, train.vocabulary.names, train.preparation.state()[0])
 
 
-def _best(folder: str, shards: Shards) -> dict[str, torch.Tensor]:
+def _best(folder: str, shards: Shards, run: str | None) -> dict[str, torch.Tensor]:
     """The model of the best validation, which no checkpoint holds."""
     try:
-        return read_folder(folder, shards)[0]["model"]
-    except CheckpointError as error:
-        raise CheckpointError(
+        return read_folder(folder, shards, run=run)[0]["model"]
+    except ArtefactError as error:
+        raise ArtefactError(
             f"the best model of this run is lost ({error}): put that folder back, or train anew with --overwrite"
         ) from error
 
