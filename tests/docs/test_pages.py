@@ -23,25 +23,28 @@ def _name(page: Path) -> str:
     return page.relative_to(ROOT / "docs").as_posix()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "python")], ids=_name)
-def test_python_blocks(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "python") or _blocks(p, "bash")], ids=_name)
+def test_blocks_run_in_order(page, tmp_path, monkeypatch):
+    """Python in one namespace and command lines, all in one scratch folder."""
     if "transformers" in page.read_text():
         pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     namespace = {"__name__": "docs"}
-    for block in _blocks(page, "python"):
-        exec(compile(block, _name(page), "exec"), namespace)
+    for kind, block in BLOCK.findall(page.read_text()):
+        if kind == "python":
+            exec(compile(block, _name(page), "exec"), namespace)
+        elif kind == "bash":
+            for line in block.splitlines():
+                _run(line, page)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "bash")], ids=_name)
-def test_command_lines(page, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for line in "".join(_blocks(page, "bash")).splitlines():
-        program, *arguments = shlex.split(line, comments=True)
-        assert program in PROGRAMS, f"{_name(page)}: {line} is not run by this test"
-        command = [sys.executable, *(arguments if program == "python" else ["-m", "sparse_xmc", *arguments])]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+def _run(line: str, page: Path) -> None:
+    program, *arguments = shlex.split(line, comments=True)
+    assert program in PROGRAMS, f"{_name(page)}: {line} is not run by this test"
+    command = [sys.executable, *(arguments if program == "python" else ["-m", "sparse_xmc", *arguments])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 def test_every_block_says_of_which_kind_it_is():
