@@ -34,8 +34,8 @@ class LabelShardedLinear(nn.Module):
     Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
     dimension, gradients of the shard are summed over it, which no fused optimizer can take part in.
 
-    Wrap the encoder in DDP or FSDP, never this module: they take the ranks' labels for copies of one tensor. DDP then stops
-    at the 16-bit indices ("Invalid scalar type"), all else is found at the first step. A model that holds this head is
+    Wrap the encoder in DDP or FSDP, never this module: they take the ranks' labels for copies of one tensor. DDP's
+    constructor then says so, all else is found at the first step. A model that holds this head is
     wrapped after ``model._ddp_params_and_buffers_to_ignore = [f"head.{name}" for name in head.state_dict()]``, or by
     ``fully_shard(model, ignored_params=set(head.parameters()))``.
 
@@ -98,6 +98,7 @@ class LabelShardedLinear(nn.Module):
             in_features, len(self.labels), fan_in, group_size=group_size, bias=bias, device="meta", dtype=dtype
         ).to_empty(device=place)
         set_prior_(self.shard, bias_of_labels(log_odds(prior, out_features), self.labels.start, self.labels.stop))
+        self.shard._holds_part = True
         if seed is None:
             seed = draw_seed()
         for dimension in (self.replicas, self.ranks):

@@ -1,5 +1,6 @@
 """Thin modules over the ops."""
 
+from sparse_xmc.models import pickling, replicas
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, TransformerEncoder, intermediate_layer
@@ -9,6 +10,9 @@ from sparse_xmc.models.memory_report import HeadMemory, MemoryReport, memory_rep
 from sparse_xmc.models.quantized import QuantizedFixedFanInLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparsify import sparsify_
+
+pickling.register()
+replicas.register()
 
 __all__ = [
     "AuxiliaryObjective",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
+from sparse_xmc.models import replicas
+from sparse_xmc.models.checked_indices import CheckedIndices
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
 from sparse_xmc.ops._arguments import (
@@ -26,6 +28,12 @@ _SOFTMAXES = ("cross_entropy", "sampled_softmax")  # losses without a fused upda
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
 _CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
+
+
+_FUSED_REPLICAS = (
+    "a fused optimizer updates each replica by its own rows, so that under DistributedDataParallel they drift apart: use one "
+    "of torch.optim, or distributed.LabelShardedLinear"
+)
 
 
 def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Tensor, in_features: int) -> None:
@@ -45,7 +53,7 @@ def draw_seed() -> int:
     return int(torch.randint(1 << 62, (), device="cpu"))
 
 
-class FixedFanInLinear(nn.Module):
+class FixedFanInLinear(CheckedIndices):
     """Linear layer whose every output has exactly ``fan_in`` incoming connections.
 
     Drop-in for a wide ``nn.Linear``: ``weight [out_features, fan_in]``, ``bias [out_features]`` and
@@ -74,7 +82,6 @@ class FixedFanInLinear(nn.Module):
     """
 
     weight: Tensor
-    indices: Tensor
     bias: Tensor | None
     _initial_bias: InitialBias = None
 
@@ -101,6 +108,7 @@ class FixedFanInLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
         set_prior_(self, log_odds(prior, out_features))
+        self._mark_unwritten("weight", "bias", "indices")
         if not self.weight.is_meta:
             self.reset_parameters(seed)
 
@@ -111,9 +119,20 @@ class FixedFanInLinear(nn.Module):
 
         ``first_label``, a multiple of ``group_size``, makes the layer the labels from there on of a larger one.
         """
-        if seed is None:
-            seed = draw_seed()
-        first_row = first_label // self.group_size
+        self._draw(["weight", "bias", "indices"], draw_seed() if seed is None else seed, first_label)
+
+    @torch.no_grad()
+    def _draw(self, names: list[str], seed: int | None = None, first_label: int = 0) -> None:
+        seed = draw_seed() if seed is None else seed
+        if "indices" in names:
+            self._draw_indices(seed, first_label // self.group_size)
+        if "weight" in names:
+            self._draw_weights(seed, first_label)
+        if "bias" in names:
+            fill_bias_(self, self._initial_bias)
+        self._mark_written(*names)
+
+    def _draw_indices(self, seed: int, first_row: int) -> None:
         for part in self.indices.split(_DRAWN_LABELS):
             part.copy_(
                 ops.init_indices(
@@ -121,8 +140,6 @@ class FixedFanInLinear(nn.Module):
                 )
             )
             first_row += len(part)
-        self._draw_weights(seed, first_label)
-        fill_bias_(self, self._initial_bias)
 
     def _draw_weights(self, seed: int, first_label: int) -> None:
         """A stream of its own for every ``_DRAWN_LABELS`` labels, so that a shard draws what the whole layer would."""
@@ -139,7 +156,7 @@ class FixedFanInLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
         check_input(x, self.in_features)
-        return ops.fixed_fan_in_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
+        return ops.fixed_fan_in_linear(x, self.weight, self.checked_indices(), self.bias, group_size=self.group_size)
 
     def loss(
         self,
@@ -158,7 +175,7 @@ class FixedFanInLinear(nn.Module):
         ``options``) and ``ops.updating_loss``.
         """
         check_input(x, self.in_features)
-        arguments = (x, self.weight, self.indices, self.bias, targets)
+        arguments = (x, self.weight, self.checked_indices(), self.bias, targets)
         if loss in _SOFTMAXES and self._optimizer is not None and torch.is_grad_enabled():
             raise ValueError(f"no fused optimizer updates a layer under loss={loss!r}: use one of torch.optim")
         if loss == "sampled_softmax":
@@ -180,8 +197,15 @@ class FixedFanInLinear(nn.Module):
         when the layer is on its device. None takes the optimizer away.
         """
         if optimizer is not None:
+            if replicas.active_group(self) is not None:
+                raise RuntimeError(_FUSED_REPLICAS)
             optimizer.attach(self.weight, self.bias)
         self._optimizer = optimizer
+
+    def _check_replicable(self, name: str) -> None:
+        super()._check_replicable(name)
+        if self._optimizer is not None:
+            raise RuntimeError(f"{name}: {_FUSED_REPLICAS}")
 
     def step(
         self,
@@ -208,7 +232,7 @@ class FixedFanInLinear(nn.Module):
                 raise RuntimeError(f"{name} is frozen (requires_grad is False), but step updates the whole layer")
         check_input(x, self.in_features)
         return ops.fixed_fan_in_step_(
-            *(x, self.weight, self.indices, self.bias, targets, self._optimizer),
+            *(x, self.weight, self.checked_indices(), self.bias, targets, self._optimizer),
             loss=loss,
             reduction=reduction,
             group_size=self.group_size,
@@ -221,7 +245,7 @@ class FixedFanInLinear(nn.Module):
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
         check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
-            x, self.weight, self.indices, self.bias, k=k, group_size=self.group_size, exclude=exclude
+            x, self.weight, self.checked_indices(), self.bias, k=k, group_size=self.group_size, exclude=exclude
         )
 
     def rewire_(
@@ -245,7 +269,8 @@ class FixedFanInLinear(nn.Module):
         Call it between ``optimizer.step()`` and the next forward. ``optimizer`` is what trains the weight (one or several
         of ``torch.optim`` or ``sparse_xmc.optim``): where a connection changed, its momenta and gradient become zero
         and its squared gradients their label's mean. A fused optimizer of the layer is found without being named.
-        ``seed=None`` draws the seed from torch's global generator.
+        ``seed=None`` draws the seed from torch's global generator. Under ``DistributedDataParallel`` every rank calls it, and
+        all of them take rank 0's seed and, where ``batch`` has a say, rank 0's result.
 
         Returns:
             Number of replaced slots of ``indices``, a 0-dim int64 tensor on the device.
@@ -260,14 +285,19 @@ class FixedFanInLinear(nn.Module):
         state = connection_state(self.weight, named) if named != [] else ConnectionState([], [])
         if batch is not None and batch.targets is not None and batch.bias is None:
             batch = replace(batch, bias=self.bias)
-        return ops.prune_regrow_(
+        if seed is None:
+            seed = draw_seed()
+        replicating = replicas.active_group(self)
+        if replicating is not None:
+            seed = replicas.shared_seed(seed, replicating, self.weight.device)
+        rewired = ops.prune_regrow_(
             self.weight,
-            self.indices,
+            self.checked_indices(),
             self.in_features,
             fraction=fraction,
             threshold=threshold,
             scope=scope,
-            seed=draw_seed() if seed is None else seed,
+            seed=seed,
             state=state.zero,
             mean_state=state.mean,
             regrow=regrow,
@@ -279,6 +309,12 @@ class FixedFanInLinear(nn.Module):
             first_row=first_row,
             number=number,
         )
+        self._copied = None  # a copy that rewires its own connections is no average of another's
+        self._mark_written("indices")
+        if replicating is not None and batch is not None:  # the ranks' batches differ
+            replicas.broadcast([self.weight, self.indices, *state.zero, *state.mean], replicating)
+            self._mark_written("indices")
+        return rewired
 
     def num_bytes(self) -> int:
         """Bytes of weights, indices and bias."""
@@ -295,7 +331,7 @@ class FixedFanInLinear(nn.Module):
         """Connections of the labels ``start`` to ``stop`` as int64 ``[stop - start, fan_in]``."""
         stop = self.out_features if stop is None else stop
         labels = torch.arange(start, stop, device=self.indices.device)
-        return self.indices[labels // self.group_size].long()
+        return self.checked_indices()[labels // self.group_size].long()
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
@@ -374,13 +410,3 @@ class FixedFanInLinear(nn.Module):
         if loaded is not None:  # with assign=True torch would keep the dtype of the file
             state_dict[prefix + "indices"] = loaded.to(self.indices.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """torch can't read back pickled unsigned integers; this way plain pickle serves too."""
-        signed = self.indices.view(torch.int16) if self.indices.dtype == torch.uint16 else self.indices
-        return {**self.__dict__, "_buffers": {**self._buffers, "indices": signed}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.indices.dtype == torch.int16:
-            self.indices = self.indices.view(torch.uint16)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
+from sparse_xmc.models.checked_indices import CheckedIndices
 from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_input, check_layer_sizes, index_dtype, num_index_rows
 
 
-class QuantizedFixedFanInLinear(nn.Module):
+class QuantizedFixedFanInLinear(CheckedIndices):
     """``FixedFanInLinear`` with float8 e4m3 weights and one scale per label: a quarter of float32's weights.
 
     ``from_layer`` makes one of a trained layer; the constructor makes one of zeros to load a state dict into. It serves
@@ -30,7 +30,6 @@ class QuantizedFixedFanInLinear(nn.Module):
 
     weight: Tensor
     weight_scale: Tensor
-    indices: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -48,11 +47,30 @@ class QuantizedFixedFanInLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         rows = num_index_rows(out_features, group_size)
-        connections = torch.arange(fan_in, device=device).to(index_dtype(in_features))
-        self.register_buffer("weight", torch.zeros(out_features, fan_in, device=device).to(QUANTIZED_DTYPE))
-        self.register_buffer("weight_scale", torch.ones(out_features, device=device))
-        self.register_buffer("indices", connections.repeat(rows, 1))
-        self.register_buffer("bias", torch.zeros(out_features, device=device) if bias else None)
+        numbers: dict[str, Any] = {"device": device, "dtype": torch.float32}
+        self.register_buffer("weight", torch.empty(out_features, fan_in, device=device, dtype=QUANTIZED_DTYPE))
+        self.register_buffer("weight_scale", torch.empty(out_features, **numbers))
+        self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
+        self.register_buffer("bias", torch.empty(out_features, **numbers) if bias else None)
+        self._mark_unwritten("weight", "weight_scale", "indices", "bias")
+        if not self.weight.is_meta:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of zero, to load others over."""
+        self._draw(["weight", "weight_scale", "indices", "bias"])
+
+    @torch.no_grad()
+    def _draw(self, names: list[str]) -> None:
+        if "weight" in names:
+            self.weight.view(torch.uint8).zero_()
+        if "weight_scale" in names:
+            self.weight_scale.fill_(1)
+        if "indices" in names:
+            self.indices.copy_(torch.arange(self.fan_in, device=self.indices.device).expand_as(self.indices))
+        if "bias" in names and self.bias is not None:
+            self.bias.zero_()
+        self._mark_written(*names)
 
     @classmethod
     @torch.no_grad()
@@ -74,24 +92,30 @@ class QuantizedFixedFanInLinear(nn.Module):
             device="meta",
         )
         quantized.weight, quantized.weight_scale = ops.quantize_weight(layer.weight)
-        quantized.indices = layer.indices.clone()
+        quantized.indices = layer.checked_indices().clone()
         if layer.bias is not None:
             bias = layer.bias.detach().clone()
             quantized.bias = bias.float() if bias.dtype == torch.float64 else bias
+        quantized._mark_written("weight", "weight_scale", "indices", "bias")
         return quantized.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``; under autograd ``x`` must not require a gradient."""
         check_input(x, self.in_features)
         return ops.fixed_fan_in_linear(
-            x, self.weight, self.indices, self.bias, group_size=self.group_size, weight_scale=self.weight_scale
+            x,
+            self.weight,
+            self.checked_indices(),
+            self.bias,
+            group_size=self.group_size,
+            weight_scale=self.weight_scale,
         )
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
         check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
-            *(x, self.weight, self.indices, self.bias),
+            *(x, self.weight, self.checked_indices(), self.bias),
             k=k,
             group_size=self.group_size,
             exclude=exclude,
@@ -108,8 +132,9 @@ class QuantizedFixedFanInLinear(nn.Module):
             device="meta",
         )
         layer.weight = nn.Parameter(ops.dequantize_weight(self.weight, self.weight_scale, dtype))
-        layer.indices = self.indices.clone()
+        layer.indices = self.checked_indices().clone()
         layer.bias = None if self.bias is None else nn.Parameter(self.bias.to(dtype, copy=True))
+        layer._mark_written("weight", "indices", "bias")
         return layer.train(self.training)
 
     def to_dense(self) -> nn.Linear:
@@ -126,12 +151,8 @@ class QuantizedFixedFanInLinear(nn.Module):
             f"group_size={self.group_size}, bias={self.bias is not None}, bytes={self.num_bytes():,}"
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedFixedFanInLinear:
-        def move(buffer: Tensor) -> Tensor:
-            moved = fn(buffer)
-            return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-
-        return super()._apply(move, recurse)
+    def _keeps_dtype(self, tensor: Tensor) -> bool:
+        return True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         validate_loaded_indices(state_dict, prefix, self.indices, self.in_features)

@@ -55,7 +55,7 @@ class SparseInputLinear(FixedFanInLinear):
         check_input(x, self.in_features)
         if not self._on_cpu() or torch.is_grad_enabled():
             return super().forward(x.to_dense())
-        return fixed_fan_in_sparse_linear(x, self.weight, self.indices, self.bias, group_size=self.group_size)
+        return fixed_fan_in_sparse_linear(x, self.weight, self.checked_indices(), self.bias, group_size=self.group_size)
 
     def loss(
         self,
@@ -78,7 +78,7 @@ class SparseInputLinear(FixedFanInLinear):
         return fixed_fan_in_sparse_loss(
             x,
             self.weight,
-            self.indices,
+            self.checked_indices(),
             self.bias,
             targets,
             loss=loss,
