@@ -98,17 +98,42 @@ class LossGrads(NamedTuple):
     db: Tensor
 
 
-def loss(problem: Problem, positive: Tensor, kind: str) -> LossGrads:
-    """Sum of the loss over rows and labels, and its gradients, in float64. ``positive [B, L]`` is nonzero where so."""
+def loss(
+    problem: Problem,
+    positive: Tensor,
+    kind: str,
+    *,
+    pos_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+) -> LossGrads:
+    """Sum of the loss over rows and labels, and its gradients, in float64. ``positive [B, L]`` is nonzero where so.
+
+    The derivative by the logits is torch's own of the formula, but at a clipped probability, where it is 0.
+    """
     x, weight, indices, bias, G = problem
-    xd, sign = x.detach().cpu().double(), torch.where(positive.cpu() > 0, 1.0, -1.0).double()
+    xd, known = x.detach().cpu().double(), positive.cpu() > 0
     W = dense_weight(weight, indices, x.shape[-1], G)
-    margin = sign * (xd @ W.t() + bias.detach().cpu().double())
+    z = (xd @ W.t() + bias.detach().cpu().double()).requires_grad_()
+    log_p, log_rest = torch.nn.functional.logsigmoid(z), torch.nn.functional.logsigmoid(-z)
     if kind == "bce":
-        value = (torch.log1p(torch.exp(-margin.abs())) + (-margin).clamp(min=0)).sum()
-        dz = -sign / (1 + torch.exp(margin))
+        terms = torch.where(known, -log_p, -log_rest)
+    elif kind == "squared_hinge":
+        terms = torch.where(known, 1 - z, 1 + z).clamp(min=0).pow(2)
     else:
-        value = (1 - margin).clamp(min=0).pow(2).sum()
-        dz = -2 * sign * (1 - margin).clamp(min=0)
+        q = torch.sigmoid(z) - clip
+        inside = q > 0
+        q = torch.where(inside, q, 0.5)
+        log_clipped = log_rest if clip == 0 else torch.log1p(-q)
+        negative = torch.where(inside, -(q**gamma_neg) * log_clipped, 0.0)
+        terms = torch.where(known, -(torch.sigmoid(-z) ** gamma_pos) * log_p, negative)
+    if pos_weight is not None:
+        terms = torch.where(known, terms * pos_weight.cpu().double(), terms)
+    if sample_weight is not None:
+        terms = terms * sample_weight.cpu().double()[:, None]
+    value = terms.sum()
+    (dz,) = torch.autograd.grad(value, z)
     columns = indices.cpu().long()[torch.arange(W.shape[0]) // G]
-    return LossGrads(value, dz @ W, (dz.t() @ xd).gather(1, columns), dz.sum(0))
+    return LossGrads(value.detach(), dz @ W, (dz.t() @ xd).gather(1, columns), dz.sum(0))

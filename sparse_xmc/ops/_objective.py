@@ -72,8 +72,6 @@ def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objecti
             raise ValueError(f"{name} goes with loss='cross_entropy', got loss={loss!r}")
         elif name not in ("pos_weight", "sample_weight"):
             raise TypeError(f"a loss has no option {name!r}: those are {', '.join(LossOptions.__annotations__)}")
-    if loss == "asymmetric" or pos_weight is not None or sample_weight is not None:
-        raise NotImplementedError("the kernels know no weights of labels or rows and no asymmetric loss yet")
     if pos_weight is not None:
         pos_weight = _weight("pos_weight", pos_weight, weight.shape[0], "label", weight)
     if sample_weight is not None:

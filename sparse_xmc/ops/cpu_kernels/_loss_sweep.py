@@ -1,8 +1,6 @@
 """One sweep over a range of labels: logits, loss, its derivative, gradients and update, tile by tile.
 
-Layout: ``slab`` holds ``x`` feature-major in chunks of 64 batch rows, chunk ``c`` being ``[D, width]`` from
-``64 * c * D`` on. The last chunk may be 16 or 32 wide; rows beyond the batch are zero.
-``sums`` (for dx) has the same layout.
+What it works on stands in ``_head_structs``.
 """
 
 import math
@@ -11,6 +9,19 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
+from sparse_xmc.ops.cpu_kernels._head_structs import (
+    ASYMMETRIC,
+    CHUNK,
+    GRADIENTS,
+    GROUP_LABELS,
+    HINGE,
+    Chunk,
+    Tile,
+    chunk_width,
+    open_head,
+    open_work,
+    tile_labels,
+)
 from sparse_xmc.ops.cpu_kernels._loss_group import (
     ROWS,
     group_input_gradient,
@@ -19,18 +30,14 @@ from sparse_xmc.ops.cpu_kernels._loss_group import (
     row_total,
 )
 from sparse_xmc.ops.cpu_kernels._loss_label import derivatives, gradients, logits
-from sparse_xmc.ops.cpu_kernels._loss_update import update
+from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive, term
+from sparse_xmc.ops.cpu_kernels._loss_update import update_biases, update_weights
 from sparse_xmc.ops.cpu_kernels._numeric import kernel
-from sparse_xmc.ops.cpu_kernels._pointers import advance, pointer, same_kind
+from sparse_xmc.ops.cpu_kernels._pointers import advance, at_address, pointer, same_kind
 from sparse_xmc.ops.cpu_kernels._simd import load, store
 from sparse_xmc.ops.cpu_kernels._storage import ABSENT, read, read_offsets, write
 
-CHUNK = 64  # batch rows whose logits stay in registers: eight AVX2 registers
-TILE_LABELS = 96  # 2^96 bounds the product of the softplus terms, which must not overflow float32
-TILE_WEIGHTS = 4096
-MAX_DOUBLINGS = 1000  # the same bound for float64
-GROUP_LABELS = 32  # labels of a group that are worked on at once: their logits stay in the L1 cache
-FORWARD, GRADIENTS, UPDATE = range(3)
+MAX_DOUBLINGS = 1000  # 2^1000 bounds a product in float64, as 2^TILE_LABELS one in float32
 GROUP_FROM = 4  # group size from which a group is worked on as one
 
 
@@ -41,21 +48,9 @@ def fill(target, count, value):
 
 
 @register_jitable
-def tile_labels(K):
-    """Labels whose weights and gradients are worked on together."""
-    return max(1, min(TILE_LABELS, TILE_WEIGHTS // K))
-
-
-@register_jitable
-def chunk_width(rows):
-    """Rows that a chunk of ``rows <= 64`` batch rows is padded to."""
-    return 16 if rows <= 16 else 32 if rows <= 32 else CHUNK
-
-
-@register_jitable
-def _first(labels, label):
+def _first(labels, count, label):
     """Position of the first positive whose label is at least ``label``."""
-    low, high = 0, labels.shape[0]
+    low, high = 0, count
     while low < high:
         middle = (low + high) // 2
         if labels[middle] < label:
@@ -66,31 +61,87 @@ def _first(labels, label):
 
 
 @register_jitable
-def _flip(values, rows, begin, end, b0, count):
-    """Changes the sign at a label's positives: loss(z, positive) = loss(-z, negative)."""
-    for p in range(begin, end):
-        b = rows[p] - b0
-        if b >= 0 and b < count:
-            values[b] = -values[b]
-
-
-@register_jitable
-def _end(labels, position, label):
+def _end(head, position, label):
     """One past the last positive of a label whose first is at ``position``."""
-    while position < labels.shape[0] and labels[position] == label:
+    while position < head.f.nnz and head.labels[position] == label:
         position += 1
     return position
 
 
 @register_jitable
-def _collect(product, linear, count, products, linears):
-    """Moves a tile's loss over ``count`` rows to the float64 collectors, and clears it."""
-    for i in range(count):
-        p = np.float64(product[i])
-        products[i] += p + products[i] * p
-        linears[i] += np.float64(linear[i])
-    fill(product, CHUNK, 0)
-    fill(linear, CHUNK, 0)
+def _flip(head, values, begin, end, chunk):
+    """Changes the sign at a label's positives: loss(z, positive) = loss(-z, negative)."""
+    for p in range(begin, end):
+        b = head.rows[p] - chunk.first
+        if b >= 0 and b < chunk.count:
+            values[b] = -values[b]
+
+
+@register_jitable
+def _signed_logits(head, work, values, label, begin, end, chunk):
+    """Logits [width] of a label, as the loss takes them: those of positives change their sign, and what their weight adds to
+    the loss goes to ``linear``. The asymmetric loss puts them aside in ``product``, which it does not use otherwise."""
+    if head.f.loss == ASYMMETRIC:
+        for p in range(begin, end):
+            b = head.rows[p] - chunk.first
+            if b >= 0 and b < chunk.count:
+                work.product[b], values[b] = values[b], -np.inf
+        return
+    _flip(head, values, begin, end, chunk)
+    if head.f.pos_weight != 0:
+        more = head.pos_weight[label] - 1
+        for p in range(begin, end):
+            b = head.rows[p] - chunk.first
+            if b >= 0 and b < chunk.count:
+                work.linear[b] += more * term(np.float64(values[b]), head.f.loss)
+
+
+@register_jitable
+def _slopes(head, work, values, label, begin, end, chunk):
+    """The derivatives [width] of a label's loss by its logits, from those by ``_signed_logits``, weights included; zero
+    beyond the batch."""
+    fill(advance(values, chunk.count), chunk.width - chunk.count, 0)
+    if head.f.loss == ASYMMETRIC:
+        weight = np.float64(head.pos_weight[label]) if head.f.pos_weight != 0 else 1.0
+        for p in range(begin, end):
+            b = head.rows[p] - chunk.first
+            if b >= 0 and b < chunk.count:
+                value, slope = asymmetric_positive(np.float64(work.product[b]), head.n.gamma_pos)
+                work.linear[b] += weight * value
+                values[b], work.product[b] = weight * slope, 0
+    else:
+        _flip(head, values, begin, end, chunk)
+        if head.f.pos_weight != 0:
+            for p in range(begin, end):
+                b = head.rows[p] - chunk.first
+                if b >= 0 and b < chunk.count:
+                    values[b] *= head.pos_weight[label]
+    if head.f.sample_weight != 0:
+        for b in range(chunk.count):
+            values[b] *= head.sample_weight[chunk.first + b]
+
+
+@register_jitable
+def _asymmetric(head, work, values, chunk):
+    """Loss and derivative of negatives, in place of ``derivatives``."""
+    for b in range(chunk.count):
+        value, slope = asymmetric_negative(np.float64(values[b]), head.n.gamma_neg, head.n.clip)
+        work.linear[b] += value
+        values[b] = slope
+
+
+@register_jitable
+def _collect(head, work, chunk):
+    """Moves a tile's loss over a chunk to the float64 collectors, and clears it."""
+    for i in range(chunk.count):
+        p, linear = np.float64(work.product[i]), np.float64(work.linear[i])
+        if head.f.sample_weight != 0:  # it multiplies a row's loss, not a product over labels: log it at once
+            work.linears[i] += np.float64(head.sample_weight[chunk.first + i]) * (linear + math.log1p(p))
+        else:
+            work.products[i] += p + work.products[i] * p
+            work.linears[i] += linear
+    fill(work.product, CHUNK, 0)
+    fill(work.linear, CHUNK, 0)
 
 
 @register_jitable
@@ -118,200 +169,176 @@ def _gather(table, offsets, K, width, out):
             store(target, b, load(row, b, 16))
 
 
-def _labels_chunk(
-    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge,
-    backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
-):  # fmt: skip
+def _labels_chunk(head, work, tile, chunk, positive, lanes):
     """A tile of labels against a chunk of the batch. Each is finished before the next starts: its rows of ``x`` are
     still in the L1 cache when its gradients need them.
 
-    ``out [n, K] = keep * out + rate * gradient``: ``out`` is ``dw``, or ``w`` if a gradient is applied as it arises.
+    ``dw [n, K] = keep * dw + rate * gradient``: ``dw`` is ``w`` if a gradient is applied as it arises.
     """
 
 
 @overload(_labels_chunk, prefer_literal=True)
-def _(
-    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size, hinge,
-    backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
-):  # fmt: skip
+def _(head, work, tile, chunk, positive, lanes):
     if not isinstance(lanes, types.IntegerLiteral):
         return None
     width = lanes.literal_value
 
-    def impl(
-        table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count, group_size,
-        hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, lanes,
-    ):  # fmt: skip
-        first_row = _row(l0, group_size)
-        num_rows = _row(l0 + n - 1, group_size) - first_row + 1
-        read_offsets(indices, index_code, first_row * K, num_rows * K, width, offsets)
-        for i in range(n):
-            at, wi = advance(offsets, (_row(l0 + i, group_size) - first_row) * K), advance(w, i * K)
-            store(z, 0, logits(table, at, wi, K, b[i], width))
+    def impl(head, work, tile, chunk, positive, lanes):
+        f, n, K, z = head.f, head.n, head.f.K, work.z
+        hinge, need_x, need_weight = f.loss == HINGE, f.need_x != 0, f.need_weight != 0
+        first_row = _row(tile.first, f.group_size)
+        num_rows = _row(tile.first + tile.n - 1, f.group_size) - first_row + 1
+        # indices [num_rows, K] -> where their rows of the slab start
+        read_offsets(np.uint64(f.indices), f.index_code, first_row * K, num_rows * K, width, work.offsets)
+        for i in range(tile.n):
+            label = tile.first + i
+            at, wi = advance(work.offsets, (_row(label, f.group_size) - first_row) * K), advance(tile.w, i * K)
+            store(z, 0, logits(chunk.table, at, wi, K, tile.b[i], width))
             begin = positive
-            positive = _end(labels, begin, l0 + i)
+            positive = _end(head, begin, label)
             if begin < positive:
-                _flip(z, rows, begin, positive, c0, count)
-            active = derivatives(z, 1, width, product, linear, constants, hinge, backward)
-            if backward and (active or keep != 1):
-                if count < width:
-                    fill(advance(z, count), width - count, 0)
-                if begin < positive:
-                    _flip(z, rows, begin, positive, c0, count)
-                db[i] += gradients(
-                    table, sums, at, wi, advance(out, i * K), keep, rate, K, z, need_x, need_weight, width
+                _signed_logits(head, work, z, label, begin, positive, chunk)
+            if f.loss == ASYMMETRIC:
+                _asymmetric(head, work, z, chunk)
+                active = True
+            else:
+                active = derivatives(
+                    z, 1, width, work.product, work.linear, head.constants, hinge, head.backward
+                )  # fmt: skip
+            if (head.backward and (active or n.keep != 1)) or f.loss == ASYMMETRIC:
+                _slopes(head, work, z, label, begin, positive, chunk)
+            if head.backward and (active or n.keep != 1):
+                tile.db[i] += gradients(
+                    chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, z, need_x, need_weight,
+                    width,
                 )  # fmt: skip
 
     return impl
 
 
 @register_jitable
-def _groups_chunk(
-    table, sums, w, dw, b, db, z, product, linear, constants, offsets, group, l0, n, K, c0, count, group_size, hinge,
-    backward, need_x, need_weight, indices, index_code, labels, rows, positive, width,
-):  # fmt: skip
+def _groups_chunk(head, work, tile, chunk, positive):
     """A tile of labels against a chunk of the batch, group by group, or part of one by part."""
+    f, K, width, z = head.f, head.f.K, chunk.width, work.z
     i = 0
-    while i < n:
-        r = (l0 + i) // group_size
-        if i == 0 or (l0 + i) % group_size == 0:
-            read_offsets(indices, index_code, r * K, K, width, offsets)
-            _gather(table, offsets, K, width, group)
-        m = min(n - i, (r + 1) * group_size - l0 - i, GROUP_LABELS)
-        wi = advance(w, i * K)
-        group_logits(group, wi, K, advance(b, i), z, m, width)
+    while i < tile.n:
+        r = (tile.first + i) // f.group_size
+        if i == 0 or (tile.first + i) % f.group_size == 0:
+            read_offsets(np.uint64(f.indices), f.index_code, r * K, K, width, work.offsets)  # of the group's K rows
+            _gather(chunk.table, work.offsets, K, width, work.group)
+        m = min(tile.n - i, (r + 1) * f.group_size - tile.first - i, GROUP_LABELS)
+        wi = advance(tile.w, i * K)
+        group_logits(work.group, wi, K, advance(tile.b, i), z, m, width)
         end = positive
         for j in range(m):
-            begin, end = end, _end(labels, end, l0 + i + j)
-            _flip(advance(z, j * width), rows, begin, end, c0, count)
-        active = derivatives(z, m, width, product, linear, constants, hinge, backward)
-        if backward and active:
+            label = tile.first + i + j
+            begin, end = end, _end(head, end, label)
+            zj = advance(z, j * width)
+            _signed_logits(head, work, zj, label, begin, end, chunk)
+            if f.loss == ASYMMETRIC:  # label by label: there is one row to put positives aside in
+                _asymmetric(head, work, zj, chunk)
+                _slopes(head, work, zj, label, begin, end, chunk)
+        active = True
+        if f.loss != ASYMMETRIC:
+            active = derivatives(
+                z, m, width, work.product, work.linear, head.constants, f.loss == HINGE, head.backward
+            )  # fmt: skip
+        if head.backward and active:
             end = positive
             for j in range(m):
-                dz = advance(z, j * width)
-                begin, end = end, _end(labels, end, l0 + i + j)
-                fill(advance(dz, count), width - count, 0)
-                _flip(dz, rows, begin, end, c0, count)
-                db[i + j] += row_total(dz, width)
-            if need_weight:
-                group_weight_gradient(group, z, advance(dw, i * K), K, m, width)
-            if need_x:
-                group_input_gradient(sums, offsets, wi, z, K, m, width)
+                dz, label = advance(z, j * width), tile.first + i + j
+                begin, end = end, _end(head, end, label)
+                if f.loss != ASYMMETRIC:
+                    _slopes(head, work, dz, label, begin, end, chunk)
+                tile.db[i + j] += row_total(dz, width)
+            if f.need_weight:
+                group_weight_gradient(work.group, z, advance(tile.dw, i * K), K, m, width)
+            if f.need_x:
+                group_input_gradient(chunk.sums, work.offsets, wi, z, K, m, width)
         positive = end
         i += m
 
 
-def workspace(K):
-    """Sizes of a part's scratch memory: floats, offsets."""
-    rows = tile_labels(K) + ROWS
-    floats = (GROUP_LABELS + ROWS + 2 + K) * CHUNK + 3 * rows * K + 3 * rows
-    return (floats + 15) // 16 * 16, rows * K
+@register_jitable
+def _open_tile(head, work, first, n, stop, grouped):
+    """Weights and biases of a tile in the dtype of the arithmetic, and room for their gradients, which are zero.
+
+    Weights that have that dtype are used where they are, unless a group kernel, which reads 4 labels at a time, would
+    read behind them.
+    """
+    f, K = head.f, head.f.K
+    w = work.w
+    in_place = f.direct != 0 and (not grouped or first + n + ROWS <= stop)
+    if in_place:
+        w = advance(same_kind(np.uint64(f.weight), w), first * K)
+    else:
+        read(np.uint64(f.weight), f.weight_code, first * K, n * K, w)  # [n, K]
+    read(np.uint64(f.bias), f.bias_code, first, n, work.b)  # [n]
+    if not f.at_once:
+        fill(work.dw, n * K, 0)
+    fill(work.db, n, 0)
+    return Tile(first, n, w, w if f.at_once else work.dw, work.b, work.db, in_place)
+
+
+@register_jitable
+def _close_tile(head, work, tile):
+    """Stores a tile's gradients, or applies them."""
+    f, K = head.f, head.f.K
+    for i in range(tile.n):
+        tile.db[i] *= head.n.scale
+    if not f.at_once:
+        for i in range(tile.n * K):
+            tile.dw[i] *= head.n.scale
+    if f.mode == GRADIENTS:
+        write(np.uint64(f.dw), f.dw_code, tile.first * K, tile.n * K, tile.dw)
+        write(np.uint64(f.db), f.db_code, tile.first, tile.n, tile.db)
+        return
+    if not f.at_once:
+        update_weights(head, work, tile)
+    if f.bias_code != ABSENT:
+        update_biases(head, work, tile)
 
 
 @kernel
-def sweep(
-    slab_array, partial, losses, doubles, floats, integers, exp_array, B, D, K, group_size, hinge, mode, need_x,
-    need_weight, scale, weight, weight_code, direct, indices, index_code, bias, bias_code, labels, rows, dw_out,
-    dw_code, db_out, db_code,
-    buffer, buffer_code, moment, bias_buffer, bias_buffer_code, bias_moment,
-    rule, bias_rule, stochastic, seed, step, at_once, keep, rate, part, start, stop,
-):  # fmt: skip
-    """Labels ``start .. stop``: adds up the loss in ``losses[part]`` and dx in ``partial[part]``; ``mode`` says whether
-    gradients are stored (``dw_out``, ``db_out``) or applied by ``rule``, both after multiplication by ``scale``.
+def sweep(fields, numbers, constants, part, start, stop):
+    """Labels ``start .. stop``: adds up the loss in ``losses[part]`` and the input gradient in ``sums[part]``; ``mode`` says
+    whether gradients of parameters are stored or applied, both after multiplication by ``scale``.
 
-    ``direct``: the weights have the dtype of the arithmetic and need no copy. ``at_once``: they are updated label by label,
-    ``w = keep * w + rate * gradient``, rather than by ``rule`` tile by tile; one chunk of the batch, no groups, no state.
+    fields, numbers: of ``Fields`` and ``Numbers``; constants: of the exponential, in the dtype of the arithmetic.
     """
-    size = tile_labels(K)
-    room = size + ROWS
-    grouped, backward = group_size >= GROUP_FROM, mode != FORWARD
-    partial[part, :] = 0
-    offsets = advance(pointer(integers), part * integers.shape[1])
-    constants = pointer(exp_array)
-    products = advance(pointer(doubles), part * 2 * CHUNK)
-    linears = advance(products, CHUNK)
-    z = advance(pointer(floats), part * floats.shape[1])
-    product = advance(z, (GROUP_LABELS + ROWS) * CHUNK)
-    linear = advance(product, CHUNK)
-    group = advance(linear, CHUNK)
-    w = advance(group, K * CHUNK)
-    dw = advance(w, room * K)
-    scratch = advance(dw, room * K)
-    b = advance(scratch, room * K)
-    db = advance(b, room)
-    bias_scratch = advance(db, room)
-    fill(z, floats.shape[1], 0)
+    head = open_head(fields, numbers, constants, part)
+    f = head.f
+    work = open_work(head, part, constants.itemsize)
+    size, grouped = tile_labels(f.K), f.group_size >= GROUP_FROM
+    if f.need_x:
+        fill(head.sums, f.size, 0)
     loss, doublings = 0.0, 0
-    copied = w
-    for l0 in range(start, stop, size):
-        n = min(size, stop - l0)
-        w = copied
-        in_place = direct and (not grouped or l0 + n + ROWS <= stop)  # logits of a group read ahead
-        if in_place:
-            w = advance(same_kind(weight, copied), l0 * K)
-        else:
-            read(weight, weight_code, l0 * K, n * K, w)
-        read(bias, bias_code, l0, n, b)
-        out = w if at_once else dw
-        if not at_once:
-            fill(dw, n * K, 0)
-        fill(db, n, 0)
-        positive = _first(labels, l0)
-        for c0 in range(0, B, CHUNK):
-            count = min(CHUNK, B - c0)
+    for first in range(start, stop, size):
+        tile = _open_tile(head, work, first, min(size, stop - first), stop, grouped)
+        positive = _first(head.labels, f.nnz, first)
+        for c0 in range(0, f.B, CHUNK):
+            count = min(CHUNK, f.B - c0)
             width = chunk_width(count)
-            table = advance(pointer(slab_array), c0 * D)
-            sums = advance(pointer(partial), part * partial.shape[1] + c0 * D)
+            chunk = Chunk(advance(head.slab, c0 * f.D), advance(head.sums, c0 * f.D), c0, count, width)
             if grouped:
-                _groups_chunk(
-                    table, sums, w, dw, b, db, z, product, linear, constants, offsets, group, l0, n, K, c0, count,
-                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, width,
-                )  # fmt: skip
-            elif width == 16:
-                _labels_chunk(
-                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
-                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 16,
-                )  # fmt: skip
+                _groups_chunk(head, work, tile, chunk, positive)
+            elif width == 16:  # the width of a vector is part of the machine code
+                _labels_chunk(head, work, tile, chunk, positive, 16)
             elif width == 32:
-                _labels_chunk(
-                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
-                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 32,
-                )  # fmt: skip
-            elif width == 64:
-                _labels_chunk(
-                    table, sums, w, out, keep, rate, b, db, z, product, linear, constants, offsets, l0, n, K, c0, count,
-                    group_size, hinge, backward, need_x, need_weight, indices, index_code, labels, rows, positive, 64,
-                )  # fmt: skip
-            if doublings + n > MAX_DOUBLINGS:
-                loss += _logarithms(products)
+                _labels_chunk(head, work, tile, chunk, positive, 32)
+            else:
+                _labels_chunk(head, work, tile, chunk, positive, 64)
+            if doublings + tile.n > MAX_DOUBLINGS:
+                loss += _logarithms(work.products)
                 doublings = 0
-            _collect(product, linear, count, products, linears)
-            doublings += n
-        if not backward:
-            continue
-        for i in range(n):
-            db[i] *= scale
-        if not at_once:
-            for i in range(n * K):
-                dw[i] *= scale
-        if mode == GRADIENTS:
-            write(dw_out, dw_code, l0 * K, n * K, dw)
-            write(db_out, db_code, l0, n, db)
-        else:
-            if not at_once:
-                update(
-                    weight, weight_code, buffer, buffer_code, moment, w, in_place, dw, K, scratch, l0, n,
-                    rule, stochastic, seed, step, 0,
-                )  # fmt: skip
-            if bias_code != ABSENT:
-                update(
-                    bias, bias_code, bias_buffer, bias_buffer_code, bias_moment, b, False, db, 1, bias_scratch, l0, n,
-                    bias_rule, stochastic, seed, step, 2,
-                )  # fmt: skip
-    loss += _logarithms(products)
+            _collect(head, work, chunk)
+            doublings += tile.n
+        if head.backward:
+            _close_tile(head, work, tile)
+    loss += _logarithms(work.products)
     for i in range(CHUNK):
-        loss += linears[i]
-    losses[part] = loss
+        loss += work.linears[i]
+    at_address(np.uint64(f.losses), np.float64)[part] = loss
 
 
 @kernel

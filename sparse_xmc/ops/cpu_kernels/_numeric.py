@@ -20,8 +20,10 @@ _VIEW = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's memory as an array that the kernels understand."""
-    tensor = tensor.detach()
-    return tensor.view(_VIEW.get(tensor.dtype, tensor.dtype)).numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    view = _VIEW.get(tensor.dtype)
+    return tensor.numpy() if view is None else tensor.view(view).numpy()
 
 
 @register_jitable

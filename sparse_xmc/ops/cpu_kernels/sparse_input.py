@@ -106,19 +106,25 @@ def _forward(columns, weight, indices, bias, group_size, y, l0, l1):
                 y[b, start + i] = block[i, b]
 
 
+# A loop that adds up writes to nothing here: one that did would be scalar, and add up in another order, where malloc put
+# the two arrays close to each other.
+
+
 @kernel
 def _bce(z, slope):
     """Sum of softplus; ``slope`` becomes the sigmoid."""
     total = 0.0
+    for i in range(z.shape[0]):
+        slope[i] = _exp_of_negative(-abs(z[i]))
     for start in range(0, z.shape[0], _PRODUCT):
         product = 1.0
         positive = np.float32(0)
         for i in range(start, min(start + _PRODUCT, z.shape[0])):
-            e = _exp_of_negative(-abs(z[i]))
-            slope[i] = (np.float32(1) if z[i] >= 0 else e) / (np.float32(1) + e)
-            product *= 1.0 + np.float64(e)
+            product *= 1.0 + np.float64(slope[i])
             positive += max(z[i], np.float32(0))
         total += np.float64(positive) + math.log(product)
+    for i in range(z.shape[0]):
+        slope[i] = (np.float32(1) if z[i] >= 0 else slope[i]) / (np.float32(1) + slope[i])
     return total
 
 
@@ -132,8 +138,9 @@ def _squared_hinge(z, slope):
     """Sum of ``max(0, 1 + z)^2``; ``slope`` becomes its derivative."""
     total = np.float32(0)
     for i in range(z.shape[0]):
-        margin = _positive_part(np.float32(1) + z[i])
-        slope[i] = np.float32(2) * margin
+        slope[i] = np.float32(2) * _positive_part(np.float32(1) + z[i])
+    for i in range(z.shape[0]):
+        margin = np.float32(0.5) * slope[i]
         total += margin * margin
     return np.float64(total)
 
