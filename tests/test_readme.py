@@ -1,8 +1,7 @@
-"""Runs every snippet of the README: Python blocks in order and in one namespace, ``python -m`` lines in a scratch folder."""
+"""Runs every snippet of the README, in order, in a scratch folder."""
 
 import gzip
 import json
-import os
 import random
 import re
 import shlex
@@ -15,15 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 COMMANDS = [line.split("  #")[0] for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
-
-
-def test_python_snippets(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
-    snippets = [text for kind, text in BLOCKS if kind == "python"]
-    assert snippets
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
 
 
 def test_every_block_is_of_a_kind_that_is_run():
@@ -45,14 +35,23 @@ def write_documents(path: Path, count: int, seed: int) -> None:
             file.write(json.dumps({"text": text, "labels": labels}) + "\n")
 
 
-def test_command_lines(tmp_path):
-    """The commands as printed, one after the other, on a small data set of the file names that they mention."""
+def test_blocks_in_order(tmp_path, monkeypatch):
+    """Python in one namespace and commands as printed, on a small data set of the file names that they mention."""
     write_documents(tmp_path / "train.jsonl.gz", 200, seed=0)
     write_documents(tmp_path / "test.jsonl.gz", 50, seed=1)
     with gzip.open(tmp_path / "test.jsonl.gz", "rt") as source:
         (tmp_path / "texts.jsonl").write_text(source.read())
-    for command in (c for c in COMMANDS if c.startswith("python -m ")):
-        arguments = [sys.executable, *shlex.split(command)[1:]]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    namespace = {"__name__": "readme"}
+    for kind, text in BLOCKS:
+        if kind == "python":
+            exec(compile(text, "README.md", "exec"), namespace)
+        for command in (line for line in text.splitlines() if kind == "bash" and line.startswith("python -m ")):
+            done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
