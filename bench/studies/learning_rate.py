@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ def judge_documents(body: nn.Module, head: Any, x: Tensor, y: Any) -> dict[str, 
         part, wanted = body(x[start : start + 500]), y[start : start + 500]
         loss += float(head.loss(part, to_torch_csr(wanted), reduction="sum"))
         best = head.topk(part, 1)[1][:, 0].numpy()
-        found += int(wanted[range(len(best)), best].sum())
+        found += int(wanted.toarray()[np.arange(len(best)), best].sum())
     return {"valid P@1": round(100 * found / len(x), 2), "valid loss": loss / len(x)}
 
 
