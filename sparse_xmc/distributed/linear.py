@@ -21,6 +21,7 @@ from sparse_xmc.models.linear import draw_seed
 from sparse_xmc.models.prior import bias_of_labels, log_odds, set_prior_
 from sparse_xmc.ops import Loss, Reduction
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_tensor
+from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
 
@@ -178,15 +179,15 @@ class LabelShardedLinear(nn.Module):
             x: embeddings of this rank's rows ``[own rows, in_features]``; ranks may hold different numbers of rows.
             targets: their sparse CSR targets ``[own rows, out_features]``, the pair of its index tensors, or what
                 ``exchange_targets`` made of them; for "cross_entropy" their classes, int64 ``[own rows]``.
-            loss, reduction, options: as in ``ops.fixed_fan_in_loss``; "mean" counts the rows of all ranks.
+            loss, reduction, options: as in ``ops.fixed_fan_in_loss``; a mean counts the rows of all ranks.
+                ``pos_weight`` is of all labels, ``sample_weight`` of this rank's rows; either all ranks have it or none.
 
         Raises:
             ValueError: an argument does not fit, here or on another rank; a fused optimizer of ``shard`` meets replicas or
                 "cross_entropy".
             RankFailure: another rank has died, hangs or made a different call.
         """
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        divisor(reduction, 0, 1)
         if loss == "sampled_softmax":
             raise ValueError(
                 "loss='sampled_softmax' is one of whole heads, a sharded one has the exact 'cross_entropy'"
@@ -194,15 +195,17 @@ class LabelShardedLinear(nn.Module):
         self._check_local(x)
         self._check_fused_optimizer(loss)
         if loss == "cross_entropy":
-            if not isinstance(targets, Tensor):
-                raise TypeError("targets must be int64 classes for loss='cross_entropy', got CSR targets")
+            if isinstance(targets, ExchangedTargets):
+                raise TypeError("targets must be int64 classes for loss='cross_entropy', got exchanged CSR targets")
             return self._cross_entropy(x, targets, reduction, **options)
+        self._check_weights(options, len(x))
         exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
         rows = exchanged.rows
         self._check_agreement_on(x, rows)
+        options = self._local_weights(options, rows)
         own = self.shard.loss(self._gather(x, rows), exchanged.wait(), loss=loss, reduction="sum", **options)
-        if reduction == "mean":
-            own = own / self._count_rows(rows)
+        if reduction != "sum":
+            own = own / divisor(reduction, self._count_rows(rows), self.out_features)
         return SumOverRanks.apply(own, self.ranks, self.replicas)
 
     @torch.no_grad()
@@ -249,6 +252,23 @@ class LabelShardedLinear(nn.Module):
             group_score=group_score,
             **options,
         )
+
+    def _check_weights(self, options: dict[str, Any], rows: int) -> None:
+        """Before anything is sent: weights have the sizes of the whole head's labels and of this rank's rows."""
+        for name, size in (("pos_weight", self.out_features), ("sample_weight", rows)):
+            if options.get(name) is not None:
+                whole_weight(name, options[name], size)
+
+    def _local_weights(self, options: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        """The weights of this rank's labels, and those of all ranks' rows."""
+        local = dict(options)
+        if options.get("pos_weight") is not None:
+            local["pos_weight"] = options["pos_weight"][self.labels.start : self.labels.stop]
+        if options.get("sample_weight") is not None:
+            local["sample_weight"] = self.ranks.gather_rows(
+                options["sample_weight"].float(), rows, "exchange of the rows' weights"
+            )
+        return local
 
     def _cross_entropy(
         self,

@@ -15,6 +15,7 @@ from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import check_input, check_positive_int
+from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops._target_forms import csr_tensor
 
 TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
@@ -87,9 +88,16 @@ class DenseLinear(nn.Linear):
         fill_bias_(self, self._initial_bias)
 
     def loss(
-        self, x: Tensor, targets: ops.Targets, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+        self,
+        x: Tensor,
+        targets: ops.Targets,
+        *,
+        loss: ops.Loss = "bce",
+        reduction: ops.Reduction = "mean",
+        **options: Any,
     ) -> Tensor:
-        return logits_loss(self(x), targets, loss=loss, reduction=reduction)
+        """A multi-label loss, with the options of ``ops.fixed_fan_in_loss``; its logits ``[B, L]`` are in memory."""
+        return logits_loss(self(x), targets, loss=loss, reduction=reduction, **options)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return topk_of_logits(self(x), k)
@@ -162,14 +170,26 @@ class HeadTailLinear(nn.Module):
         return torch.cat([self.head(head), self.tail(tail)], dim=-1)
 
     def loss(
-        self, x: Tensor, targets: ops.Targets, *, loss: ops.Loss = "bce", reduction: ops.Reduction = "mean"
+        self,
+        x: Tensor,
+        targets: ops.Targets,
+        *,
+        loss: ops.Loss = "bce",
+        reduction: ops.Reduction = "mean",
+        **options: Any,
     ) -> Tensor:
-        """The loss over all labels, the tail's part fused; targets as in ``FixedFanInLinear.loss``."""
+        """A multi-label loss over all labels, the tail's part fused; targets and options as in ``FixedFanInLinear.loss``."""
         head, tail = self._parts(x)
-        targets = csr_tensor(targets, x.numel() // self.in_features, self.out_features, self.head.weight.device)
-        options: dict[str, Any] = {"loss": loss, "reduction": reduction}
-        of_head = self.head.loss(head, csr_columns(targets, 0, self.num_head), **options)
-        return of_head + self.tail.loss(tail, csr_columns(targets, self.num_head, self.out_features), **options)
+        rows, start, stop = x.numel() // self.in_features, self.num_head, self.out_features
+        divided = divisor(reduction, rows, stop)
+        targets = csr_tensor(targets, rows, stop, self.head.weight.device)
+        of_head, of_tail = options, options
+        if options.get("pos_weight") is not None:
+            weight = whole_weight("pos_weight", options["pos_weight"], stop)
+            of_head, of_tail = {**options, "pos_weight": weight[:start]}, {**options, "pos_weight": weight[start:]}
+        total = self.head.loss(head, csr_columns(targets, 0, start), loss=loss, reduction="sum", **of_head)
+        of_rest = self.tail.loss(tail, csr_columns(targets, start, stop), loss=loss, reduction="sum", **of_tail)
+        return (total + of_rest) / divided
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first, without the tail's logits in memory."""

@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc.ops._arguments import Targets
+from sparse_xmc.ops._contract import Objective
+from sparse_xmc.ops._objective import divisor, objective
 from sparse_xmc.ops._target_forms import csr_tensor
 from sparse_xmc.ops._targets import sorted_positives
 
 
-def logits_loss(logits: Tensor, targets: Targets, *, loss: str = "bce", reduction: str = "mean") -> Tensor:
-    """``"bce"`` or ``"squared_hinge"`` of ``logits [..., L]`` against targets as ``ops.fixed_fan_in_loss`` takes them.
-
-    ``reduction="sum"`` adds over rows and labels, ``"mean"`` divides that by the number of rows; a label that stands
-    twice in a row counts once.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+def logits_loss(
+    logits: Tensor, targets: Targets, *, loss: str = "bce", reduction: str = "mean", **options: Any
+) -> Tensor:
+    """A multi-label loss of ``logits [..., L]``; targets, losses, reductions and options (weights of labels and rows, those
+    of the asymmetric loss) as in ``ops.fixed_fan_in_loss``. A label that stands twice in a row counts once."""
     L = logits.shape[-1]
     logits = logits.reshape(-1, L)
     B = len(logits)
+    goal = objective(loss, options, B, logits.detach().T)
+    divided = divisor(reduction, B, L)
     positives = sorted_positives(csr_tensor(targets, B, L, logits.device), B, L)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    first = positives.rows < B  # a repeated label stands in row B
-    positive = logits[positives.rows.clamp(max=max(0, B - 1)), positives.labels]
-    if loss == "bce":
-        total = F.softplus(logits).sum() - (positive * first).sum()
-    elif loss == "squared_hinge":
-        total = (1 + logits).clamp(min=0).square().sum()
-        moved = (1 - positive).clamp(min=0).square() - (1 + positive).clamp(min=0).square()
-        total = total + (moved * first).sum()
-    else:
-        raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
-    return total / B if reduction == "mean" and B else total
+    row, label = positives.rows.clamp(max=max(0, B - 1)), positives.labels
+    positive = logits[row, label]
+    gained = _positive_terms(positive, goal)
+    if goal.pos_weight is not None:
+        gained = gained * goal.pos_weight[label]
+    moved = torch.where(positives.rows < B, gained - _negative_terms(positive, goal), 0)  # a repeat stands in row B
+    terms = _negative_terms(logits, goal)
+    if goal.sample_weight is not None:
+        moved, terms = moved * goal.sample_weight[row], terms * goal.sample_weight[:, None]
+    return (terms.sum() + moved.sum()) / divided
+
+
+def _positive_terms(z: Tensor, goal: Objective) -> Tensor:
+    if goal.loss == "squared_hinge":
+        return (1 - z).clamp(min=0).square()
+    terms = F.softplus(-z)
+    return terms * torch.sigmoid(-z) ** goal.gamma_pos if goal.gamma_pos else terms
+
+
+def _negative_terms(z: Tensor, goal: Objective) -> Tensor:
+    if goal.loss == "squared_hinge":
+        return (1 + z).clamp(min=0).square()
+    if goal.loss == "bce":
+        return F.softplus(z)
+    q, rest = torch.sigmoid(z) - goal.clip, torch.sigmoid(-z) + goal.clip  # they add up to 1
+    counts = q > 0
+    q = torch.where(counts, q, 0.5)  # its powers have a derivative everywhere
+    value = torch.where(q < 0.5, -torch.log1p(-q.clamp(max=0.5)), -torch.log(torch.where(counts, rest, 0.5)))
+    if goal.clip == 0:
+        value = F.softplus(z)
+    return torch.where(counts, q**goal.gamma_neg * value, 0)

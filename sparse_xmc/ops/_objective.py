@@ -38,6 +38,19 @@ class LossOptions(TypedDict, total=False):
     class_weight: Tensor | None
 
 
+def whole_weight(name: str, value: Tensor, size: int) -> Tensor:
+    """``value``, checked: the weights of a head that hands parts of them on.
+
+    Raises:
+        ValueError, TypeError: they are no floats, ask for a gradient, or are not ``[size]``.
+    """
+    check_float(name, value)
+    check_constant(name, value)
+    if tuple(value.shape) != (size,):
+        raise ValueError(f"{name} must be [{size}], got {list(value.shape)}")
+    return value
+
+
 def _weight(name: str, value: Tensor, size: int, what: str, like: Tensor) -> Tensor:
     """A tensor of weights as kernels read it."""
     check_float(name, value)
