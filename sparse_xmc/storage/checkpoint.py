@@ -106,6 +106,9 @@ def write_folder(
             failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards)
         except OSError as error:
             failed = error
+        except ArtefactError:  # of all ranks
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         failure = failure or failed
     if shards.first:
         try:
