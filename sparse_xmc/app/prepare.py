@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from sparse_xmc.data import (
     TokenInputs,
     TokenRows,
 )
-from sparse_xmc.data.tokens import cache_key, file_identity
+from sparse_xmc.data.tokens import cache_key
 
 FILES = "files/"  # names of the tensors that hold a transformer's files begin so
 
@@ -146,7 +147,7 @@ class Precomputed:
 
 
 class Tokens:
-    """Texts to token ids, for training cached beside the run as memory-mapped files keyed by source file and tokeniser.
+    """Texts to token ids, for training cached beside the run as memory-mapped files keyed by content and tokeniser.
 
     Args:
         folder: of the caches; None: in memory.
@@ -163,27 +164,40 @@ class Tokens:
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
             raise DataError(_source(split), None, "holds features: encoder 'transformer' needs texts")
+        how = (self.encoder.tokenize, self.encoder.vocabulary_size)
         if self.folder is None:
-            rows = TokenRows.from_texts(iter(split), self.encoder.tokenize, self.encoder.vocabulary_size)
-            return TokenInputs(rows, self.encoder.pad_id), split.labels
-        identity = file_identity(_source(split)) if os.path.exists(_source(split)) else []
-        fields = getattr(split, "text_fields", None)
+            return self._inputs(TokenRows.from_texts(iter(split), *how), split)
         tokenizer = {
             name: hashlib.sha256(content).hexdigest()
             for name, content in self.encoder.files.items()
             if name != "config.json"
         }
-        key = cache_key(file=identity, tokenizer=tokenizer, length=self.encoder.max_length, fields=fields)
+        key = cache_key(
+            content=split.digest(),
+            read_as=type(split).__name__,
+            fields=getattr(split, "text_fields", None),
+            tokenizer=tokenizer,
+            length=self.encoder.max_length,
+        )
         folder = os.path.join(self.folder, key)
         try:
-            cache = TokenCache(folder)
+            cache: TokenRows = TokenCache(folder)
         except ValueError:  # none yet, or a damaged one
-            os.makedirs(self.folder, exist_ok=True)
-            cache = TokenCache.build(folder, iter(split), self.encoder.tokenize, self.encoder.vocabulary_size)
+            try:
+                cache = TokenCache.build(folder, iter(split), *how)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                warnings.warn(f"no tokens are kept in {self.folder} for the next start: {reason}", stacklevel=2)
+                cache = TokenRows.from_texts(iter(split), *how)
         else:
             for _ in split:  # only the labels are needed
                 pass
-        return TokenInputs(cache, self.encoder.pad_id), split.labels
+        return self._inputs(cache, split)
+
+    def _inputs(self, rows: TokenRows, split: TextSource) -> tuple[Inputs, LabelRows]:
+        if len(rows) != len(split.labels):
+            raise DataError(_source(split), None, "has changed while it was read")
+        return TokenInputs(rows, self.encoder.pad_id), split.labels
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The encoder's files as bytes, as a run must not need the folder that its transformer came from."""

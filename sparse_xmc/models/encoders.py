@@ -125,11 +125,22 @@ class TransformerEncoder(nn.Module):
         positions = _positions(self.model)
         if positions is not None and max_length > positions:
             raise ValueError(f"max_length={max_length}, but transformer {self.name!r} reads at most {positions} tokens")
+        self._check_vocabulary()
         self.files = self._as_files()
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.out_features = int(self.model.config.hidden_size)
         self.dropout = nn.Dropout(dropout)
+
+    def _check_vocabulary(self) -> None:
+        """Refuses a tokeniser whose ids go beyond the embedding table."""
+        rows = int(self.model.get_input_embeddings().num_embeddings)
+        token, largest = max(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        if largest >= rows:
+            raise ValueError(
+                f"transformer {self.name!r}: its tokeniser gives ids up to {largest} ({token!r}), its embedding has "
+                f"{rows} rows: resize_token_embeddings(len(tokenizer)) and save the model"
+            )
 
     def _as_files(self) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,10 @@
 """tf-idf state round trip, the token cache, and batches."""
 
+import contextlib
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -71,8 +76,42 @@ def test_truncated_cache_is_refused(tmp_path):
     TokenCache.build(tmp_path / "c", TEXTS, tokenize, 10)
     ids = tmp_path / "c" / "ids.bin"
     ids.write_bytes(ids.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="holds no complete token cache: ids.bin holds"):
+    with pytest.raises(ValueError, match="holds no complete token cache: ids.bin has another checksum"):
         TokenCache(tmp_path / "c")
+
+
+def test_every_flipped_bit_of_a_cache_is_noticed(tmp_path):
+    built = TokenCache.build(tmp_path / "c", TEXTS, tokenize, 10)
+    expected = [built[i].tolist() for i in range(len(built))]
+    for name in os.listdir(tmp_path / "c"):
+        path = tmp_path / "c" / name
+        content = path.read_bytes()
+        for place in range(len(content)):
+            for bit in range(8):
+                path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+                with contextlib.suppress(ValueError):
+                    cache = TokenCache(tmp_path / "c")
+                    assert [cache[i].tolist() for i in range(len(cache))] == expected
+        path.write_bytes(content)
+
+
+def test_remains_of_dead_processes_are_swept(tmp_path):
+    """Those of a living one are locked and stay."""
+    (tmp_path / "a.partial-1").mkdir()
+    (tmp_path / "a.partial-1" / "ids.bin").write_bytes(b"123")
+    (tmp_path / "b.partial-2").mkdir()
+    script = (
+        "import sys\nfrom sparse_xmc.storage.lock import FolderLock\n"
+        "with FolderLock(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "b.partial-2")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        TokenCache.build(tmp_path / "c", TEXTS, tokenize, 10)
+        assert sorted(os.listdir(tmp_path)) == ["b.partial-2", "c"]
+        process.stdin.close()
+    TokenCache.build(tmp_path / "d", TEXTS, tokenize, 10)
+    assert sorted(os.listdir(tmp_path)) == ["c", "d"]
 
 
 def test_batches_of_features():

