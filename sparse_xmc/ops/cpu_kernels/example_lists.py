@@ -1,0 +1,34 @@
+"""Training rows of each label, from shortlists of each row: positives first, then rows that shortlist it wrongly."""
+
+from sparse_xmc.ops.cpu_kernels._numeric import kernel
+
+
+@kernel
+def count_examples(row_ptr, labels, shortlists, own, positives, negatives):
+    """``own [L]`` is filled with -1; a label twice in a row's shortlists counts once."""
+    for i in range(len(row_ptr) - 1):
+        for p in range(row_ptr[i], row_ptr[i + 1]):
+            positives[labels[p]] += 1
+            own[labels[p]] = i
+        for s in range(shortlists.shape[1]):
+            label = shortlists[i, s]
+            if label >= 0 and own[label] != i:
+                negatives[label] += 1
+                own[label] = i
+
+
+@kernel
+def fill_examples(row_ptr, labels, shortlists, own, at_positive, at_negative, out):
+    """Writes rows from the labels' offsets ``at_*`` on, which move along."""
+    for i in range(len(row_ptr) - 1):
+        for p in range(row_ptr[i], row_ptr[i + 1]):
+            label = labels[p]
+            out[at_positive[label]] = i
+            at_positive[label] += 1
+            own[label] = i
+        for s in range(shortlists.shape[1]):
+            label = shortlists[i, s]
+            if label >= 0 and own[label] != i:
+                out[at_negative[label]] = i
+                at_negative[label] += 1
+                own[label] = i

@@ -1,0 +1,73 @@
+"""A fixed fan-in head on sparse terms as plain arrays, and its inverted index, which scores rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc.solver.threads import in_parts
+
+_ROWS = 256  # a task
+
+
+def csr(x: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays of a CSR matrix in the types that the kernels are compiled for."""
+    return x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data.astype(np.float32, copy=False)
+
+
+@dataclass
+class Block:
+    """Labels ``[n]`` with K connections each: ``indices [n, K]``, distinct within a row, ``weight [n, K]``."""
+
+    labels: np.ndarray
+    indices: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass
+class TermHead:
+    """Scores ``x[indices] . weight + bias``; the blocks hold all labels, each once, ``bias [L]`` is in their order."""
+
+    blocks: Sequence[Block]
+    bias: np.ndarray
+
+    def invert(self, num_features: int) -> InvertedIndex:
+        """The same by term; connections of weight 0 are left out."""
+        terms = np.concatenate([b.indices.ravel() for b in self.blocks])
+        labels = np.concatenate([np.repeat(b.labels.astype(np.int32), b.indices.shape[1]) for b in self.blocks])
+        weights = np.concatenate([b.weight.ravel() for b in self.blocks])
+        used = weights != 0
+        by_term = sp.csr_matrix((weights[used], (terms[used], labels[used])), (num_features, len(self.bias)))
+        return InvertedIndex(by_term.indptr.astype(np.int64), by_term.indices.astype(np.int32), by_term.data, self.bias)
+
+    def products(self, x: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
+        """``x[i] . weight`` of given labels ``[N, S]`` (-1: 0), without the bias."""
+        out = np.zeros(labels.shape, np.float32)
+        for block in self.blocks:
+            position = np.full(len(self.bias), -1, np.int64)
+            position[block.labels] = np.arange(len(block.labels))
+            arguments = (*csr(x), x.shape[1], block.indices, block.weight, position, labels, out)
+            in_parts(cpu_kernels("shortlist").pair_scores, x.shape[0], _ROWS, *arguments)
+        return out
+
+
+@dataclass
+class InvertedIndex:
+    """Labels and weights of each term, ``labels[term_ptr[t]:term_ptr[t + 1]]``, and the bias ``[L]``."""
+
+    term_ptr: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def topk(self, x: sp.csr_matrix, k: int, *, progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """``(scores, labels) [N, min(k, L)]``, best first, ties by the smaller label: exact, without ``[N, L]``."""
+        k = min(k, len(self.bias))
+        scores, labels = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
+        arguments = (*csr(x), self.term_ptr, self.labels, self.weights, self.bias, scores, labels)
+        in_parts(cpu_kernels("shortlist").best_labels, x.shape[0], _ROWS, *arguments, progress=progress)
+        return scores, labels

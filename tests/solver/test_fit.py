@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+pytest.importorskip("numba")
+from sparse_xmc.metrics import Truth, ranking_metrics
+from sparse_xmc.solver.calibrate import calibrate
+from sparse_xmc.solver.fit import fit
+from sparse_xmc.solver.plan import EFFORTS, plan_for
+
+
+def frequencies(y):
+    return np.asarray(y.sum(axis=0)).ravel()
+
+
+def flat(head):
+    return [*(a for b in head.blocks for a in (b.labels, b.indices, b.weight)), head.bias]
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_learns_every_effort(topics, effort):
+    x, y = topics
+    plan = plan_for(effort, frequencies(y[:500]), 300)
+    solution = fit(x[:500], y[:500], plan, held_out=0.1)
+    top = solution.head.invert(300).topk(x[500:], 5)[1]
+    assert ranking_metrics(top, Truth(y[500:]))["P@1"] > 90
+    assert len(solution.lines) == (1 if effort == "fast" else 3)
+
+
+def test_every_label_has_its_connections_once(topics):
+    x, y = topics
+    head = fit(x, y, plan_for("normal", frequencies(y), 300, fan_in=24)).head
+    assert sorted(np.concatenate([b.labels for b in head.blocks]).tolist()) == list(range(40))
+    for block in head.blocks:
+        assert block.indices.shape == (len(block.labels), 24)
+        assert all(len(set(row)) == 24 for row in block.indices.tolist())
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_goes_on_after_a_kill_with_the_same_result(topics):
+    x, y = topics
+    plan = plan_for("normal", frequencies(y), 300)
+    expected = fit(x, y, plan)
+    kept, fresh = {}, [0]
+
+    def stages(name, work):
+        if name not in kept:
+            fresh[0] += 1
+            kept[name] = work()
+            if fresh[0] == 2:
+                fresh[0] = 0
+                raise _Killed
+        return kept[name]
+
+    kills = 0
+    while True:
+        try:
+            solution = fit(x, y, plan, stages=stages)
+            break
+        except _Killed:
+            kills += 1
+    assert kills >= 3
+    assert solution.lines == expected.lines
+    for a, b in zip(flat(solution.head), flat(expected.head), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "x, y",
+    [
+        (np.zeros((60, 5)), np.eye(60, 3)),  # no row has a term
+        (np.eye(60, 70), np.ones((60, 1))),  # one label, on every row
+        (np.eye(2, 4), np.eye(2)),  # two rows
+        (np.eye(1, 1), np.ones((1, 1))),
+        (np.eye(60, 2), np.eye(60, 50)),  # fewer terms than connections
+    ],
+)
+def test_odd_data(x, y):
+    x, y = sp.csr_matrix(x, dtype=np.float32), sp.csr_matrix(y, dtype=np.float32)
+    head = fit(x, y, plan_for("normal", frequencies(y), x.shape[1]), held_out=0.5).head
+    scores, labels = head.invert(x.shape[1]).topk(x, 5)
+    assert np.isfinite(scores).all() and labels.shape == (x.shape[0], min(5, y.shape[1]))
+
+
+def test_memory_bounds_the_connections():
+    counts = np.array([1] * 900 + [50] * 100)
+    plan = plan_for("best", counts, 10_000, memory=400_000)
+    assert 12 * 1000 <= 900 * plan.rare[-1] * 8 + 100 * plan.frequent[-1] * 8 + 4000 <= 400_000
+    with pytest.raises(ValueError, match="head memory of 11,000 bytes is too little for 1,000 labels: at least 12,000"):
+        plan_for("best", counts, 10_000, memory=11_000)
+    with pytest.raises(ValueError, match=r"fan_in must lie in \[1, 30\], the number of terms, got 31"):
+        plan_for("best", counts, 30, fan_in=31)
+    with pytest.raises(ValueError, match="effort must be one of fast, normal, best, got 'slow'"):
+        plan_for("slow", counts, 30)
+
+
+def test_calibration_finds_the_odds_it_was_drawn_from():
+    rng = np.random.default_rng(3)
+    n = 40_000
+    z, c, count = rng.normal(size=n), rng.normal(size=n), 2.0 ** rng.integers(0, 4, n)
+    odds = (1 + np.log2(count)) * z + 0.5 * c - 1
+    hit = (rng.random(n) < 1 / (1 + np.exp(-odds))).astype(float)
+    a, g, b = calibrate(z, c, hit, count).of(np.array([1, 4, 8]))
+    np.testing.assert_allclose(a, [1, 3, 4], atol=0.35)
+    np.testing.assert_allclose(g, 0.5, atol=0.2)
+    np.testing.assert_allclose(b, -1, atol=0.2)
