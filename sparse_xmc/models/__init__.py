@@ -1,6 +1,6 @@
 """Thin modules over the ops."""
 
-from sparse_xmc.models import pickling, replicas
+from sparse_xmc.models import pickling, pretrained, replicas
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, TransformerEncoder, intermediate_layer
@@ -12,6 +12,7 @@ from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparsify import sparsify_
 
 pickling.register()
+pretrained.register()
 replicas.register()
 
 __all__ = [

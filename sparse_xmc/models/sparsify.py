@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from sparse_xmc.models import pretrained
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.prior import log_odds, set_prior_
 
@@ -20,6 +21,10 @@ def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1, p
     Every label keeps its ``fan_in`` connections of largest magnitude (labels that share connections: of largest mean
     magnitude) with their weights, and its bias. Dtype, device, training mode and ``requires_grad`` carry over. Call it
     before optimizers are made and before the model is wrapped (DDP, FSDP, ``torch.compile``).
+
+    Hugging Face models save and load as before: their configuration tells ``from_pretrained``, where ``sparse_xmc.models`` was
+    imported, which layers are sparse. In a ``SentenceTransformer`` the ``Dense`` module around the layer becomes a
+    ``SparseDense``, which is saved and loaded as modules of other packages are (``trust_remote_code=True``).
 
     Args:
         module: the model.
@@ -55,8 +60,20 @@ def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1, p
     if layer.bias is not None:
         layer.bias.requires_grad_(linear.bias.requires_grad)
     parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, layer)
+    holder = module.get_submodule(parent)
+    if parent and attribute == "linear" and _is_sentence_dense(holder):
+        from sparse_xmc.models.sentence_dense import SparseDense
+
+        above, _, place = parent.rpartition(".")
+        setattr(module.get_submodule(above), place, SparseDense.of(holder, layer))
+    else:
+        setattr(holder, attribute, layer)
+    pretrained.record(module, name, layer)
     return module
+
+
+def _is_sentence_dense(holder: nn.Module) -> bool:
+    return type(holder).__name__ == "Dense" and type(holder).__module__.startswith("sentence_transformers.")
 
 
 def _find(module: nn.Module, name: str) -> nn.Linear:
