@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, SparseInputLinear, sparsify_
-from sparse_xmc.optim import FusedAdagrad, FusedAdam, FusedSGD, parameter_groups, rate_multiplier
+from bench.studies import drop_in
+from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, SparseInputLinear
+from sparse_xmc.optim import FusedSGD, parameter_groups, rate_multiplier
 from tests.conftest import INTERPRETING
 
 
@@ -66,61 +66,10 @@ def test_a_step_moves_logits_as_in_the_dense_layer(rule):
     assert abs(float(moved[1] / moved[0]) - 1) < (0.05 if rule is torch.optim.SGD else 0.15)
 
 
-D, L, ROWS, BATCH, STEPS = 256, 2000, 512, 64, 48
-
-
-def problem(seed):
-    """Rows near 64 centres, each of which has two labels of its own among many that never occur."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(64, 64, generator=generator)
-    labels = torch.randperm(L, generator=generator)[:128].view(64, 2).sort(1).values
-    centre = torch.randint(64, (ROWS,), generator=generator)
-    return centres[centre] + 0.3 * torch.randn(ROWS, 64, generator=generator), labels[centre]
-
-
-def precision(optimizer, fan_in, rate, seed):
-    """P@1 after ``STEPS`` steps of a model that has an ``nn.Linear``, or with ``fan_in`` its sparse replacement."""
-    torch.manual_seed(seed)
-    x, labels = problem(seed)
-    model = nn.Sequential(nn.Linear(64, D), nn.ReLU(), nn.Linear(D, L))
-    if fan_in is None:
-        nn.init.constant_(model[2].bias, math.log(2 / (L - 2)))
-    else:
-        sparsify_(model, "2", fan_in, prior=2)
-    fused = None
-    if fan_in is not None and optimizer.startswith("Fused"):
-        fused = {"FusedAdam": FusedAdam, "FusedSGD": FusedSGD, "FusedAdagrad": FusedAdagrad}[optimizer](
-            rate * rate_multiplier(model[2])
-        )
-        model[2].fuse_optimizer(fused)
-    plain = {"FusedAdam": "AdamW", "FusedSGD": "SGD", "FusedAdagrad": "Adagrad"}.get(optimizer, optimizer)
-    body = getattr(torch.optim, plain)(parameter_groups(model, rate), lr=rate)
-    order = torch.Generator().manual_seed(seed)
-    for step in range(STEPS):
-        if step % (ROWS // BATCH) == 0:
-            batches = torch.randperm(ROWS, generator=order).view(-1, BATCH)
-        rows = batches[step % (ROWS // BATCH)]
-        features = model[:2](x[rows])
-        if fan_in is None:
-            dense = torch.zeros(BATCH, L).scatter_(1, labels[rows], 1.0)
-            loss = F.binary_cross_entropy_with_logits(model[2](features), dense, reduction="sum") / BATCH
-        else:
-            loss = model[2].loss(features, list(labels[rows]))
-        body.zero_grad()
-        loss.backward()
-        body.step()
-        if fused is not None:
-            fused.step()
-    with torch.no_grad():
-        return float((model(x).argmax(1)[:, None] == labels).any(1).float().mean())
-
-
 @pytest.mark.skipif(INTERPRETING, reason="about the rates, not the kernels")
 @pytest.mark.parametrize("fan_in", [16, 64])
-@pytest.mark.parametrize(
-    ("optimizer", "rate"),
-    [("AdamW", 5e-3), ("SGD", 0.3), ("FusedAdam", 5e-3), ("FusedSGD", 0.3), ("FusedAdagrad", 5e-2)],
-)
-def test_a_dense_rate_serves_the_sparse_model(optimizer, rate, fan_in):
-    dense, sparse = precision(optimizer, None, rate, 0), precision(optimizer, fan_in, rate, 0)
+@pytest.mark.parametrize("optimizer", drop_in.RATES)
+def test_a_dense_rate_serves_the_sparse_model(optimizer, fan_in):
+    """A smaller problem than that of the study, one seed."""
+    dense, sparse = (drop_in.precision(drop_in.Run(optimizer, fan_in=k, seed=0, labels=2000)) for k in (0, fan_in))
     assert dense > 0.9 and sparse >= 0.98 * dense
