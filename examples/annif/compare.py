@@ -42,7 +42,7 @@ def _uri(label: object) -> str:
 
 
 def write_corpus(data: Path, out: Path) -> None:
-    """``subjects.tsv``, ``train.tsv``, ``test.tsv`` and ``projects.cfg``; subjects that only the test split has count as missed."""
+    """The vocabulary, both splits and ``projects.cfg``; subjects that only the test split has count as missed."""
     subjects: set[str] = set()
     for split in ("train", "test"):
         with gzip.open(data / f"{split}.jsonl.gz", "rt") as source, open(out / f"{split}.tsv", "w") as target:

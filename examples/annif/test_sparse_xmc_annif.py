@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-annif = pytest.importorskip("annif")
+pytest.importorskip("annif")
 
 import annif.backend  # noqa: E402
 import sparse_xmc_annif  # noqa: E402, F401
