@@ -87,6 +87,10 @@ def write_folder(
         ArtefactError: the disk is full or not writable; what stood there before is untouched.
         FloatingPointError: a number is NaN or infinite where that is not allowed.
     """
+    names = sorted(f"{stem} {name}" for stem, group in tensors.items() for name in group)
+    said = shards.exchange(zlib.crc32("\n".join(names).encode()))
+    if any(one != said[0] for one in said):
+        raise ArtefactError(f"{folder} is not written: the ranks hold tensors of different names")
     wrong = [
         f"{n}" for stem, group in tensors.items() for n, t in group.items() if finite(stem, n) and not all_finite(t)
     ]
@@ -182,6 +186,20 @@ def read_folder(
         if ending == ".json":
             documents[stem] = parse_json(content, path)
     return tensors, documents
+
+
+def check_folder(folder: str) -> None:
+    """Compares every file of a checkpoint with its manifest, without keeping any in memory.
+
+    Raises:
+        ArtefactError: a file is missing, truncated or damaged.
+    """
+    for name, (size, crc) in read_manifest(folder).files.items():
+        path = os.path.join(folder, name)
+        if _size(path) != size:
+            raise ArtefactError(f"is truncated: {_size(path)} bytes of {size}", path)
+        if (check_tensors(path) if name.endswith(".safetensors") else zlib.crc32(read_bytes(path, size))) != crc:
+            raise ArtefactError(f"is damaged: its checksum differs from the one in {_MANIFEST}", path)
 
 
 def _size(path: str) -> int:

@@ -65,8 +65,8 @@ class Shards:
 
     Args:
         ranks: those that write together, the first of them the file; None: this process alone.
-        blocks: this rank's block, by how the names of the tensors begin. Under such a name tensors without rows, or
-            with another number of them, are not spread.
+        blocks: this rank's block by the name of a tensor, or by how names begin: up to a "." or "/". Tensors without
+            rows, or with another number of them, are not spread.
     """
 
     def __init__(self, ranks: Ranks | None = None, blocks: Mapping[str, Block] | None = None) -> None:
@@ -104,7 +104,9 @@ class Shards:
         return block if block is not None and shape and shape[0] == block.total else None
 
     def _block(self, name: str) -> Block | None:
-        return next((block for start, block in self.blocks.items() if name.startswith(start)), None)
+        exact = self.blocks.get(name)
+        starts = (start for start in self.blocks if start.endswith((".", "/")) and name.startswith(start))
+        return exact if exact is not None else next((self.blocks[start] for start in starts), None)
 
 
 ALONE = Shards()
@@ -188,29 +190,43 @@ def _pieces(own: Tensor, block: Block | None, ranks: Ranks | None, what: str) ->
     if ranks is None or block is None or ranks.size == 1:
         yield from _cut(own)
         return
-    shape = [
-        len(block.rows),
-        block.total,
-        own[:1].numel() if len(own) else math.prod(own.shape[1:]),
-        own.element_size(),
-    ]
-    said = ranks.gather_integers(shape, "exchange of the blocks' sizes")
-    if any(one[1:] != said[0][1:] for one in said) or sum(one[0] for one in said) != block.total:
-        raise ArtefactError(
-            f"the ranks' blocks (rows, rows of the whole, numbers in a row, bytes of one) do not fit: {said}", what
-        )
-    sizes = [rows * length * width for rows, _, length, width in said]
-    for sender, size in enumerate(sizes):
+    row = math.prod(own.shape[1:])
+    said = ranks.gather_integers(
+        [block.rows.start, block.rows.stop, block.total, row, own.element_size()], "exchange of the blocks' sizes"
+    )
+    for sender, rows in _senders(said, what):
+        size = rows * row * own.element_size()
         pieces = _cut(own) if ranks.rank == sender else None
         for start in range(0, size, _PIECE_BYTES):
             length = min(_PIECE_BYTES, size - start)
             if pieces is not None:
-                piece = next(pieces)
+                piece = next(pieces).to(ranks.device)
             elif ranks.rank == 0:
                 piece = torch.empty(length, dtype=torch.uint8, device=ranks.device)
             else:
                 continue
             yield ranks.pass_to_first(piece, sender, "passing of a block to the first rank")
+
+
+def _senders(said: list[list[int]], what: str) -> Iterator[tuple[int, int]]:
+    """Ranks whose blocks make the whole tensor, in order, with their rows; of replicas the first one.
+
+    Raises:
+        ArtefactError: the blocks leave rows out, or are of different tensors.
+    """
+    total = said[0][2]
+    if any(one[2:] != said[0][2:] for one in said):
+        raise ArtefactError(
+            f"the ranks' blocks (first row, last, all rows, numbers in a row, bytes) do not fit: {said}", what
+        )
+    found, at = [], 0
+    while at < total:
+        sender = next((rank for rank, one in enumerate(said) if one[0] == at and one[1] > at), None)
+        if sender is None:
+            raise ArtefactError(f"the ranks' blocks of {total} rows do not fit: no one has row {at}", what)
+        found.append((sender, said[sender][1] - at))
+        at = said[sender][1]
+    yield from found
 
 
 def _cut(tensor: Tensor) -> Iterator[Tensor]:
