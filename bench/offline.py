@@ -24,6 +24,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.language import target_info
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from bench.ptx_races import races
@@ -86,10 +87,25 @@ def compile_for(launch: Launch, target: Target) -> Any:
     fn = launch.kernel
     backend = make_backend(target.gpu)
     kwargs = {"debug": False, **launch.kwargs}
+    if target.gpu.backend != "cuda":
+        kwargs.pop("maxnreg", None)  # an option of NVIDIA's back end, which launchers leave out elsewhere
     bind = create_function_from_signature(fn.signature, fn.params, backend)
     options, signature, constants, attributes = fn._pack_args(backend, kwargs, *bind(*launch.args, **kwargs))
     source = ASTSource(fn, signature, constants, attributes)
-    return triton.compile(source, target=target.gpu, options=options.__dict__)
+    with _current(target.gpu):
+        return triton.compile(source, target=target.gpu, options=options.__dict__)
+
+
+@contextlib.contextmanager
+def _current(gpu: GPUTarget) -> Iterator[None]:
+    """Kernels that ask which target they are compiled for hear of this one; without a driver there would be none."""
+
+    def current_target() -> GPUTarget:
+        return gpu
+
+    current_target.__triton_builtin__ = True  # type: ignore[attr-defined]
+    with mock.patch.object(target_info, "current_target", current_target):
+        yield
 
 
 class Facts(NamedTuple):

@@ -50,6 +50,19 @@ def dot_weight(a, weight, acc, dtype: tl.constexpr, SPLIT: tl.constexpr, PRECISI
     return out
 
 
+@triton.jit
+def dot_terms(a, b, acc, DOT: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr):
+    """``acc + a @ b``; float32 ``b`` as the sum of TERMS numbers in DOT: 3 bfloat16 hold all its bits."""
+    if TERMS == 1:
+        acc = dot(a, round_nearest(b, DOT), acc, DOT, PRECISION)
+    else:
+        for _ in tl.static_range(TERMS):
+            term = round_nearest(b, DOT)
+            acc = dot(a, term, acc, DOT, PRECISION)
+            b = b - term.to(tl.float32)
+    return acc
+
+
 def fp32_precision() -> str:
     """How ``tl.dot`` multiplies float32: "ieee" unless ``torch.backends.cuda.matmul`` is set to TF32."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

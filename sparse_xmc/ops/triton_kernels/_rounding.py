@@ -11,6 +11,7 @@ import triton.language as tl
 from sparse_xmc.ops._backend import interpreting
 
 INTERPRETED = tl.constexpr(interpreting())
+LARGEST_BFLOAT16 = tl.constexpr(3.3895313892515355e38)
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def saturate(value, DTYPE: tl.constexpr):
     if DTYPE == tl.float16:
         limit = 65504.0
     else:
-        limit = 3.3895313892515355e38
+        limit = LARGEST_BFLOAT16
     finite = tl.abs(value) < float("inf")
     return tl.where(finite, tl.minimum(tl.maximum(value, -limit), limit), value)
 
@@ -58,21 +59,22 @@ def random_halves(seed, label, step, STREAM: tl.constexpr, WIDTH: tl.constexpr):
 def round_stochastic(value, random, DTYPE: tl.constexpr):
     """float32 ``value`` in bfloat16 or float16: away from zero iff ``random >= 65536 - round(65536 f)``, where ``f`` is
     how far the magnitude lies above the representable one below it, in units of their distance."""
+    if DTYPE == tl.bfloat16:
+        # from the largest number on nothing is added: finite values end up there, inf and nan stay what they are
+        bits = value.to(tl.uint32, bitcast=True)
+        beyond = (tl.abs(value) < LARGEST_BFLOAT16) == 0
+        return (tl.where(beyond, bits, bits + random) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     value = saturate(value, DTYPE)
     bits = value.to(tl.uint32, bitcast=True)
-    if DTYPE == tl.bfloat16:
-        rounded = ((bits + random) >> 16).to(tl.uint16)
-    else:
-        magnitude = bits & 0x7FFFFFFF
-        normal = ((magnitude + (random >> 3)) >> 13) - (112 << 10)
-        steps = tl.abs(value) * 16777216.0  # distance between subnormal float16 numbers: 2^-24
-        steps = tl.minimum(steps, 1024.0)
-        whole = steps.to(tl.uint32)
-        fraction = ((steps - whole.to(tl.float32)) * 65536.0 + 0.5).to(tl.uint32)
-        subnormal = whole + ((random + fraction) >> 16)
-        rounded = (tl.where(magnitude < 0x38800000, subnormal, normal) | ((bits >> 16) & 0x8000)).to(tl.uint16)
-    stored = rounded.to(DTYPE, bitcast=True)
-    return tl.where(tl.abs(value) < float("inf"), stored, value.to(DTYPE))
+    magnitude = bits & 0x7FFFFFFF
+    normal = ((magnitude + (random >> 3)) >> 13) - (112 << 10)
+    steps = tl.abs(value) * 16777216.0  # distance between subnormal float16 numbers: 2^-24
+    steps = tl.minimum(steps, 1024.0)
+    whole = steps.to(tl.uint32)
+    fraction = ((steps - whole.to(tl.float32)) * 65536.0 + 0.5).to(tl.uint32)
+    subnormal = whole + ((random + fraction) >> 16)
+    rounded = (tl.where(magnitude < 0x38800000, subnormal, normal) | ((bits >> 16) & 0x8000)).to(tl.uint16)
+    return tl.where(tl.abs(value) < float("inf"), rounded.to(DTYPE, bitcast=True), value.to(DTYPE))
 
 
 @triton.jit

@@ -32,16 +32,17 @@ def _first_at_least(positions_ptr, low, high, value, STEPS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["first", "last"])
+@triton.jit(do_not_specialize=["first", "last", "weight_start"])
 def sum_connections_kernel(
     offsets_ptr,  # [D + 1]
     positions_ptr,  # [R * K]
     rows_ptr,  # [rows, stride]: row (p - first * K) // PER_ROW belongs to position p
-    weight_ptr,  # [R * K] by position, or None
+    weight_ptr,  # [positions] from position weight_start on, or None
     out_ptr,  # [D, stride] in ACC, added to
     stride,
     first,  # first and one-past-last row of indices
     last,
+    weight_start,
     K: tl.constexpr,
     PER_ROW: tl.constexpr,
     ACC: tl.constexpr,
@@ -69,7 +70,7 @@ def sum_connections_kernel(
             rows_ptr + row[:, None] * stride + offs_b[None, :], mask=mask_p[:, None] & mask_b[None, :], other=0.0
         ).to(ACC)
         if weight_ptr is not None:
-            values *= tl.load(weight_ptr + positions, mask=mask_p, other=0.0).to(ACC)[:, None]
+            values *= tl.load(weight_ptr + (positions - weight_start), mask=mask_p, other=0.0).to(ACC)[:, None]
         acc += values
     out_ptrs = out_ptr + feature * stride + offs_b
     total = tl.load(out_ptrs, mask=mask_b, other=0.0) + tl.sum(acc, axis=0)
@@ -112,9 +113,10 @@ def sum_connections(
     last: int,
     fan_in: int,
     per_row: int,
+    weight_start: int = 0,
 ) -> None:
     """Adds to ``out [D, stride]``, for every position ``p`` of a feature that lies in rows ``first`` to ``last - 1`` of
-    the indices, row ``(p - first * K) // per_row`` of ``rows [:, stride]``, times ``weight``'s element ``p``."""
+    the indices, row ``(p - first * K) // per_row`` of ``rows [:, stride]``, times ``weight``'s element ``p - weight_start``."""
     in_features, stride = out.shape
     block_b = max(16, min(128, triton.next_power_of_2(stride)))
     with on_device(out):
@@ -127,6 +129,7 @@ def sum_connections(
             stride,
             first,
             last,
+            weight_start,
             K=fan_in,
             PER_ROW=per_row,
             ACC=accumulator(out.dtype),

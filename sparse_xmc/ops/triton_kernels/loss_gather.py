@@ -9,101 +9,97 @@ all batch tiles.
 import triton
 import triton.language as tl
 
-from sparse_xmc.ops.triton_kernels._head_math import ABSENT, add_part, finish_tile, loss_terms
-from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, sign_tile
+from sparse_xmc.ops.triton_kernels._input_gradient import add_part
+from sparse_xmc.ops.triton_kernels._loss_terms import mixed_terms, negative_terms
+from sparse_xmc.ops.triton_kernels._positives import first_position, positive_tile
+from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+from sparse_xmc.ops.triton_kernels._update import finish_tile
 
 
 @triton.jit
-def gather_tile(
-    tile,
-    xt_ptr,
-    weight_ptr,
-    indices_ptr,
-    bias_ptr,
-    labels_ptr,
-    rows_ptr,
-    dxt_ptr,
-    dw_ptr,
-    db_ptr,
-    scale_ptr,
-    weight_momentum_ptr,
-    weight_moment_ptr,
-    bias_momentum_ptr,
-    bias_moment_ptr,
-    B,
-    stride,
-    L,
-    nnz,
-    search_steps,
-    lr,
-    momentum,
-    weight_decay,
-    decay,
-    gain,
-    correction,
-    eps,
-    seed,
-    step,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    LOSS: tl.constexpr,
-    NEED_LOSS: tl.constexpr,
-    NEED_WEIGHT: tl.constexpr,
-    UPDATE: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    ATOMIC: tl.constexpr,
-    OFFSET: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
+def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update, TILE: tl.constexpr):
     """All that the fused head does for labels ``tile * BLOCK_L ...``; returns the sum of their loss."""
-    ACC: tl.constexpr = tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32
-    label = tile * BLOCK_L + tl.arange(0, BLOCK_L)  # [BLOCK_L] int64
+    K: tl.constexpr = TILE.K
+    G: tl.constexpr = TILE.G
+    BLOCK_L: tl.constexpr = TILE.BLOCK_L
+    BLOCK_K: tl.constexpr = TILE.BLOCK_K
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    LOSS: tl.constexpr = TILE.LOSS
+    NEED_LOSS: tl.constexpr = TILE.NEED_LOSS
+    ACC: tl.constexpr = tl.float64 if batch.xt.dtype.element_ty == tl.float64 else tl.float32
+    first = tile * BLOCK_L  # int64
+    member = tl.arange(0, BLOCK_L)
+    label = first + member
     offs_k = tl.arange(0, BLOCK_K)
-    known = label < L
+    known = label < layer.L
     connected = known[:, None] & (offs_k < K)[None, :]
-    weight_offs = label[:, None] * K + offs_k[None, :]
-    weight = tl.load(weight_ptr + weight_offs, mask=connected, other=0.0).to(ACC)
-    column = tl.load(indices_ptr + (label // G)[:, None] * K + offs_k[None, :], mask=connected, other=0)
-    x_offs = column.to(OFFSET)[:, :, None] * stride + tl.arange(0, BLOCK_B)[None, None, :]
-    position = first_position(labels_ptr, search_steps, nnz, label)
-    row = row_at(labels_ptr, rows_ptr, nnz, label, known, position)
+    weight_offs = member[:, None] * K + offs_k[None, :]
+    stored = tl.load(layer.weight + first * K + weight_offs, mask=connected, other=0.0)  # [BLOCK_L, BLOCK_K]
+    weight = stored.to(ACC)
+    index_ptrs = layer.indices + (label // G)[:, None] * K + offs_k[None, :]
+    column = tl.load(index_ptrs, mask=connected, other=0)  # [BLOCK_L, BLOCK_K]
+    if TILE.WIDE:
+        column = column.to(tl.int64)
+    else:
+        column = column.to(tl.int32)
+    x_offs = column[:, :, None] * batch.stride + tl.arange(0, BLOCK_B)[None, None, :]
+    if TILE.DX == "rows":
+        own = first - dx.first
+        tl.store(dx.weight + own * K + weight_offs, stored, mask=connected)
+    bucket = tile * BLOCK_L // TILE.WIDTH
+    position = tl.load(positives.starts + bucket)
+    last = tl.load(positives.starts + bucket + 1)
+    holds_positives = position < last
+    position = tl.zeros((BLOCK_L,), tl.int32) + position
+    if holds_positives:
+        position = first_position(positives, tl.min(position, 0), last, label)
 
     total = tl.zeros((BLOCK_B,), ACC)
     dw = tl.zeros((BLOCK_L, BLOCK_K), ACC)
     db = tl.zeros((BLOCK_L,), ACC)
-    for start in range(0, B, BLOCK_B):
+    for start in range(0, batch.B, BLOCK_B):
         offs_b = start + tl.arange(0, BLOCK_B)
-        mask = connected[:, :, None] & (offs_b < stride)[None, None, :]
-        x = tl.load(xt_ptr + x_offs + start, mask=mask, other=0.0).to(ACC)
-        absent = tl.where(known[:, None] & (offs_b < B)[None, :], 0.0, ABSENT)
-        z = tl.sum(x * weight[:, :, None], 1) + absent
-        if bias_ptr is not None:
+        mask = connected[:, :, None] & (offs_b < batch.stride)[None, None, :]
+        if TILE.EVEN:
+            x = tl.load(batch.xt + x_offs + start).to(ACC)  # [BLOCK_L, BLOCK_K, BLOCK_B]
+        else:
+            x = tl.load(batch.xt + x_offs + start, mask=mask, other=0.0).to(ACC)  # [BLOCK_L, BLOCK_K, BLOCK_B]
+        z = tl.sum(x * weight[:, :, None], 1)
+        if not TILE.EVEN:
+            # loss and derivative are 0 at minus infinity
+            z += tl.where(known[:, None] & (offs_b < batch.B)[None, :], 0.0, float("-inf"))
+        if layer.bias is not None:
             # loaded as a tile on purpose: the load's layout gives each logit to one thread, where the sum's layout
             # would have every thread that holds a part of it repeat the loss
-            z += tl.load(bias_ptr + label[:, None] + (offs_b * 0)[None, :], mask=known[:, None], other=0.0).to(ACC)
-        signs, position, row = sign_tile(
-            labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, ACC, BLOCK_B, 0
-        )
-        value, slope = loss_terms(z * signs, LOSS, NEED_LOSS)
-        dz = slope * signs
+            bias_ptrs = layer.bias + label[:, None] + (offs_b * 0)[None, :]
+            z += tl.load(bias_ptrs, mask=known[:, None], other=0.0).to(ACC)  # [BLOCK_L, BLOCK_B]
+        if holds_positives:
+            found, position = positive_tile(positives, last, label, known, position, start, batch.B, BLOCK_B, 0)
+            value, dz = mixed_terms(z, found, objective, LOSS, NEED_LOSS)
+            if objective.pos_weight is not None:
+                of_label = tl.load(objective.pos_weight + first + member, mask=known, other=0.0)  # [BLOCK_L]
+                value = tl.where(found, value * of_label[:, None], value)
+                dz = tl.where(found, dz * of_label[:, None], dz)
+        else:
+            value, dz = negative_terms(z, objective, LOSS, NEED_LOSS)
+        if objective.sample_weight is not None:
+            of_row = tl.load(objective.sample_weight + offs_b, mask=offs_b < batch.B, other=0.0)  # [BLOCK_B]
+            value *= of_row[None, :]
+            dz *= of_row[None, :]
         if NEED_LOSS:
             total += tl.sum(value, 0)
-        if (dxt_ptr is not None) or NEED_WEIGHT:
+        if TILE.DX == "rows":
+            dz_ptrs = dx.dz + (own + member)[:, None] * batch.stride + offs_b[None, :]
+            fits = known[:, None] & (offs_b < batch.stride)[None, :]
+            tl.store(dz_ptrs, round_nearest(dz, dx.dz.dtype.element_ty), mask=fits)
+        if TILE.DX != "none" or TILE.NEED_WEIGHT:
             if LOSS != "squared_hinge" or tl.max((dz != 0.0).to(tl.int32)) > 0:
-                if NEED_WEIGHT:
+                if TILE.NEED_WEIGHT:
                     dw += tl.sum(x * dz[:, None, :], 2)
                     db += tl.sum(dz, 1)
-                if dxt_ptr is not None:
-                    part = weight[:, :, None] * dz[:, None, :]
-                    add_part(dxt_ptr + x_offs + start, part, mask, ATOMIC)
+                if TILE.DX == "atomic" or TILE.DX == "private":
+                    add_part(dx.dxt + x_offs + start, weight[:, :, None] * dz[:, None, :], mask, TILE)
 
-    if NEED_WEIGHT:
-        finish_tile(
-            weight_ptr, bias_ptr, dw_ptr, db_ptr, scale_ptr,
-            weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
-            label, known, weight_offs, connected, dw, db,
-            lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, UPDATE, STOCHASTIC,
-        )  # fmt: skip
+    if TILE.NEED_WEIGHT:
+        finish_tile(layer, gradients, update, first, member, known, weight_offs, connected, dw, db, TILE)
     return tl.sum(total, 0)

@@ -2,132 +2,111 @@
 
 A tile is a group, or ``BLOCK_L`` labels of it: the ``[BLOCK_K, BLOCK_B]`` segments of ``x`` transposed are gathered once
 for all of them. The batch is the long side of the logits' product and the connections that of the two gradients', so
-that Hopper's wgmma (64 rows) applies.
+that Hopper's wgmma (64 rows) applies. Loss and bias gradient are added up element by element and reduced once.
 """
 
 import triton
 import triton.language as tl
 
-from sparse_xmc.ops.triton_kernels._dot import dot
-from sparse_xmc.ops.triton_kernels._head_math import ABSENT, add_part, finish_tile, loss_terms
-from sparse_xmc.ops.triton_kernels._positives import first_position, row_at, sign_tile
+from sparse_xmc.ops.triton_kernels._dot import dot, dot_terms
+from sparse_xmc.ops.triton_kernels._input_gradient import add_part
+from sparse_xmc.ops.triton_kernels._loss_terms import mixed_terms, negative_terms
+from sparse_xmc.ops.triton_kernels._positives import first_position, positive_tile
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+from sparse_xmc.ops.triton_kernels._update import finish_tile
 
 
 @triton.jit
-def dot_terms(a, b, acc, DOT: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr):
-    """``acc + a @ b`` with ``b`` float32, multiplied as the sum of TERMS numbers in DOT: 3 bfloat16 hold all its bits."""
-    for _ in tl.static_range(TERMS):
-        term = round_nearest(b, DOT)
-        acc = dot(a, term, acc, DOT, PRECISION)
-        b = b - term.to(tl.float32)
-    return acc
-
-
-@triton.jit
-def group_tile(
-    tile,
-    xt_ptr,
-    weight_ptr,
-    indices_ptr,
-    bias_ptr,
-    labels_ptr,
-    rows_ptr,
-    dxt_ptr,
-    dw_ptr,
-    db_ptr,
-    scale_ptr,
-    weight_momentum_ptr,
-    weight_moment_ptr,
-    bias_momentum_ptr,
-    bias_moment_ptr,
-    B,
-    stride,
-    L,
-    nnz,
-    search_steps,
-    lr,
-    momentum,
-    weight_decay,
-    decay,
-    gain,
-    correction,
-    eps,
-    seed,
-    step,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    LOSS: tl.constexpr,
-    NEED_LOSS: tl.constexpr,
-    NEED_WEIGHT: tl.constexpr,
-    UPDATE: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    ATOMIC: tl.constexpr,
-    OFFSET: tl.constexpr,
-    DOT: tl.constexpr,
-    TERMS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SHIFT: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    """All that the fused head does for ``BLOCK_L`` labels of a group; returns the sum of their loss.
-
-    DOT: dtype of the matrix operands. TERMS: how many of them make up a weight, or a derivative for the weight gradient.
-    SHIFT: power of two that keeps small derivatives out of DOT's subnormal range.
-    """
+def group_tile(tile, layer, batch, positives, objective, dx, gradients, update, TILE: tl.constexpr):
+    """All that the fused head does for ``BLOCK_L`` labels of a group; returns the sum of their loss."""
+    K: tl.constexpr = TILE.K
+    G: tl.constexpr = TILE.G
+    BLOCK_L: tl.constexpr = TILE.BLOCK_L
+    BLOCK_K: tl.constexpr = TILE.BLOCK_K
+    BLOCK_B: tl.constexpr = TILE.BLOCK_B
+    LOSS: tl.constexpr = TILE.LOSS
+    NEED_LOSS: tl.constexpr = TILE.NEED_LOSS
+    DOT: tl.constexpr = TILE.DOT
+    TERMS: tl.constexpr = TILE.TERMS
+    PRECISION: tl.constexpr = TILE.PRECISION
     PARTS: tl.constexpr = (G + BLOCK_L - 1) // BLOCK_L
     group = tile // PARTS
-    member = tile % PARTS * BLOCK_L + tl.arange(0, BLOCK_L)
-    label = group * G + member  # [BLOCK_L] int64
+    first = group * G + tile % PARTS * BLOCK_L  # int64
+    member = tl.arange(0, BLOCK_L)
+    label = first + member
     offs_k = tl.arange(0, BLOCK_K)
     slot = offs_k < K
-    known = (member < G) & (label < L)
+    known = member < tl.minimum(layer.L - first, G - tile % PARTS * BLOCK_L).to(tl.int32)
     connected = known[:, None] & slot[None, :]
-    weight_offs = label[:, None] * K + offs_k[None, :]
-    weight = tl.load(weight_ptr + weight_offs, mask=connected, other=0.0).to(tl.float32)
+    weight_offs = member[:, None] * K + offs_k[None, :]
+    weight = tl.load(layer.weight + first * K + weight_offs, mask=connected, other=0.0)  # [BLOCK_L, BLOCK_K]
+    if TERMS > 1:
+        weight = weight.to(tl.float32)
     weight = tl.trans(weight)
-    column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0)
-    x_offs = column.to(OFFSET)[:, None] * stride + tl.arange(0, BLOCK_B)[None, :]
-    bias = tl.where(known, 0.0, ABSENT)
-    if bias_ptr is not None:
-        bias += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)
-    position = first_position(labels_ptr, search_steps, nnz, label)
-    row = row_at(labels_ptr, rows_ptr, nnz, label, known, position)
+    if TILE.EVEN:
+        column = tl.load(layer.indices + group * K + offs_k)  # [BLOCK_K]
+    else:
+        column = tl.load(layer.indices + group * K + offs_k, mask=slot, other=0)  # [BLOCK_K]
+    if TILE.WIDE:
+        column = column.to(tl.int64)
+    else:
+        column = column.to(tl.int32)
+    x_offs = column[:, None] * batch.stride + tl.arange(0, BLOCK_B)[None, :]
+    # minus infinity for what does not exist: loss and derivative are 0 there
+    if layer.bias is None:
+        bias = tl.where(known, 0.0, float("-inf"))
+    else:
+        bias = tl.load(layer.bias + first + member, mask=known, other=float("-inf")).to(tl.float32)  # [BLOCK_L]
+    if objective.pos_weight is not None:
+        pos_weight = tl.load(objective.pos_weight + first + member, mask=known, other=0.0)  # [BLOCK_L]
+    position = tl.load(positives.starts + group)
+    last = tl.load(positives.starts + group + 1)
+    holds_positives = position < last
+    position = tl.zeros((BLOCK_L,), tl.int32) + position
+    if holds_positives:
+        position = first_position(positives, tl.min(position, 0), last, label)
 
     total = tl.zeros((BLOCK_B,), tl.float32)
     dw = tl.zeros((BLOCK_K, BLOCK_L), tl.float32)
-    db = tl.zeros((BLOCK_L,), tl.float32)
+    db = tl.zeros((BLOCK_B, BLOCK_L), tl.float32)
     zero_x = tl.zeros((BLOCK_K, BLOCK_B), tl.float32)
-    for start in range(0, B, BLOCK_B):
+    for start in range(0, batch.B, BLOCK_B):
         offs_b = start + tl.arange(0, BLOCK_B)
-        mask = slot[:, None] & (offs_b < stride)[None, :]
-        x = tl.load(xt_ptr + x_offs + start, mask=mask, other=0.0)  # [BLOCK_K, BLOCK_B]
-        z = bias[None, :] + tl.where(offs_b < B, 0.0, ABSENT)[:, None]
+        mask = slot[:, None] & (offs_b < batch.stride)[None, :]
+        if TILE.EVEN:
+            x = tl.load(batch.xt + x_offs + start)  # [BLOCK_K, BLOCK_B]
+        else:
+            x = tl.load(batch.xt + x_offs + start, mask=mask, other=0.0)  # [BLOCK_K, BLOCK_B]
+        z = tl.broadcast_to(bias[None, :], (BLOCK_B, BLOCK_L))
+        if not TILE.EVEN:
+            z += tl.where(offs_b < batch.B, 0.0, float("-inf"))[:, None]
         z = dot_terms(tl.trans(x), weight, z, DOT, TERMS, PRECISION)
-        signs, position, row = sign_tile(
-            labels_ptr, rows_ptr, nnz, label, known, position, row, start, B, tl.float32, BLOCK_B, 1
-        )
-        value, slope = loss_terms(z * signs, LOSS, NEED_LOSS)
-        dz = slope * signs
+        if holds_positives:
+            found, position = positive_tile(positives, last, label, known, position, start, batch.B, BLOCK_B, 1)
+            value, dz = mixed_terms(z, found, objective, LOSS, NEED_LOSS)
+            if objective.pos_weight is not None:
+                value = tl.where(found, value * pos_weight[None, :], value)
+                dz = tl.where(found, dz * pos_weight[None, :], dz)
+        else:
+            value, dz = negative_terms(z, objective, LOSS, NEED_LOSS)
+        if objective.sample_weight is not None:
+            of_row = tl.load(objective.sample_weight + offs_b, mask=offs_b < batch.B, other=0.0)  # [BLOCK_B]
+            value *= of_row[:, None]
+            dz *= of_row[:, None]
         if NEED_LOSS:
             total += tl.sum(value, 1)
-        if (dxt_ptr is not None) or NEED_WEIGHT:
+        if TILE.DX != "none" or TILE.NEED_WEIGHT:
             if LOSS != "squared_hinge" or tl.max((dz != 0.0).to(tl.int32)) > 0:
-                scaled = dz * SHIFT
-                if NEED_WEIGHT:
-                    dw = dot_terms(x, scaled, dw, DOT, TERMS, PRECISION)
-                    db += tl.sum(dz, 0)
-                if dxt_ptr is not None:
-                    part = dot(round_nearest(weight, DOT), tl.trans(round_nearest(scaled, DOT)), zero_x, DOT, PRECISION)
-                    add_part(dxt_ptr + x_offs + start, part * (1.0 / SHIFT), mask, ATOMIC)
+                if TILE.NEED_WEIGHT:
+                    db += dz
+                    dw = dot_terms(x, dz * TILE.SHIFT, dw, DOT, TERMS, PRECISION)
+                if TILE.DX != "none":
+                    narrow = tl.trans(round_nearest(dz * TILE.SHIFT, DOT))
+                    part = dot(round_nearest(weight, DOT), narrow, zero_x, DOT, PRECISION)
+                    add_part(dx.dxt + x_offs + start, part * (1.0 / TILE.SHIFT), mask, TILE)
 
-    if NEED_WEIGHT:
-        finish_tile(
-            weight_ptr, bias_ptr, dw_ptr, db_ptr, scale_ptr,
-            weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,
-            label, known, weight_offs, connected, tl.trans(dw) * (1.0 / SHIFT), db,
-            lr, momentum, weight_decay, decay, gain, correction, eps, seed, step, K, UPDATE, STOCHASTIC,
-        )  # fmt: skip
+    if TILE.NEED_WEIGHT:
+        dw = tl.trans(dw) * (1.0 / TILE.SHIFT)
+        db = tl.sum(db, 0)
+        finish_tile(layer, gradients, update, first, member, known, weight_offs, connected, dw, db, TILE)
     return tl.sum(total, 0)

@@ -1,11 +1,95 @@
-"""Sorting of sparse targets on a GPU, without waiting for it; what is wrong with them is a device assert."""
+"""Sorting of sparse targets on a GPU, without waiting for it; what is wrong with them is a device assert.
+
+A batch of usual size takes one launch and the assert; a larger one is sorted by torch.
+"""
+
+import functools
+from collections.abc import Iterator
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
+from sparse_xmc.ops.triton_kernels._launch import on_device
+
+MAX_ENTRIES = 4096  # of one program
+
+
+@triton.jit
+def _offsets_ascend(crow_ptr, B, nnz, BLOCK: tl.constexpr):
+    """1 if the row offsets ascend from 0 to nnz, else 0."""
+    good = tl.full((BLOCK,), 1, tl.int32)
+    for start in range(0, B, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        here = tl.load(crow_ptr + row, mask=row < B, other=0)  # [BLOCK]
+        following = tl.load(crow_ptr + row + 1, mask=row < B, other=0)  # [BLOCK]
+        good &= (here <= following).to(tl.int32)
+    ends = (tl.load(crow_ptr) == 0) & (tl.load(crow_ptr + B) == nnz)
+    return tl.min(good, 0) & ends.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["B", "nnz", "num_labels"])
+def sort_kernel(
+    crow_ptr,  # [B + 1]
+    col_ptr,  # [nnz]
+    labels_ptr,  # [nnz] int64
+    rows_ptr,  # [nnz] int32
+    good_ptr,  # 0-dim bool: whether offsets ascend and labels are in range
+    B,
+    nnz,
+    num_labels,
+    N: tl.constexpr,
+):
+    place = tl.arange(0, N)
+    valid = place < nnz
+    # the number of row ends at or before an entry is its row; never more than B, whatever the matrix holds
+    low = tl.zeros((N,), tl.int32)
+    high = low + B
+    left = B
+    while left > 0:
+        open_ = low < high
+        middle = (low + high) >> 1
+        right = open_ & (tl.load(crow_ptr + 1 + middle, mask=open_ & valid, other=0) <= place)
+        low = tl.where(right, middle + 1, low)
+        high = tl.where(open_ & (right == 0), middle, high)
+        left = left >> 1
+    label = tl.load(col_ptr + place, mask=valid, other=0).to(tl.int64)  # [N]
+    inside = tl.min(((label >= 0) & (label < num_labels)).to(tl.int32), 0)
+    tl.store(good_ptr, (_offsets_ascend(crow_ptr, B, nnz, 256) & inside).to(tl.int1))
+    keys = tl.sort(tl.where(valid, (label << 32) | low.to(tl.int64), 0x7FFFFFFFFFFFFFFF))
+    # the entry below, which tells repeats, belongs to another thread: so through memory
+    tl.store(labels_ptr + place, keys, mask=valid)
+    tl.debug_barrier()
+    below = tl.load(labels_ptr + place - 1, mask=valid & (place > 0), other=-1)  # [N]
+    tl.debug_barrier()
+    tl.store(labels_ptr + place, keys >> 32, mask=valid)
+    tl.store(rows_ptr + place, tl.where(below == keys, B, (keys & 0xFFFFFFFF).to(tl.int32)), mask=valid)
 
 
 def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
     """Labels [nnz] int64, ascending, and their rows [nnz] int32, of row offsets [B + 1] and labels [nnz]."""
+    nnz = col.shape[0]
+    if nnz > MAX_ENTRIES:
+        return _sorted_by_torch(crow, col, num_rows, num_labels)
+    labels = torch.empty(nnz, dtype=torch.int64, device=col.device)
+    rows = torch.empty(nnz, dtype=torch.int32, device=col.device)
+    good = torch.empty((), dtype=torch.bool, device=col.device)
+    entries = max(32, triton.next_power_of_2(nnz))
+    with on_device(col):
+        sort_kernel[(1,)](
+            crow.contiguous(), col.contiguous(), labels, rows, good, num_rows, nnz, num_labels,
+            N=entries, num_warps=max(1, min(8, entries // 128)),
+        )  # fmt: skip
+    torch._assert_async(
+        good,
+        f"crow_indices of targets must ascend from 0 to their number {nnz}, and their labels lie in [0, {num_labels})",
+    )
+    return labels, rows
+
+
+def _sorted_by_torch(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
     nnz = col.shape[0]
     offsets = crow.long()
     good = (offsets[1:] >= offsets[:-1]).all() & (offsets[0] == 0) & (offsets[-1] == nnz)
@@ -23,3 +107,9 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     repeated = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])
     rows[1:].masked_fill_(repeated, num_rows)
     return labels, rows
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    for nnz in (640, 4096):
+        crow, col = (torch.empty(n, dtype=torch.int64, device="meta") for n in (129, nnz))
+        yield CompileCase(f"sort_positives[nnz={nnz}]", functools.partial(sort_positives, crow, col, 128, 20_011))

@@ -20,10 +20,10 @@ from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._backend import interpreting
 from sparse_xmc.ops.triton_kernels import topk_float64
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
+from sparse_xmc.ops.triton_kernels._dot import dot_terms
 from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
-from sparse_xmc.ops.triton_kernels.loss import operands
-from sparse_xmc.ops.triton_kernels.loss_group import dot_terms
+from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
 MAX_KEEP = 128
 MAX_SPLITS = 64

@@ -1,0 +1,76 @@
+"""Tiles of the fused head: pure functions of shapes and dtypes, and how ``tl.dot`` multiplies in it."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
+from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
+
+MAX_DOT_FAN_IN = 256
+MAX_FAN_IN = 8192
+
+
+class Tiling(NamedTuple):
+    """Block sizes of one launch.
+
+    dot: whether a tile is a group of labels (``loss_group``). width: labels in a bucket of positives.
+    num_stages: of the loads' pipeline. maxnreg: limit of registers per thread (NVIDIA), or None.
+    """
+
+    dot: bool
+    tiles: int
+    width: int
+    block_l: int
+    block_k: int
+    block_b: int
+    num_warps: int
+    num_stages: int = 3
+    maxnreg: int | None = None
+
+
+def tiling(
+    B: int, L: int, K: int, G: int, dtype: torch.dtype, *, one_label: bool = False, few_registers: bool = False
+) -> Tiling:
+    """The first guess. The batch enters by powers of two only.
+
+    one_label: tiles of one label, where two may add to the same feature of memory without atomics.
+    few_registers: whether 168 registers do for a group's tile: one 16-bit dtype, no second moments, atomics. Then three
+        blocks fit a multiprocessor of sm_80 or sm_90.
+    """
+    batch = triton.next_power_of_2(max(B, 1))
+    if G > 1 and K <= MAX_DOT_FAN_IN and dtype != torch.float64:
+        block_k = max(16, triton.next_power_of_2(K))
+        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
+        widest = 4096 if dtype != torch.float32 else 1024
+        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), 64)
+        tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
+        maxnreg = 168 if few_registers and block_k <= 64 else None
+        return Tiling(True, tiles, G, block_l, block_k, block_b, 4, num_stages=1, maxnreg=maxnreg)
+    block_k = max(8, triton.next_power_of_2(K))
+    if block_k > MAX_FAN_IN:
+        raise ValueError(f"the Triton fused head takes a fan_in up to {MAX_FAN_IN}, got {K}")
+    # 32 elements per thread, and one warp where that is enough: no barriers, and no thread repeats another's logits
+    block_b = min(max(16, batch), max(16 if block_k <= 512 else 1, 1024 // block_k), 64)
+    block_l = 1 if one_label else max(1, (16384 if interpreting() else 1024) // (block_k * block_b))
+    width = max(32, block_l)
+    warps = max(1, min(16, block_l * block_k * block_b // 1024))
+    return Tiling(False, triton.cdiv(L, block_l), width, block_l, block_k, block_b, warps)
+
+
+def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, int, str]:
+    """How ``tl.dot`` multiplies: dtype of its operands, how many of them make up a float32 number, float32 precision.
+
+    Equal 16-bit dtypes, and 16-bit with 8-bit, are multiplied as they are. bfloat16 activations take a wider weight as
+    three bfloat16 numbers, exactly. All else is multiplied as float32: with TensorFloat-32 where torch allows it, else
+    as bfloat16 triples.
+    """
+    if activation != torch.float32 and weight in (activation, QUANTIZED_DTYPE):
+        return TRITON_DTYPES[activation], 1, "ieee"
+    if activation == torch.bfloat16:
+        return tl.bfloat16, 3, "ieee"
+    exact = "ieee" if interpreting() else "bf16x6"  # the interpreter knows no triples
+    return tl.float32, 1, "tf32" if fp32_precision() == "tf32" else exact
