@@ -60,34 +60,52 @@ def _first(labels, count, label):
     return low
 
 
+# What every label needs takes numbers: a struct is passed field by field, which takes longer than its work. What only
+# weighted labels and the asymmetric loss need takes structs.
+
+
 @register_jitable
-def _end(head, position, label):
+def _end(labels, count, position, label):
     """One past the last positive of a label whose first is at ``position``."""
-    while position < head.f.nnz and head.labels[position] == label:
+    while position < count and labels[position] == label:
         position += 1
     return position
 
 
 @register_jitable
-def _flip(head, values, begin, end, chunk):
+def _flip(rows, values, begin, end, first, count):
     """Changes the sign at a label's positives: loss(z, positive) = loss(-z, negative)."""
     for p in range(begin, end):
-        b = head.rows[p] - chunk.first
-        if b >= 0 and b < chunk.count:
+        b = rows[p] - first
+        if b >= 0 and b < count:
             values[b] = -values[b]
 
 
 @register_jitable
-def _signed_logits(head, work, values, label, begin, end, chunk):
-    """Logits [width] of a label, as the loss takes them: those of positives change their sign, and what their weight adds to
-    the loss goes to ``linear``. The asymmetric loss puts them aside in ``product``, which it does not use otherwise."""
+def _is_special(f):
+    """Whether logits and slopes go through ``_special_logits`` and ``_special_slopes``."""
+    return f.loss == ASYMMETRIC or f.pos_weight != 0 or f.sample_weight != 0
+
+
+@register_jitable
+def _special_logits(head, work, values, label, begin, end, chunk):
+    """Logits [width] of a label as the loss takes them. Those of positives change their sign, and what their weight adds to
+    the loss goes to ``linear``.
+
+    The asymmetric loss is computed here, and the derivatives of negatives take the place of logits; the logits of positives
+    are put aside in ``product``, which it does not use otherwise.
+    """
     if head.f.loss == ASYMMETRIC:
         for p in range(begin, end):
             b = head.rows[p] - chunk.first
             if b >= 0 and b < chunk.count:
                 work.product[b], values[b] = values[b], -np.inf
+        for b in range(chunk.count):
+            value, slope = asymmetric_negative(np.float64(values[b]), head.n.gamma_neg, head.n.clip)
+            work.linear[b] += value
+            values[b] = slope
         return
-    _flip(head, values, begin, end, chunk)
+    _flip(head.rows, values, begin, end, chunk.first, chunk.count)
     if head.f.pos_weight != 0:
         more = head.pos_weight[label] - 1
         for p in range(begin, end):
@@ -97,10 +115,8 @@ def _signed_logits(head, work, values, label, begin, end, chunk):
 
 
 @register_jitable
-def _slopes(head, work, values, label, begin, end, chunk):
-    """The derivatives [width] of a label's loss by its logits, from those by ``_signed_logits``, weights included; zero
-    beyond the batch."""
-    fill(advance(values, chunk.count), chunk.width - chunk.count, 0)
+def _special_slopes(head, work, values, label, begin, end, chunk):
+    """The derivatives [width] of a label's loss by its logits, weights included, from those by ``_special_logits``."""
     if head.f.loss == ASYMMETRIC:
         weight = np.float64(head.pos_weight[label]) if head.f.pos_weight != 0 else 1.0
         for p in range(begin, end):
@@ -110,7 +126,7 @@ def _slopes(head, work, values, label, begin, end, chunk):
                 work.linear[b] += weight * value
                 values[b], work.product[b] = weight * slope, 0
     else:
-        _flip(head, values, begin, end, chunk)
+        _flip(head.rows, values, begin, end, chunk.first, chunk.count)
         if head.f.pos_weight != 0:
             for p in range(begin, end):
                 b = head.rows[p] - chunk.first
@@ -119,15 +135,6 @@ def _slopes(head, work, values, label, begin, end, chunk):
     if head.f.sample_weight != 0:
         for b in range(chunk.count):
             values[b] *= head.sample_weight[chunk.first + b]
-
-
-@register_jitable
-def _asymmetric(head, work, values, chunk):
-    """Loss and derivative of negatives, in place of ``derivatives``."""
-    for b in range(chunk.count):
-        value, slope = asymmetric_negative(np.float64(values[b]), head.n.gamma_neg, head.n.clip)
-        work.linear[b] += value
-        values[b] = slope
 
 
 @register_jitable
@@ -186,6 +193,7 @@ def _(head, work, tile, chunk, positive, lanes):
     def impl(head, work, tile, chunk, positive, lanes):
         f, n, K, z = head.f, head.n, head.f.K, work.z
         hinge, need_x, need_weight = f.loss == HINGE, f.need_x != 0, f.need_weight != 0
+        special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
         first_row = _row(tile.first, f.group_size)
         num_rows = _row(tile.first + tile.n - 1, f.group_size) - first_row + 1
         # indices [num_rows, K] -> where their rows of the slab start
@@ -195,19 +203,22 @@ def _(head, work, tile, chunk, positive, lanes):
             at, wi = advance(work.offsets, (_row(label, f.group_size) - first_row) * K), advance(tile.w, i * K)
             store(z, 0, logits(chunk.table, at, wi, K, tile.b[i], width))
             begin = positive
-            positive = _end(head, begin, label)
-            if begin < positive:
-                _signed_logits(head, work, z, label, begin, positive, chunk)
-            if f.loss == ASYMMETRIC:
-                _asymmetric(head, work, z, chunk)
-                active = True
-            else:
-                active = derivatives(
-                    z, 1, width, work.product, work.linear, head.constants, hinge, head.backward
-                )  # fmt: skip
-            if (head.backward and (active or n.keep != 1)) or f.loss == ASYMMETRIC:
-                _slopes(head, work, z, label, begin, positive, chunk)
-            if head.backward and (active or n.keep != 1):
+            positive = _end(head.labels, f.nnz, begin, label)
+            if special:
+                _special_logits(head, work, z, label, begin, positive, chunk)
+            elif begin < positive:
+                _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
+            active = asymmetric or derivatives(
+                z, 1, width, work.product, work.linear, head.constants, hinge, head.backward
+            )  # fmt: skip
+            used = head.backward and (active or n.keep != 1)
+            if special and (used or asymmetric):
+                _special_slopes(head, work, z, label, begin, positive, chunk)
+            elif used and begin < positive:
+                _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
+            if used:
+                if chunk.count < width:
+                    fill(advance(z, chunk.count), width - chunk.count, 0)
                 tile.db[i] += gradients(
                     chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, z, need_x, need_weight,
                     width,
@@ -220,6 +231,7 @@ def _(head, work, tile, chunk, positive, lanes):
 def _groups_chunk(head, work, tile, chunk, positive):
     """A tile of labels against a chunk of the batch, group by group, or part of one by part."""
     f, K, width, z = head.f, head.f.K, chunk.width, work.z
+    special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
     i = 0
     while i < tile.n:
         r = (tile.first + i) // f.group_size
@@ -231,25 +243,27 @@ def _groups_chunk(head, work, tile, chunk, positive):
         group_logits(work.group, wi, K, advance(tile.b, i), z, m, width)
         end = positive
         for j in range(m):
-            label = tile.first + i + j
-            begin, end = end, _end(head, end, label)
-            zj = advance(z, j * width)
-            _signed_logits(head, work, zj, label, begin, end, chunk)
-            if f.loss == ASYMMETRIC:  # label by label: there is one row to put positives aside in
-                _asymmetric(head, work, zj, chunk)
-                _slopes(head, work, zj, label, begin, end, chunk)
-        active = True
-        if f.loss != ASYMMETRIC:
-            active = derivatives(
-                z, m, width, work.product, work.linear, head.constants, f.loss == HINGE, head.backward
-            )  # fmt: skip
+            label, zj = tile.first + i + j, advance(z, j * width)
+            begin, end = end, _end(head.labels, f.nnz, end, label)
+            if special:
+                _special_logits(head, work, zj, label, begin, end, chunk)
+                if asymmetric:  # label by label: there is one row to put positives aside in
+                    _special_slopes(head, work, zj, label, begin, end, chunk)
+            else:
+                _flip(head.rows, zj, begin, end, chunk.first, chunk.count)
+        active = asymmetric or derivatives(
+            z, m, width, work.product, work.linear, head.constants, f.loss == HINGE, head.backward
+        )  # fmt: skip
         if head.backward and active:
             end = positive
             for j in range(m):
-                dz, label = advance(z, j * width), tile.first + i + j
-                begin, end = end, _end(head, end, label)
-                if f.loss != ASYMMETRIC:
-                    _slopes(head, work, dz, label, begin, end, chunk)
+                label, dz = tile.first + i + j, advance(z, j * width)
+                begin, end = end, _end(head.labels, f.nnz, end, label)
+                if special and not asymmetric:
+                    _special_slopes(head, work, dz, label, begin, end, chunk)
+                elif not special:
+                    _flip(head.rows, dz, begin, end, chunk.first, chunk.count)
+                fill(advance(dz, chunk.count), width - chunk.count, 0)
                 tile.db[i + j] += row_total(dz, width)
             if f.need_weight:
                 group_weight_gradient(work.group, z, advance(tile.dw, i * K), K, m, width)
