@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
-from sparse_xmc.models.head_tail import TOPK_ROWS, head_topk, topk_of_logits
+from sparse_xmc.models.head_tail import head_topk, topk_by_rows
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 
@@ -99,11 +99,9 @@ class XMCClassifier(nn.Module):
         x = self.features(inputs)
         if self.lexical is None:
             return head_topk(self.head, x, k)
-        parts = [
-            topk_of_logits(self._scores(x[i : i + TOPK_ROWS], csr_rows(inputs, i, i + TOPK_ROWS)), k)
-            for i in range(0, max(1, len(x)), TOPK_ROWS)
-        ]
-        return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
+        return topk_by_rows(
+            lambda start, stop: self._scores(x[start:stop], csr_rows(inputs, start, stop)), x.shape[:-1], k
+        )
 
     def as_probabilities(self, scores: Tensor) -> Tensor:
         """Scores of ``forward`` or ``topk`` as estimates of probabilities."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc import ops
-from sparse_xmc.models.head_tail import TOPK_ROWS, topk_of_logits
+from sparse_xmc.models.head_tail import topk_by_rows
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
@@ -97,16 +97,11 @@ class SparseInputLinear(FixedFanInLinear):
 
     @torch.no_grad()
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(scores, labels) [B, k]``, best first."""
-        if exclude is not None:
-            raise ValueError("exclude is not supported for sparse inputs, got a matrix of labels to exclude")
+        """``(scores, labels) [B, k]``, best first; ``exclude`` as in ``FixedFanInLinear.topk``."""
+        check_input(x, self.in_features)
         if not self._on_cpu():
-            return super().topk(x.to_dense(), k)
-        parts = [
-            topk_of_logits(self.forward(csr_rows(x, start, start + TOPK_ROWS)), k)
-            for start in range(0, max(1, x.shape[0]), TOPK_ROWS)
-        ]
-        return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])
+            return super().topk(x.to_dense(), k, exclude=exclude)
+        return topk_by_rows(lambda start, stop: self(csr_rows(x, start, stop)), x.shape[:-1], k, exclude)
 
 
 def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:

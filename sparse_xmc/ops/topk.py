@@ -25,7 +25,7 @@ topk_op = define(
 )
 
 
-def _sorted_exclusions(exclude: Tensor, rows: int, out_features: int, k: int) -> tuple[Tensor, Tensor]:
+def sorted_exclusions(exclude: Tensor, rows: int, out_features: int, k: int) -> tuple[Tensor, Tensor]:
     """Offsets and ascending, distinct labels of every row. Waits for the device."""
     check_tensor("exclude", exclude)
     if exclude.layout != torch.sparse_csr:
@@ -88,7 +88,7 @@ def fixed_fan_in_topk(
     rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
     excluded: tuple[Tensor | None, Tensor | None] = (None, None)
     if exclude is not None:
-        excluded = _sorted_exclusions(exclude, rows.shape[0], shape.L, k)
+        excluded = sorted_exclusions(exclude, rows.shape[0], shape.L, k)
         if exclude.device != weight.device:
             raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")
     call = _topk if direct(x, weight, indices) else topk_op
