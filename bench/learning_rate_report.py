@@ -9,14 +9,17 @@ from bench.rows import Row
 
 PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"), ("S3Rec-Beauty", "AdamW"))
 COLOURS = {0: "black", 16: "#1b9e77", 32: "#d95f02", 64: "#7570b3"}
+RULES = {0.0: "lr", 0.5: "lr (D/K)^0.5", 1.0: "lr D/K"}  # by the power of D / K
 FIGURE = environment.REPOSITORY / "reports" / "learning_rate.png"
 
 
-def curves(rows: list[Row]) -> dict[tuple[str, str, int, bool, bool], list[tuple[float, float | None]]]:
-    """Points ``(lr, held-out loss)`` by ascending rate of every (data, optimizer, fan-in, rule, informed)."""
+def curves(rows: list[Row]) -> dict[tuple[str, str, int, float], list[tuple[float, float | None]]]:
+    """Points ``(lr, held-out loss)`` by ascending rate of every (data, optimizer, fan-in, power of D / K)."""
     found = defaultdict(list)
     for row in rows:
-        key = (row["data"], row["optimizer"], row["fan_in"], row["rule"], row["informed"])
+        if row["informed"]:
+            continue
+        key = (row["data"], row["optimizer"], row["fan_in"], row.get("power", 1.0) if row["rule"] else 0.0)
         found[key].append((row["lr"], row["valid loss"]))
     return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items()}
 
@@ -30,18 +33,18 @@ def table(rows: list[Row]) -> list[str]:
     """Markdown: for each curve the best rate, its loss, and the loss at the dense model's best rate."""
     found = curves(rows)
     lines = [
-        "| data | optimizer | head | weights' rate | best lr | loss there | loss at dense best lr |",
+        "| data | optimizer | head | weights' rate | best lr | loss there | loss at the dense best lr |",
         "|" + "---|" * 7,
     ]
-    for (data, optimizer, fan_in, rule, informed), points in sorted(found.items()):
-        dense = found.get((data, optimizer, 0, True, False))
+    for (data, optimizer, fan_in, power), points in sorted(found.items()):
+        dense = found.get((data, optimizer, 0, 1.0))
         losses = dict(points)
         best = best_rate(points)
         at_dense = losses.get(best_rate(dense)) if dense else None
-        head = f"K={fan_in}{', informed' if informed else ''}" if fan_in else "dense"
-        rate = ("lr D/K" if rule else "lr") if fan_in else "lr"
-        shown = "-" if at_dense is None else f"{at_dense:.3f}"
-        lines.append(f"| {data} | {optimizer} | {head} | {rate} | {best:g} | {losses[best]:.3f} | {shown} |")
+        rate = RULES[power] if fan_in else "lr"
+        shown = "-" if at_dense is None else f"{at_dense:.2f}"
+        head = f"K={fan_in}" if fan_in else "dense"
+        lines.append(f"| {data} | {optimizer} | {head} | {rate} | {best:g} | {losses[best]:.2f} | {shown} |")
     return lines
 
 
@@ -49,31 +52,29 @@ def draw(rows: list[Row], path: str) -> None:
     from matplotlib.figure import Figure
 
     found = curves(rows)
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    axes = figure.subplots(2, len(PANELS), sharex="col", sharey="col")
-    for column, (data, optimizer) in enumerate(PANELS):
-        for line, rule in enumerate((True, False)):
+    panels = [panel for panel in PANELS if any(key[:2] == panel for key in found)]
+    figure = Figure(figsize=(3.8 * len(panels) + 0.5, 8.5), layout="constrained")
+    axes = figure.subplots(len(RULES), len(panels), sharex="col", sharey="col", squeeze=False)
+    for column, (data, optimizer) in enumerate(panels):
+        lowest = min(
+            loss for key, points in found.items() if key[:2] == (data, optimizer) for _, loss in points if loss
+        )
+        for line, (power, rule) in enumerate(RULES.items()):
             axis = axes[line, column]
-            lowest = []
             for fan_in, colour in COLOURS.items():
-                points = found.get((data, optimizer, fan_in, rule or not fan_in, False))
-                shown = [(lr, loss) for lr, loss in points or [] if loss is not None]
+                points = found.get((data, optimizer, fan_in, power if fan_in else 1.0), [])
+                shown = [(lr, loss) for lr, loss in points if loss is not None]
                 if not shown:
                     continue
-                lowest.append(min(loss for _, loss in shown))
-                label = f"K = {fan_in}" if fan_in else "dense"
-                axis.plot(*zip(*shown, strict=True), marker="o", color=colour, label=label)
+                axis.plot(*zip(*shown, strict=True), ".-", color=colour, label=f"K = {fan_in}" if fan_in else "dense")
                 best = best_rate(shown)
-                axis.plot([best], [dict(shown)[best]], marker="*", markersize=15, color=colour)
-            if lowest and rule:
-                axis.set_ylim(min(lowest) * 0.97, min(lowest) * (1.25 if data == "S3Rec-Beauty" else 2.2))
-            axis.set(xscale="log")
+                axis.plot([best], [dict(shown)[best]], marker="*", markersize=14, color=colour)
+            axis.set(xscale="log", ylim=(lowest * 0.98, lowest * (1.1 if data == "S3Rec-Beauty" else 1.45)))
             axis.grid(alpha=0.3)
-            weights = "weights of the head: lr x D / K" if rule else "weights of the head: lr"
-            axis.set_title(f"{data}, {optimizer}\n{weights}", fontsize=10, loc="left")
-        axes[1, column].set_xlabel("lr (stars: best)")
-    axes[0, 0].set_ylabel("loss of held-out rows")
-    axes[1, 0].set_ylabel("loss of held-out rows")
+            axis.set_title(f"{data}, {optimizer}\nweights of the head: {rule}", fontsize=9, loc="left")
+        axes[-1, column].set_xlabel("lr (stars: best)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("loss of held-out rows")
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 

@@ -4,7 +4,7 @@
     python -m bench.studies.learning_rate --report                                            report and figure of the rows
 
 EURLEX57K: 512 frozen features, a layer of 512, and a head over all labels, one epoch; the last 5,000 training rows are held
-out and judged. S3Rec-Beauty: ``examples/next_item.py``'s model on 8,000 users, two epochs, exact softmax; the items before
+out and judged. S3Rec-Beauty: ``examples/next_item.py``'s model on 3,000 users, two epochs, exact softmax; the items before
 the test items are judged. Test splits are not touched. Rows are appended to ``reports/learning_rate.jsonl``.
 """
 
@@ -30,17 +30,17 @@ from sparse_xmc.optim import parameter_groups
 
 ROWS = RowFile(environment.REPOSITORY / "reports", "learning_rate.jsonl")
 HELD_OUT, HIDDEN, BATCH = 5_000, 512, 128
-USERS, EPOCHS = 8_000, 2
+USERS, EPOCHS = 3_000, 2
 RATES = {
     ("EURLEX57K", "AdamW"): [2.0**k * 1e-3 for k in range(-2, 5)],
     ("EURLEX57K", "SGD"): [2.0**k * 0.1 for k in range(-2, 5)],
-    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(-1, 4)],
+    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(4)],
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """``fan_in`` 0 is the dense head; ``rule``: whether the head's weights get ``lr * D / K`` or ``lr``."""
+    """``fan_in`` 0 is the dense head; ``rule``: whether the head's weights get ``lr * (D / K) ** power`` or ``lr``."""
 
     data: str
     optimizer: str
@@ -48,28 +48,32 @@ class Run:
     lr: float
     rule: bool = True
     informed: bool = False
+    power: float = 1.0
 
     @property
     def name(self) -> str:
         head = f"K={self.fan_in}" if self.fan_in else "dense"
         rule = "" if self.rule else ",unscaled"
-        return f"{self.data},{self.optimizer},{head},lr={self.lr:g}{rule}{',informed' if self.informed else ''}"
+        others = (",informed" if self.informed else "") + ("" if self.power == 1 else f",power={self.power:g}")
+        return f"{self.data},{self.optimizer},{head},lr={self.lr:g}{rule}{others}"
 
 
 def runs() -> Iterator[Run]:
     """The questions, the most important first."""
     for (data, optimizer), rates in RATES.items():
-        for fan_in, rule in ((0, True), (32, True), (16, True), (64, True), (32, False), (16, False), (64, False)):
-            if data == "S3Rec-Beauty" and not rule and fan_in != 32:
-                continue
+        for fan_in, rule in ((0, True), (32, True), (32, False), (16, True), (64, True), (16, False), (64, False)):
             for lr in rates:
                 yield Run(data, optimizer, fan_in, lr, rule)
+    for optimizer in ("SGD", "AdamW"):
+        for fan_in in (16, 64, 32):
+            for lr in RATES["EURLEX57K", optimizer]:
+                yield Run("EURLEX57K", optimizer, fan_in, lr, power=0.5)
     for lr in RATES["EURLEX57K", "AdamW"]:
         yield Run("EURLEX57K", "AdamW", 32, lr, informed=True)
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    groups: Any = parameter_groups(model, run.lr, weight_decay=0.0) if run.rule else model.parameters()
+    groups: Any = parameter_groups(model, run.lr, weight_decay=0.0, power=run.power) if run.rule else model.parameters()
     if run.optimizer == "SGD":
         return torch.optim.SGD(groups, lr=run.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=run.lr, weight_decay=0.0)
@@ -171,7 +175,7 @@ def train(data: Data, run: Run) -> dict[str, Any]:
         path = training_data.data_folder() / "S3Rec-Beauty" / "Beauty.txt.gz"
         data.users = data.users or next_item.read_users(str(path))[:USERS]
         found = train_recommender(data.users, run)
-    settings = ("data", "optimizer", "fan_in", "lr", "rule", "informed")
+    settings = ("data", "optimizer", "fan_in", "lr", "rule", "informed", "power")
     return {**{name: getattr(run, name) for name in settings}, **found}
 
 

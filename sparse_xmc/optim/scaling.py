@@ -24,19 +24,21 @@ from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear
 
 
-def rate_multiplier(layer: nn.Module) -> float:
-    """``D / K``: what the rate of the dense layer is multiplied by for the weights of a fixed fan-in layer.
+def rate_multiplier(layer: nn.Module, *, power: float = 1.0) -> float:
+    """``(D / K) ** power``: what the rate of the dense layer is multiplied by for the weights of a fixed fan-in layer.
 
     1 for other layers, and for ``SparseInputLinear``, whose terms are chosen by the data and whose dense counterpart reads
     the few terms of a row, not all of ``D``. For fused optimizers, which ``parameter_groups`` leaves out:
     ``head.fuse_optimizer(FusedAdam(lr * rate_multiplier(head)))``.
     """
     if isinstance(layer, FixedFanInLinear) and not isinstance(layer, SparseInputLinear):
-        return layer.in_features / layer.fan_in
+        return (layer.in_features / layer.fan_in) ** power
     return 1.0
 
 
-def parameter_groups(model: nn.Module, lr: float, *, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, *, weight_decay: float | None = None, power: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer of ``torch.optim``, so that a rate tuned for the dense model serves the sparse one.
 
     Weights of fixed fan-in layers (inside other layers too) get ``lr * D / K`` and, if a weight decay is given,
@@ -48,6 +50,8 @@ def parameter_groups(model: nn.Module, lr: float, *, weight_decay: float | None 
         lr: rate of the dense model.
         weight_decay: of the dense model, decoupled as in AdamW. None leaves it to the optimizer, whose default then acts
             ``D / K`` times as strongly on the sparse weights.
+        power: of ``D / K``. 1 is the rule for adaptive optimizers, and for short trainings with SGD; see
+            ``reports/learning_rate.md`` for SGD, where 0.5 kept the best rate in place.
 
     Raises:
         ValueError: negative numbers, or no parameter is left.
@@ -56,14 +60,14 @@ def parameter_groups(model: nn.Module, lr: float, *, weight_decay: float | None 
         >>> model = sparsify_(model, "out", fan_in=32, prior=2)
         >>> optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3, weight_decay=0.01))
     """
-    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("power", power)):
         if value is not None and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     multipliers: dict[Tensor, float] = {}
     fused: set[Tensor] = set()
     for layer in model.modules():
         if isinstance(layer, FixedFanInLinear):
-            multipliers[layer.weight] = rate_multiplier(layer)
+            multipliers[layer.weight] = rate_multiplier(layer, power=power)
             if layer._optimizer is not None:
                 fused.update(layer.parameters())
     by_multiplier: dict[float, list[Tensor]] = {}
