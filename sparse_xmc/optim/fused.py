@@ -25,9 +25,10 @@ class FusedSGD(FusedOptimizer):
         rounding: str = "stochastic",
         seed: int = 0,
         grad_scaler: torch.amp.GradScaler | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": 0.0}
-        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler)
+        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler, capturable=capturable)
 
 
 class FusedAdagrad(FusedOptimizer):
@@ -50,9 +51,10 @@ class FusedAdagrad(FusedOptimizer):
         rounding: str = "stochastic",
         seed: int = 0,
         grad_scaler: torch.amp.GradScaler | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
-        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler)
+        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler, capturable=capturable)
 
     def _rule(self, weight: Tensor) -> dict[str, Any]:
         return {"decay": 1.0, "gain": 1.0, "eps": self.param_groups[0]["eps"]}
@@ -79,11 +81,12 @@ class FusedAdam(FusedOptimizer):
         rounding: str = "stochastic",
         seed: int = 0,
         grad_scaler: torch.amp.GradScaler | None = None,
+        capturable: bool = False,
     ) -> None:
         if not 0 <= beta2 < 1:
             raise ValueError(f"beta2 must lie in [0, 1), got {beta2}")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2, "eps": eps}
-        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler)
+        super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler, capturable=capturable)
 
     def _state_kinds(self, parameter: Tensor) -> Kinds:
         """Also the number of updates that were not skipped, which only the device knows."""

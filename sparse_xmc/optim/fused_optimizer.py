@@ -37,6 +37,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         grad_scaler: the ``torch.amp.GradScaler`` that scales the loss, if any; its factor is removed from the update. It
             looks for inf in the gradients of the other optimizers, so it needs one beside this; a head on its own has no
             use for it, since the loss and its gradients are computed in float32.
+        capturable: whether rate and count of updates live on the parameters' device (0-dim tensors in
+            ``param_groups[0]``), where kernels read them: a step recorded in a CUDA graph then follows schedulers, which
+            write a tensor's value, and counts on.
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -44,11 +47,18 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True  # GradScaler.step then calls step() without looking for gradients
     _adaptive = False
+    capturable = False
     _updated = False  # since the last step()
     _ever_updated = False
 
     def __init__(
-        self, defaults: dict[str, Any], *, rounding: str, seed: int, grad_scaler: torch.amp.GradScaler | None
+        self,
+        defaults: dict[str, Any],
+        *,
+        rounding: str,
+        seed: int,
+        grad_scaler: torch.amp.GradScaler | None,
+        capturable: bool,
     ) -> None:
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
@@ -56,11 +66,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             if not defaults[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {defaults[name]}")
         check_seed(seed)
-        self.grad_scaler = grad_scaler
+        self.grad_scaler, self.capturable = grad_scaler, capturable
         super().__init__([{"params": []}], {**defaults, "rounding": rounding, "seed": seed, "updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("grad_scaler", "_updated", "_ever_updated")}
+        own = {name: getattr(self, name) for name in ("grad_scaler", "capturable", "_updated", "_ever_updated")}
         return {**super().__getstate__(), **own}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -92,6 +102,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         for parameter in parameters:
             parameter.grad = None
             self._allocate(parameter)
+        self._place_counters()
+
+    def _place_counters(self) -> None:
+        """Puts rate and count of updates where they are read: on the parameters' device, or in Python."""
+        group = self.param_groups[0]
+        if self.capturable:
+            device = group["params"][0].device
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64, device=device)
+            group["updates"] = torch.as_tensor(group["updates"], dtype=torch.int64, device=device)
+        else:
+            group["updates"] = int(group["updates"])
 
     def _state_kinds(self, parameter: Tensor) -> Kinds:
         """Name, shape and dtype of all state that the parameter may have."""
@@ -140,7 +161,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             own.get("second_moment"),
             other.get("momentum_buffer") if momentum > 0 else None,
             other.get("second_moment"),
-            lr=float(group["lr"]),
+            lr=group["lr"] if self.capturable else float(group["lr"]),
             momentum=momentum,
             weight_decay=group["weight_decay"],
             **self._rule(weight),
@@ -242,6 +263,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             kinds = self._state_kinds(parameter)
             for name, value in state_dict["state"].get(index, {}).items():
                 self.state[parameter][name] = value.to(parameter.device, kinds[name][1], copy=True)
+        if parameters:
+            self._place_counters()
         self._updated = False
 
     def _check_state(self, parameter: Tensor, state: dict[str, Tensor]) -> None:

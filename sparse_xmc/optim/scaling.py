@@ -9,6 +9,10 @@ stays and whose density is ``K / D``; its second rule, an initial variance of ``
 is what ``FixedFanInLinear`` draws. Decoupled weight decay shrinks a weight by ``lr * weight_decay`` per step, which the
 groups keep as it is by dividing the decay by the same factor.
 
+For SGD the derivation looks at the head alone. What reaches the layers before it grows with the head's weights, which SGD,
+unlike Adam, passes on to their steps; measured over a whole epoch, ``lr * (D / K) ** 0.5`` (``power=0.5``) kept the best rate
+where the dense model has it, and ``lr * D / K`` moved it down by two to four.
+
 Source: Dey, Bergsma, Hestness, "Sparse maximal update parameterization: a holistic approach to sparse training dynamics",
 NeurIPS 2024 (arXiv 2405.15743), section 3; Yang et al., "Tensor programs V", 2022. What it holds for and how well was
 measured: ``reports/learning_rate.md``.
@@ -50,8 +54,7 @@ def parameter_groups(
         lr: rate of the dense model.
         weight_decay: of the dense model, decoupled as in AdamW. None leaves it to the optimizer, whose default then acts
             ``D / K`` times as strongly on the sparse weights.
-        power: of ``D / K``. 1 is the rule for adaptive optimizers, and for short trainings with SGD; see
-            ``reports/learning_rate.md`` for SGD, where 0.5 kept the best rate in place.
+        power: of ``D / K``: 1 for adaptive optimizers, 0.5 for SGD.
 
     Raises:
         ValueError: negative numbers, or no parameter is left.

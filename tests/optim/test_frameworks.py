@@ -130,6 +130,30 @@ def test_a_closure_runs_once_and_its_value_comes_back(make):
 
 
 @every_optimizer
+def test_capturable_counters_live_in_tensors(make):
+    """The same training; a scheduler writes into the tensor that a recorded step reads; checkpoints go both ways."""
+    heads = [fused(make(capturable=capturable), dtype=torch.bfloat16) for capturable in (False, True)]
+    schedules = [lr_scheduler.StepLR(head._optimizer, 1, 0.5) for head in heads]
+    group = heads[1]._optimizer.param_groups[0]
+    lr, updates = group["lr"], group["updates"]
+    for number, (x, targets) in enumerate(batches(4, torch.bfloat16)):
+        for head, one in zip(heads, schedules, strict=True):
+            head.loss(x, targets).backward()
+            head._optimizer.step()
+            one.step()
+        assert group["lr"] is lr and group["updates"] is updates and int(updates) == number + 1
+        assert float(lr) == pytest.approx(0.1 * 0.5 ** (number + 1))
+        assert torch.equal(heads[0].weight, heads[1].weight)
+    saved = [copy.deepcopy(head._optimizer.state_dict()) for head in heads]
+    for head, state in zip(heads, reversed(saved), strict=True):
+        head._optimizer.load_state_dict(state)
+        head.step(x, targets)
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert isinstance(heads[0]._optimizer.param_groups[0]["updates"], int)
+    assert heads[1]._optimizer.param_groups[0]["updates"].device == heads[1].weight.device
+
+
+@every_optimizer
 def test_further_parameters_are_refused(make):
     head = fused(make())
     with pytest.raises(ValueError, match="takes no further parameters"):

@@ -32,6 +32,8 @@ def test_weights_of_sparse_layers_get_rates_by_fan_in():
     assert [rate_multiplier(layer) for layer in model.values()] == [1, 8, 1, 1]
     assert all("weight_decay" not in g for g in parameter_groups(model, 0.1))
     torch.optim.AdamW(groups)
+    assert [round(g["lr"], 6) for g in parameter_groups(model, 0.1, power=0.5)] == [0.1, 0.2, round(0.1 * 8**0.5, 6)]
+    assert rate_multiplier(model["head"], power=0) == 1
 
 
 def test_fused_and_frozen_parameters_are_left_out():
