@@ -77,7 +77,7 @@ def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bo
         )
     if config.encoder == "features":
         return PrecomputedEncoder(num_features, dropout=config.dropout)
-    if config.reads_terms:
+    if config.reads_terms or config.solver == "direct":
         return SparseTerms(num_features)
     return BagOfWordsEncoder(num_features, config.embedding_dim, dropout=config.dropout, seed=config.seed)
 

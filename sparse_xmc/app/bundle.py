@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from sparse_xmc.app.build import build_encoder, build_model
 from sparse_xmc.app.calibration import Calibration
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
+from sparse_xmc.app.direct.model import restored_model
 from sparse_xmc.app.prepare import FILES, Preparation, batches, restore_preparation
 from sparse_xmc.app.stored import (
     as_json,
@@ -32,6 +34,7 @@ from sparse_xmc.app.stored import (
 from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
 from sparse_xmc.models.classifier import XMCClassifier
+from sparse_xmc.models.term_blocks import TermBlocks
 from sparse_xmc.storage.checkpoint import read_folder, write_folder
 from sparse_xmc.storage.errors import ArtefactError, taking_apart
 from sparse_xmc.storage.regular import data_name
@@ -63,7 +66,7 @@ class Bundle:
     def predict(self, inputs: Inputs, k: int, *, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(scores, labels) [b, k]`` chunk by chunk, labels in the model's order."""
         k = min(k, len(self.vocabulary))
-        device = next(self.model.parameters()).device
+        device = next(itertools.chain(self.model.parameters(), self.model.buffers())).device
         self.model.eval()
         meter = Meter("predicting", "rows", len(inputs), shown=progress)
         with torch.inference_mode():
@@ -75,7 +78,7 @@ class Bundle:
 
     def all_scores(self, inputs: Inputs) -> Iterator[Tensor]:
         """Yields the model's own scores of all labels ``[b, L]`` chunk by chunk."""
-        device = next(self.model.parameters()).device
+        device = next(itertools.chain(self.model.parameters(), self.model.buffers())).device
         self.model.eval()
         with torch.inference_mode():
             for rows in batches(len(inputs), self._rows(64)):
@@ -154,17 +157,26 @@ class Bundle:
         num_train, num_features = (checked_count(name, spec[name]) for name in ("num_train", "num_features"))
         clusters = weights["auxiliary.clusters"] if spec["auxiliary"] is True else None
         with torch.device("meta"):  # whatever sizes the spec tells, nothing is allocated before they are compared
-            check_shapes(_build(config, num_features, prepared, len(vocabulary), clusters), weights)
-        model = _build(config, num_features, prepared, len(vocabulary), clusters)
+            check_shapes(_build(config, num_features, prepared, len(vocabulary), clusters, weights), weights)
+        model = _build(config, num_features, prepared, len(vocabulary), clusters, weights)
         model.load_state_dict(weights)
+        if isinstance(model.head, TermBlocks):
+            model.head.validate()
         preparation = restore_preparation(documents["preparation"], prepared, encoder=model.encoder)
         calibration = Calibration.from_state(spec.get("calibration"))
         return cls(config, model, preparation, vocabulary, frequencies, num_train, num_features, calibration)
 
 
 def _build(
-    config: TrainingConfig, num_features: int, tensors: dict[str, Tensor], num_labels: int, clusters: Tensor | None
+    config: TrainingConfig,
+    num_features: int,
+    tensors: dict[str, Tensor],
+    num_labels: int,
+    clusters: Tensor | None,
+    weights: dict[str, Tensor],
 ) -> XMCClassifier:
+    if config.solver == "direct":
+        return restored_model(num_features, num_labels, weights)
     return build_model(config, _restore_encoder(config, num_features, tensors), num_labels, clusters)
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sparse_xmc.app.direct.options import looks_direct, refuse_gradient_options
 from sparse_xmc.app.options import check, converted, entries, has_type, option, unless, when, without_effect
+from sparse_xmc.solver.efforts import EFFORTS
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -31,6 +33,7 @@ _LEXICAL = _BOW & unless("embedding_dim", 0) & unless("lexical_fan_in", 0)  # th
 _READS_TERMS = _BOW & (when("embedding_dim", 0) | unless("lexical_fan_in", 0))  # some head reads terms
 _SPARSE = unless("head", "dense") | _LEXICAL  # some head has fixed fan-in
 _LEARNS = _EMBEDS & (_TEXTS | unless("intermediate", 0))  # something in front of the head learns
+_DIRECT = _BOW & unless("solver", "gradient")
 _EMBED = "set embedding_dim (512, say)"
 
 
@@ -80,6 +83,41 @@ class TrainingConfig:
                 "encoder='transformer' needs transformer: a local folder or hub id",
             )
         ],
+    )
+    solver: str = option(
+        "auto",
+        "bow: how the head is found: direct (one SVM a label on tf-idf terms, in closed steps), gradient (epochs, with "
+        "word embeddings) or auto: direct unless an option of the gradient is set",
+        choices=("auto", "direct", "gradient"),
+        only_if=_BOW,
+        identity="if changed",
+    )
+    effort: str = option(
+        "normal",
+        "direct: fast (nothing is held out), normal, or best (more connections, costs and rounds are tried)",
+        choices=EFFORTS,
+        only_if=_DIRECT,
+        identity="if changed",
+    )
+    held_out: float = option(
+        0.05,
+        "direct: share of the training rows that decide over the settings; the model is then solved on all rows",
+        range="[0, 0.5]",
+        only_if=_DIRECT & unless("effort", "fast"),
+        identity="if changed",
+    )
+    tail: float = option(
+        0.0,
+        "direct: weight of PSP@k against P@k in that decision; 1: rare labels first",
+        range="[0, 1]",
+        only_if=_DIRECT & unless("effort", "fast"),
+        identity="if changed",
+    )
+    head_memory: int | None = option(
+        None, "direct: bytes that the head may take", range="[1, inf)", only_if=_DIRECT, identity="if changed"
+    )
+    keep_stages: bool = option(
+        False, "direct: keep the results of the stages when the run is finished", only_if=_DIRECT, identity="never"
     )
     max_features: int = option(200_000, "bow: terms kept, the most frequent ones", range="[1, inf)", only_if=_BOW)
     min_df: int = option(2, "bow: training texts that a term must occur in", range="[1, inf)", only_if=_BOW)
@@ -275,12 +313,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        refuse_gradient_options(self)
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate={self.accumulate} cuts a batch into more pieces than its rows: at most "
                 f"batch_size={self.batch_size}"
             )
-        if self.head == "dense" or self.width is not None:
+        if not looks_direct(self) and (self.head == "dense" or self.width is not None):
             self.fan_in = self.connections(self.width or _CONNECTIONS)
 
     @property
@@ -318,6 +357,8 @@ class TrainingConfig:
         Raises:
             ValueError: an option asks for more than there is.
         """
+        if self.solver == "direct":
+            return self  # its numbers of connections are chosen while it solves
         fan_in = self.connections(self.width or encoder_width or num_features)
         terms = self.lexical_fan_in
         if self.encoder == "bow" and not self.reads_terms:
@@ -338,11 +379,16 @@ class TrainingConfig:
         result = {}
         for entry in entries(self):
             value, kind = getattr(self, entry.name), entry.option.identity
-            if kind == "never" or (kind == "if changed" and value == entry.default):
+            if kind == "never" or (kind == "if changed" and self._as_recorded(entry.name) == entry.default):
                 continue
             if entry.name not in _OPEN or value is not None:
                 result[entry.name] = value
         return result
+
+    def _as_recorded(self, name: str) -> Any:
+        """A value as identities have it: a run by gradients is what every run was, and says nothing of it."""
+        value = getattr(self, name)
+        return "auto" if name == "solver" and value == "gradient" else value
 
     def changed_since(self, earlier: Mapping[str, Any], num_features: int | None = None) -> list[str]:
         """Names of options that differ from the ``identity`` of an earlier run (as JSON gives it back) in what they do.
@@ -358,7 +404,7 @@ class TrainingConfig:
             if entry.option.only_if is not None and entry.option.only_if.blamed(self):
                 continue
             absent = entry.default if entry.option.identity == "if changed" else _ABSENT
-            then, now = earlier.get(name, absent), getattr(self, name)
+            then, now = earlier.get(name, absent), self._as_recorded(name)
             cut = name == "lexical_fan_in" or (name == "fan_in" and self.width is None)
             if cut and num_features is not None and isinstance(then, int):
                 then = min(then, num_features)

@@ -29,10 +29,14 @@ Topology = list[np.ndarray]  # terms of the rare labels and of the frequent ones
 
 @dataclass(frozen=True)
 class Solution:
-    """The head and, in three lines, what was chosen and why. Scores are log-odds where rows were held out."""
+    """The head and, in three lines, what was chosen and why. Scores are log-odds where rows were held out.
+
+    ``judged``: scores of the best labels of rows held out, by the head before the refit, and whether they were true.
+    """
 
     head: TermHead
     lines: list[str]
+    judged: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass
@@ -109,7 +113,7 @@ def fit(
     whole = stages("all rows", lambda: {"labels": _lists_of_all(task, part, kept, away, lists, chosen)})["labels"]
     svm = stages("refit", lambda: task.svm(whole, final, chosen.cost, "solving"))
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies)
-    return Solution(head, chosen.lines)
+    return Solution(head, chosen.lines, chosen.judged)
 
 
 def _by_rule(task: Task, stages: Stages) -> Solution:
@@ -180,6 +184,7 @@ class _Chosen:
     svm: TermHead
     value: float
     name: str
+    judged: tuple[np.ndarray, np.ndarray]
     lines: list[str]
 
 
@@ -196,7 +201,7 @@ def _choose(
         svm = task.head(own, stages(name, lambda: task.svm(lists, own, cost, f"trying {name}")))
         held = pairs(x, targets, svm, task.centroid(own), task.frequencies, task.x.shape[0], propensity)
         mixture, value, how = best_mixture(held, tail)
-        tried.append(_Chosen(own, cost, mixture, svm, value, f"{name}, {how}", []))
+        tried.append(_Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), []))
         return tried[-1]
 
     plan, sizes = task.plan, [len(labels) for labels in task.groups]

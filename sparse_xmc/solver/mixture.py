@@ -65,6 +65,15 @@ class Pairs:
         top = np.take_along_axis(labels, order, axis=1)
         return np.pad(top, ((0, 0), (0, _RANKED - top.shape[1])), constant_values=-1)
 
+    def judged(self, mixture: Mixture, most: int = 20) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and truth of the best labels of each row ``[H, most]``, in the mixture's order."""
+        scale, share, shift = (v[self.labels] for v in mixture.of(self.frequencies))
+        total = scale * self.scores + share * self.centroid + shift
+        total[self.labels < 0] = -np.inf
+        order = np.argsort(-total, axis=1, kind="stable")[:, :most]
+        total, hit = np.take_along_axis(total, order, axis=1), np.take_along_axis(self.hit, order, axis=1)
+        return total[np.isfinite(total)], hit[np.isfinite(total)]
+
     def fit(self, temper: float, rows: slice | np.ndarray = slice(None)) -> Calibration:
         labels = self.labels[rows]
         known = labels >= 0

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-EFFORTS = ("fast", "normal", "best")
+from sparse_xmc.solver.efforts import EFFORTS
+
 FREQUENT = 20  # training rows from which on a label's terms are those of its SVM, not of its centroid
 _ENTRY, _BIAS = 8, 4  # bytes of a connection at most (weight and index) and of a bias
 

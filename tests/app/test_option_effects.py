@@ -65,6 +65,11 @@ OF_FILES = {
     "encoder",
     "device",
     "head",
+    "solver",
+    "effort",
+    "held_out",
+    "tail",
+    "head_memory",
 }
 
 

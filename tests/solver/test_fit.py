@@ -5,8 +5,9 @@ import scipy.sparse as sp
 pytest.importorskip("numba")
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver.calibrate import calibrate
+from sparse_xmc.solver.efforts import EFFORTS
 from sparse_xmc.solver.fit import fit
-from sparse_xmc.solver.plan import EFFORTS, plan_for
+from sparse_xmc.solver.plan import plan_for
 
 
 def frequencies(y):

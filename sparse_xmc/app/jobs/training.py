@@ -15,9 +15,12 @@ import torch
 from sparse_xmc._extras import require
 from sparse_xmc.app.assemble import Assembly, Prepared, assemble
 from sparse_xmc.app.build import build_encoder
-from sparse_xmc.app.bundle import MODEL_FOLDER
+from sparse_xmc.app.bundle import MODEL_FOLDER, Bundle
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
+from sparse_xmc.app.direct.job import direct_plan, solve
+from sparse_xmc.app.direct.options import settled
+from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.hold_out import Split, hold_out
 from sparse_xmc.app.jobs.evaluation import calibrate_, plain, publish, score
 from sparse_xmc.app.log import RunLog, draw_curves
@@ -47,6 +50,7 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
     with training_ranks(choose_device(config.device), config.timeout) as ranks:
+        config = settled(config, ranks.ranks.size)
         ranks.check(config, overwrite)
         if not ranks.first:
             config, report = dataclasses.replace(config, progress=False), _silent
@@ -90,9 +94,29 @@ class _Run:
         with self.ranks.together():
             data = self.prepare()
         self.ranks.compare(data.digests)
+        if data.train.config.solver == "direct":
+            return self.publish(self.solve(data))
         assembly, shards = self.assemble(data)
         self.fit(data, assembly, shards)
-        return self.publish(assembly)
+        return self.publish(assembly.bundle)
+
+    def solve(self, data: _Data) -> Bundle:
+        """Solves directly, stage by stage; only once it is clear that it can be done is the folder this run's."""
+        config, plan = data.train.config, direct_plan(data.train)
+        self.run = self.claim(config, data)
+        if os.path.isdir(self.model_folder) or os.path.isdir(f"{self.model_folder}.old"):
+            self.report(f"the run is finished, model in {self.model_folder}")  # it is saved last of all
+            return Bundle.load(config.out, device="cpu")
+        stages = StageFolder(os.path.join(config.out, CHECKPOINTS), self.run, self.report)
+        bundle = solve(data.train, plan, stages, self.report)
+        self.report(f"head: {bundle.model.head_bytes() / 2**20:.1f} MiB")
+        if data.held_out is not None:
+            calibrate_(bundle, *data.held_out)
+        bundle.save(self.model_folder, run=self.run)
+        if not config.keep_stages:
+            stages.remove()
+        self.report(f"trained in {time.monotonic() - self.began:.0f} s, model in {self.model_folder}")
+        return bundle
 
     def prepare(self) -> _Data:
         """Reads the data; refuses a folder that holds another run."""
@@ -198,9 +222,9 @@ class _Run:
         bundle.save(self.model_folder, shards, run=self.run)
         self.report(f"trained in {time.monotonic() - self.began:.0f} s, model in {self.model_folder}")
 
-    def publish(self, assembly: Assembly) -> dict[str, Any]:
-        """Evaluates on the test split; draws the curves."""
-        config, bundle, metrics = self.config, assembly.bundle, {}
+    def publish(self, bundle: Bundle) -> dict[str, Any]:
+        """Evaluates on the test split; draws the curves, where there are any."""
+        config, metrics = self.config, {}
         if config.test:
             with self.ranks.together(), self.ranks.in_turn(config.encoder == "transformer"):
                 inputs, rows = prepared_split(
@@ -214,9 +238,9 @@ class _Run:
             if not self.ranks.alone:
                 self.ranks.compare({"the test data": digest(inputs, bundle.vocabulary.encode(rows), rows.names)})
             metrics = score(bundle, inputs, rows, config.test_filter)
-        if self.ranks.first:
-            if metrics:
-                publish(metrics, os.path.join(config.out, "metrics.json"), self.report)
+        if self.ranks.first and metrics:
+            publish(metrics, os.path.join(config.out, "metrics.json"), self.report)
+        if self.ranks.first and config.solver != "direct":
             _draw(self.log_path, os.path.join(config.out, "curves.png"), self.report)
         return metrics
 
@@ -225,6 +249,8 @@ def _packages(config: TrainingConfig) -> list[str]:
     """What is imported only after the data have been read."""
     if config.encoder == "transformer":
         return ["transformers"]
+    if config.solver == "direct":
+        return [] if config.effort == "fast" else ["sklearn"]
     factorised = config.encoder == "bow" and config.embedding_dim and config.svd_init
     return ["sklearn"] if factorised or config.grouping == "clustered" or config.auxiliary_weight else []
 

@@ -1,0 +1,3 @@
+"""How hard the solver may try: names only, so that a command line knows them without NumPy."""
+
+EFFORTS = ("fast", "normal", "best")
