@@ -62,6 +62,7 @@ OF_FILES = {
     "valid_labels",
     "text_field",
     "label_field",
+    "label_separator",
     "encoder",
     "device",
     "head",
