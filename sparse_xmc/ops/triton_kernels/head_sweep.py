@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
@@ -12,7 +11,7 @@ from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import input_gradient, linear_inverted
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES
-from sparse_xmc.ops.triton_kernels._launch import on_device, padded
+from sparse_xmc.ops.triton_kernels._launch import cdiv, launch, on_device, padded
 from sparse_xmc.ops.triton_kernels._surround import finish_kernel, prepare_kernel
 from sparse_xmc.ops.triton_kernels.head_kernel import fused_head
 from sparse_xmc.ops.triton_kernels.head_tiling import Tiling, operands, tiling
@@ -91,7 +90,7 @@ def sweep(
     call = _Call(x, layer, positives, objective, scaling, wanted, update, plan, way)
     chunk = input_gradient.labels_at_once(padded(B), x.dtype, plan.block_l) if way == "rows" else L
     parts = [(first, min(first + chunk, L)) for first in range(0, L, chunk)]
-    programs = min(plan.tiles, triton.cdiv(chunk, plan.block_l) if way == "rows" else plan.tiles, _most_programs(call))
+    programs = min(plan.tiles, cdiv(chunk, plan.block_l) if way == "rows" else plan.tiles, _most_programs(call))
     memory = _allocate(call, len(parts), programs)
     with on_device(x):
         try:
@@ -128,7 +127,7 @@ def _allocate(call: _Call, parts: int, programs: int) -> _Memory:
         dxt = torch.zeros(programs, *shape, dtype=acc, device=x.device)
     elif call.way != "none":
         dxt = torch.empty(shape, dtype=acc, device=x.device)
-    buckets = triton.cdiv(call.layer.weight.shape[0], plan.width)
+    buckets = cdiv(call.layer.weight.shape[0], plan.width)
     sums = torch.empty(parts, programs, dtype=acc, device=x.device) if call.wanted.loss else None
     if call.need_weight:
         scale = torch.empty((), dtype=acc, device=x.device)
@@ -146,9 +145,10 @@ def _allocate(call: _Call, parts: int, programs: int) -> _Memory:
 def _prepare(call: _Call, memory: _Memory) -> None:
     x, scaling, update, labels = call.x, call.scaling, call.update, call.positives.labels
     (B, D), buckets = x.shape, memory.starts.shape[0] - 1
-    transposing = triton.cdiv(D, _BLOCK) * triton.cdiv(memory.xt.shape[1], _BLOCK)
-    prepare_kernel[(transposing + triton.cdiv(buckets + 1, _BUCKETS),)](
-        x, *x.stride(), memory.xt, memory.dxt if call.way in ("atomic", "rows") else None, labels, memory.starts,
+    transposing = cdiv(D, _BLOCK) * cdiv(memory.xt.shape[1], _BLOCK)
+    launch(
+        prepare_kernel, (transposing + cdiv(buckets + 1, _BUCKETS),), x, *x.stride(), memory.xt,
+        memory.dxt if call.way in ("atomic", "rows") else None, labels, memory.starts,
         memory.bad, scaling.upstream, scaling.loss_scale if call.in_place else None, memory.scale,
         *((None, None) if update is None else (update.applied, memory.correction)),
         B, D, memory.xt.shape[1], labels.shape[0], buckets, transposing, scaling.divisor,
@@ -161,7 +161,7 @@ def _sweep_labels(call: _Call, memory: _Memory, part: int, programs: int, first:
     """Launches the head over the labels ``first`` to ``last - 1`` and, in the way "rows", sums their input gradient."""
     x, layer, plan = call.x, call.layer, call.plan
     (B, D), (L, K), stride = x.shape, layer.weight.shape, memory.xt.shape[1]
-    tiles = (0, plan.tiles) if plan.dot else (first // plan.block_l, triton.cdiv(last, plan.block_l))
+    tiles = (0, plan.tiles) if plan.dot else (first // plan.block_l, cdiv(last, plan.block_l))
     dz = old = None
     if call.way == "rows":
         dz = torch.empty(last - first, stride, dtype=input_gradient.dz_dtype(x.dtype), device=x.device)
@@ -170,8 +170,8 @@ def _sweep_labels(call: _Call, memory: _Memory, part: int, programs: int, first:
     goal, wanted, update = call.objective, call.wanted, call.update or Update()
     lr, lr_ptr = _number_or_pointer(update.lr)
     step, step_ptr = _number_or_pointer(update.step)
-    fused_head[(programs,)](
-        memory.xt, layer.weight, layer.indices, layer.bias, *call.positives[:2], memory.starts,
+    launch(
+        fused_head, (programs,), memory.xt, layer.weight, layer.indices, layer.bias, *call.positives[:2], memory.starts,
         goal.pos_weight, goal.sample_weight, sums, memory.dxt, dz, old, wanted.dw, wanted.db,
         memory.scale, memory.bad, *update[:4], memory.correction, lr_ptr, step_ptr,
         B, D, stride, L, *tiles, goal.gamma_pos, goal.gamma_neg, goal.clip,
@@ -230,12 +230,12 @@ def _finish(call: _Call, memory: _Memory) -> tuple[Tensor | None, Tensor | None]
     programs = 1
     if memory.dxt is not None:
         dx = torch.empty(B, D, dtype=x.dtype, device=x.device)
-        programs = max(1, triton.cdiv(D, _BLOCK) * triton.cdiv(stride, _BLOCK))
+        programs = max(1, cdiv(D, _BLOCK) * cdiv(stride, _BLOCK))
     if memory.sums is not None:
         loss = torch.empty((), dtype=memory.sums.dtype, device=x.device)
     if dx is not None or loss is not None or call.in_place:
-        finish_kernel[(programs,)](
-            memory.dxt, dx, memory.sums, loss, scaling.upstream, memory.scale, memory.bad,
+        launch(
+            finish_kernel, (programs,), memory.dxt, dx, memory.sums, loss, scaling.upstream, memory.scale, memory.bad,
             None if call.update is None else call.update.applied, B, D, stride,
             0 if memory.sums is None else memory.sums.numel(), scaling.divisor,
             BLOCK_B=_BLOCK, BLOCK_D=_BLOCK, BLOCK_S=2048, num_warps=4,

@@ -1,5 +1,6 @@
 """Tiles of the fused head: pure functions of shapes and dtypes, and how ``tl.dot`` multiplies in it."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class Tiling(NamedTuple):
     maxnreg: int | None = None
 
 
+@functools.cache
 def tiling(
     B: int, L: int, K: int, G: int, dtype: torch.dtype, *, one_label: bool = False, few_registers: bool = False
 ) -> Tiling:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import on_device
+from sparse_xmc.ops.triton_kernels._launch import launch, on_device
 
 MAX_ENTRIES = 4096  # of one program
 
@@ -76,10 +76,10 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     labels = torch.empty(nnz, dtype=torch.int64, device=col.device)
     rows = torch.empty(nnz, dtype=torch.int32, device=col.device)
     good = torch.empty((), dtype=torch.bool, device=col.device)
-    entries = max(32, triton.next_power_of_2(nnz))
+    entries = max(32, 1 << (nnz - 1).bit_length())
     with on_device(col):
-        sort_kernel[(1,)](
-            crow.contiguous(), col.contiguous(), labels, rows, good, num_rows, nnz, num_labels,
+        launch(
+            sort_kernel, (1,), crow.contiguous(), col.contiguous(), labels, rows, good, num_rows, nnz, num_labels,
             N=entries, num_warps=max(1, min(8, entries // 128)),
         )  # fmt: skip
     torch._assert_async(
