@@ -51,6 +51,27 @@ def test_equals_a_stable_sort(shape, k, device):
     assert torch.equal(labels, truth[1]) and torch.equal(scores.double(), truth[0])
 
 
+@pytest.mark.parametrize("k", [1, 3, 7, 20])
+@pytest.mark.parametrize("G", [8, 16, 100])
+def test_equal_scores_in_several_groups_go_by_label(G, k, device):
+    problem = exact_problem(B=3, L=131, D=24, K=8, G=G, device=device)
+    problem.weight.zero_()
+    problem.bias.zero_()
+    problem.bias[[5, 40, 41, 77, 90, 130]] = 2.0
+    scores, labels = run(problem, k)
+    truth = expected_topk(problem, k)
+    assert torch.equal(labels, truth[1]) and torch.equal(scores.double(), truth[0])
+
+
+def test_nan_comes_before_infinity_in_another_group(device):
+    problem = exact_problem(B=2, L=64, D=24, K=8, G=16, device=device)
+    problem.bias[3], problem.bias[50], problem.bias[63] = float("inf"), float("nan"), float("inf")
+    problem.bias[20:40] = -float("inf")
+    scores, labels = run(problem, 3)
+    assert labels.tolist() == [[50, 3, 63]] * 2
+    assert scores[:, 0].isnan().all() and scores[:, 1:].isposinf().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("G", [1, 16])
 def test_dtypes(dtype, G, device):

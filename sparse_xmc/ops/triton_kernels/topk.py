@@ -1,10 +1,9 @@
 """Top-k labels in one sweep over label tiles: memory ``O(B * k * splits)``, no ``[B, L]`` tensor.
 
-A program walks over the label tiles of its split with the best keys of its batch rows in registers. A key is an int64:
-the float32 score as an integer of the same order above the complement of the label, so that greater keys are better
-scores or, at equal scores, smaller labels, and no two are equal. A tile is merged only if it beats a row's worst key.
-The splits' keys are merged by ``torch.topk``. For k beyond ``MAX_KEEP`` the sweep is repeated below the last key found.
-float64 layers go another way (``topk_float64.py``).
+A program walks over the label tiles of its split with the best keys (``_keys``) of its batch rows in registers. A tile is
+merged only if it beats a row's worst key. The splits' keys are merged by ``torch.topk``. For k beyond ``MAX_KEEP`` the sweep
+is repeated below the last key found. Labels in groups go another way (``topk_by_tiles``) unless some are excluded, and so do
+float64 layers (``topk_float64``).
 """
 
 import functools
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._backend import interpreting
-from sparse_xmc.ops.triton_kernels import topk_float64
+from sparse_xmc.ops.triton_kernels import topk_by_tiles, topk_float64
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import dot_terms
+from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack, unpack
 from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
@@ -29,16 +29,6 @@ MAX_KEEP = 128
 MAX_SPLITS = 64
 PROGRAMS = 512
 BY_RANK = interpreting()
-LOWEST = tl.constexpr(-(1 << 63))
-
-
-@triton.jit
-def _pack(score, label):
-    """Keys of scores ``[N, M]`` of labels ``[M]``; nan counts as the greatest score, -0 as 0."""
-    score = tl.where(score != score, float("nan"), score + 0.0)
-    bits = score.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - label.to(tl.int64))[None, :]
 
 
 @triton.jit
@@ -165,7 +155,7 @@ def _topk(
             score *= tl.load(scale_ptr + label, mask=known, other=0.0)[None, :]
         if bias_ptr is not None:
             score += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)[None, :]
-        keys = tl.where(known[None, :] & row[:, None], _pack(score, label), LOWEST)
+        keys = tl.where(known[None, :] & row[:, None], pack(score, label[None, :]), LOWEST)
         worst = tl.min(best, 1)
         keys = tl.where(keys < ceiling[:, None], keys, LOWEST)
         better = tl.max((keys > worst[:, None]).to(tl.int32))
@@ -207,6 +197,8 @@ def topk(
     weight, indices = weight.contiguous(), indices.contiguous()
     bias, weight_scale = (None if t is None else t.contiguous() for t in (bias, weight_scale))
     layer = (weight, indices, bias, weight_scale)
+    if group_size >= topk_by_tiles.SMALLEST_GROUP and k <= MAX_KEEP and exclude_offsets is None:
+        return unpack(topk_by_tiles.best_keys(x, *layer, k, group_size), x.dtype)
     xt = feature_major(x)
     found: list[Tensor] = []
     ceiling = None
@@ -215,10 +207,7 @@ def topk(
         found.append(keys)
         ceiling = keys[:, -1].contiguous()
         k -= keys.shape[1]
-    keys = torch.cat(found, dim=1)
-    ordered = keys >> 32
-    bits = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(torch.int32)
-    return bits.view(torch.float32).to(x.dtype), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+    return unpack(torch.cat(found, dim=1), x.dtype)
 
 
 def _best_keys(
@@ -267,8 +256,9 @@ def compile_cases() -> Iterator[CompileCase]:
     for dtype, weight_dtype, K, G, k, exclude in (
         (torch.bfloat16, torch.bfloat16, 32, 1, 5, False),
         (torch.float32, torch.float32, 32, 1, 100, True),
-        (torch.bfloat16, torch.bfloat16, 64, 32, 100, False),
+        (torch.bfloat16, torch.bfloat16, 64, 32, 5, False),
         (torch.float32, torch.float32, 64, 32, 10, False),
+        (torch.bfloat16, torch.bfloat16, 64, 32, 100, True),
         (torch.bfloat16, QUANTIZED_DTYPE, 32, 1, 5, False),
         (torch.bfloat16, QUANTIZED_DTYPE, 64, 32, 10, False),
     ):
@@ -280,4 +270,4 @@ def compile_cases() -> Iterator[CompileCase]:
         kind = str(dtype).removeprefix("torch.") + ",8-bit weights" * (scale is not None)
         name = f"[{kind},K={K},G={G},k={k}{',exclude' * exclude}]"
         arguments: Any = (*layer, k, G, *csr, scale)
-        yield CompileCase(name, functools.partial(topk, *arguments), wgmma=False)
+        yield CompileCase(name, functools.partial(topk, *arguments), wgmma=not exclude and G > 1)

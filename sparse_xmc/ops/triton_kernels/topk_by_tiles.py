@@ -1,0 +1,179 @@
+"""Top-k of labels in groups, in two passes over tiles of labels.
+
+The k best labels of a row lie in the k tiles with the greatest maxima (equal ones: the first tiles), for each of those
+holds a label that comes before all labels of the tiles behind it. So a sweep like the forward one keeps only the maximum of
+every tile, ``torch.topk`` chooses k tiles a row, and the scores of their labels are computed again. No sorting network
+stands in the sweep, and its batch tile is as wide as that of the forward pass. Sums of the two passes may round
+differently: tiles whose maxima differ by less than that count as equal.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparse_xmc.ops.triton_kernels._dot import dot_terms
+from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
+from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
+from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
+from sparse_xmc.ops.triton_kernels.head_tiling import operands
+
+SMALLEST_GROUP = 8  # below it the maxima are too large a share of the logits
+MAXIMA_BYTES = 64 << 20  # of the maxima, all together: more rows take several rounds
+
+
+class _Layer(NamedTuple):
+    weight: Tensor
+    indices: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    group_size: int
+
+
+@triton.jit
+def _greater(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit(do_not_specialize=["B", "L"])
+def tile_maxima_kernel(
+    xt_ptr,  # [D, stride], zeros from column B on
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [R, K]
+    bias_ptr,  # [L] | None
+    scale_ptr,  # [L] with 8-bit weights | None
+    keys_ptr,  # [tiles, stride]: maximum above the complement of the tile
+    stride,
+    L,
+    tiles,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    DOT: tl.constexpr,
+    TERMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tile = pid % tiles
+    offs_b = pid // tiles * BLOCK_B + tl.arange(0, BLOCK_B)
+    PARTS: tl.constexpr = (G + BLOCK_L - 1) // BLOCK_L
+    group = (tile // PARTS).to(tl.int64)
+    first = group * G + tile % PARTS * BLOCK_L
+    member = tl.arange(0, BLOCK_L)
+    known = member < tl.minimum(L - first, G - tile % PARTS * BLOCK_L).to(tl.int32)
+    score = tl.zeros((BLOCK_B, BLOCK_L), tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        slot = offs_k < K
+        weight_ptrs = weight_ptr + first * K + member[:, None] * K + offs_k[None, :]
+        if EVEN:
+            column = tl.load(indices_ptr + group * K + offs_k).to(tl.int64)  # [BLOCK_K]
+            x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :])  # [BLOCK_K, BLOCK_B]
+            weight = tl.load(weight_ptrs, mask=known[:, None], other=0)  # [BLOCK_L, BLOCK_K]
+        else:
+            column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)  # [BLOCK_K]
+            inside = slot[:, None] & (offs_b < stride)[None, :]
+            x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=inside, other=0.0)
+            weight = tl.load(weight_ptrs, mask=known[:, None] & slot[None, :], other=0)  # [BLOCK_L, BLOCK_K]
+        weight = decode(weight)
+        if TERMS > 1:
+            weight = weight.to(tl.float32)
+        score = dot_terms(tl.trans(x), tl.trans(weight), score, DOT, TERMS, PRECISION)
+    if scale_ptr is not None:
+        score *= tl.load(scale_ptr + first + member, mask=known, other=0.0)[None, :]  # [BLOCK_L]
+    if bias_ptr is not None:
+        score += tl.load(bias_ptr + first + member, mask=known, other=float("-inf")).to(tl.float32)[None, :]
+    else:
+        score += tl.where(known, 0.0, float("-inf"))[None, :]
+    best = tl.reduce(score, 1, _greater)  # [BLOCK_B]
+    keys = pack(best, tl.zeros((BLOCK_B,), tl.int64) + tile)
+    tl.store(keys_ptr + tile.to(tl.int64) * stride + offs_b, keys, mask=offs_b < stride)
+
+
+@triton.jit(do_not_specialize=["L", "count"])
+def rescore_kernel(
+    x_ptr,  # [B, D]
+    weight_ptr,  # [L, K]
+    indices_ptr,  # [R, K]
+    bias_ptr,  # [L] | None
+    scale_ptr,  # [L] with 8-bit weights | None
+    chosen_ptr,  # [count, B]: keys of tiles
+    keys_ptr,  # [B, count, BLOCK_L]
+    B,
+    D,
+    L,
+    count,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    row, place = (tl.program_id(0) // count).to(tl.int64), tl.program_id(0) % count
+    PARTS: tl.constexpr = (G + BLOCK_L - 1) // BLOCK_L
+    tile = 0xFFFFFFFF - (tl.load(chosen_ptr + place * B + row) & 0xFFFFFFFF)
+    group = tile // PARTS
+    first = group * G + tile % PARTS * BLOCK_L
+    member = tl.arange(0, BLOCK_L)
+    known = member < tl.minimum(L - first, G - tile % PARTS * BLOCK_L).to(tl.int32)
+    score = tl.zeros((BLOCK_L,), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        slot = offs_k < K
+        column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)  # [BLOCK_K]
+        x = tl.load(x_ptr + row * D + column, mask=slot, other=0.0).to(tl.float32)  # [BLOCK_K]
+        weight_ptrs = weight_ptr + first * K + member[:, None] * K + offs_k[None, :]
+        weight = decode(tl.load(weight_ptrs, mask=known[:, None] & slot[None, :], other=0))  # [BLOCK_L, BLOCK_K]
+        score += tl.sum(weight.to(tl.float32) * x[None, :], 1)
+    if scale_ptr is not None:
+        score *= tl.load(scale_ptr + first + member, mask=known, other=0.0)  # [BLOCK_L]
+    if bias_ptr is not None:
+        score += tl.load(bias_ptr + first + member, mask=known, other=0.0).to(tl.float32)  # [BLOCK_L]
+    keys = tl.where(known, pack(score, first + member), LOWEST)
+    tl.store(keys_ptr + (row * count + place) * BLOCK_L + member, keys)
+
+
+def best_keys(
+    x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, scale: Tensor | None, k: int, group_size: int
+) -> Tensor:
+    """The k greatest keys (``_keys``) of every row: [B, k], descending."""
+    layer = _Layer(as_stored(weight), indices, bias, scale, group_size)
+    block_l = min(max(16, triton.next_power_of_2(group_size)), 64)
+    tiles = indices.shape[0] * triton.cdiv(group_size, block_l)
+    rows = max(16, MAXIMA_BYTES // (8 * tiles) // 16 * 16)
+    precision = operands(x.dtype, weight.dtype)
+    with on_device(x):
+        parts = [_best_keys(part.contiguous(), layer, k, tiles, block_l, precision) for part in x.split(rows)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _best_keys(
+    x: Tensor, layer: _Layer, k: int, tiles: int, block_l: int, precision: tuple[tl.dtype, int, str]
+) -> Tensor:
+    (B, D), (L, K), G = x.shape, layer.weight.shape, layer.group_size
+    if B == 0:
+        return torch.empty(0, k, dtype=torch.int64, device=x.device)
+    xt = feature_major(x)
+    stride = xt.shape[1]
+    # float32 products without tensor cores keep their operands in registers
+    widest_b, widest_k = (128, 64) if precision[0].primitive_bitwidth == 16 else (32, 32)
+    block_b = min(widest_b, max(16, triton.next_power_of_2(B)))
+    block_k = min(widest_k, max(16, triton.next_power_of_2(K)))
+    maxima = torch.empty(tiles, stride, dtype=torch.int64, device=x.device)
+    operand, terms, product = precision
+    tile_maxima_kernel[(tiles * triton.cdiv(stride, block_b),)](
+        xt, *layer[:4], maxima, stride, L, tiles,
+        K=K, G=G, DOT=operand, TERMS=terms, PRECISION=product, EVEN=K % block_k == 0 and stride % block_b == 0,
+        BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
+    )  # fmt: skip
+    count = min(k, tiles)
+    chosen = maxima[:, :B].topk(count, dim=0).values.contiguous()
+    keys = torch.empty(B, count * block_l, dtype=torch.int64, device=x.device)
+    rescore_kernel[(B * count,)](
+        x, *layer[:4], chosen, keys, B, D, L, count, K=K, G=G, BLOCK_L=block_l, BLOCK_K=block_k, num_warps=2
+    )  # fmt: skip
+    return keys.topk(k, dim=1).values
