@@ -195,6 +195,10 @@ def _main_run(rows: pd.DataFrame) -> str:
     return str(counts[counts == counts.max()].index.max())
 
 
+def _held(part: pd.DataFrame) -> pd.Series:
+    return part["peak_bytes"] + part["persistent_bytes"]
+
+
 def _median(part: pd.DataFrame) -> pd.Series:
     return part["p50_ms"]
 
@@ -218,28 +222,46 @@ def _draw_step_time(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def _draw_peak_memory(axes: Axes, part: pd.DataFrame) -> None:
-    _lines(axes, part, "L", lambda p: p["peak_bytes"] + p["persistent_bytes"])
+    _lines(axes, part, "L", _held)
     _labels_axis(axes, part["L"])
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
     axes.set_ylabel("weights + indices + peak of the step")
 
 
+def _write_gain(axes: Axes, part: pd.DataFrame, value: Callable[[pd.DataFrame], pd.Series], word: str) -> None:
+    """The ratio of the dense layer to the fused head where both were measured in one run, at the most labels."""
+    good = part[(part["status"] == "ok") & part["provider"].isin(("dense", "sparse_xmc_fused"))]
+    pairs = [pair for _, pair in good.groupby(["run", "L"]) if set(pair["provider"]) == {"dense", "sparse_xmc_fused"}]
+    if not pairs:
+        return
+    most = max(pairs, key=lambda pair: (pair["L"].iloc[0], pair["run"].iloc[0])).set_index("provider")
+    dense, own = (float(value(most.loc[[name]]).iloc[0]) for name in ("dense", "sparse_xmc_fused"))
+    place = float(most["L"].iloc[0])
+    axes.annotate("", (place, own), (place, dense), arrowprops={"arrowstyle": "->", "color": "black", "linewidth": 1.4})
+    text = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "black", "linewidth": 0.8}
+    middle = (dense * own) ** 0.5
+    axes.text(
+        place, middle, f"{dense / own:.0f}x {word}", ha="center", va="center", fontsize=9.5, weight="bold", bbox=text
+    )
+
+
 def headline(rows: pd.DataFrame) -> plt.Figure | None:
     """Peak memory and time of a training step against the number of labels, side by side."""
     parts = [
-        ("Peak memory of a training step", _slice(rows, "memory", "step", "L"), _draw_peak_memory),
-        ("Time of a training step", _slice(rows, "time", "step", "L"), _draw_step_time),
+        ("Peak memory of a training step", _slice(rows, "memory", "step", "L"), _draw_peak_memory, _held, "smaller"),
+        ("Time of a training step", _slice(rows, "time", "step", "L"), _draw_step_time, _median, "faster"),
     ]
-    if any(part.empty for _, part, _ in parts):
+    if any(part.empty for _, part, *_ in parts):
         return None
     figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
-    for axes, (title, part, draw) in zip(all_axes, parts, strict=True):
+    for axes, (title, part, draw, value, word) in zip(all_axes, parts, strict=True):
         axes.set_title(title, fontsize=11.5, loc="left", fontweight="bold")
         _plain(axes)
         draw(axes, part)
+        _write_gain(axes, part, value, word)
         axes.tick_params(axis="x", labelsize=8)
-    _caption(figure, _conditions(pd.concat([part for _, part, _ in parts]), "B", "D", "K"))
+    _caption(figure, _conditions(pd.concat([part for _, part, *_ in parts]), "B", "D", "K"))
     figure.subplots_adjust(wspace=0.24)
     return _legend(figure)
 
