@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -205,7 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, OSError):  # a stream of another kind takes what it takes
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = make_parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     resume = _RESUME * (options.command == "train")
     try:
         with announcing_compilation() if options.command in _COMPILE else contextlib.nullcontext():

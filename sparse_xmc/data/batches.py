@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenRows
+
+# torch says so once of every process; what is used of CSR here is stable
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class Inputs(Protocol):
