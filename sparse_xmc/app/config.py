@@ -294,13 +294,13 @@ class TrainingConfig:
     propensity_a: float = option(
         0.55,
         "A of the propensity model (0.5 for Wikipedia, 0.6 for Amazon sets)",
-        range="(0, inf)",
+        range="(0, 10]",
         identity="never",
     )
     propensity_b: float = option(
         1.5,
         "B of the propensity model (0.4 for Wikipedia, 2.6 for Amazon sets)",
-        range="(0, inf)",
+        range="(0, 1e6]",
         identity="never",
     )
     timeout: float = option(
