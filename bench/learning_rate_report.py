@@ -7,7 +7,7 @@ from collections import defaultdict
 from bench import environment
 from bench.rows import Row
 
-PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"), ("S3Rec-Beauty", "AdamW"))
+PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"))  # the next items of a short training tell rates apart by 1 %
 COLOURS = {0: "black", 16: "#1b9e77", 32: "#d95f02", 64: "#7570b3"}
 RULES = {0.0: "lr", 0.5: "lr (D/K)^0.5", 1.0: "lr D/K"}  # by the power of D / K
 FIGURE = environment.REPOSITORY / "reports" / "learning_rate.png"
@@ -69,7 +69,7 @@ def draw(rows: list[Row], path: str) -> None:
                 axis.plot(*zip(*shown, strict=True), ".-", color=colour, label=f"K = {fan_in}" if fan_in else "dense")
                 best = best_rate(shown)
                 axis.plot([best], [dict(shown)[best]], marker="*", markersize=14, color=colour)
-            axis.set(xscale="log", ylim=(lowest * 0.98, lowest * (1.1 if data == "S3Rec-Beauty" else 1.45)))
+            axis.set(xscale="log", ylim=(lowest * 0.98, lowest * 1.45))
             axis.grid(alpha=0.3)
             axis.set_title(f"{data}, {optimizer}\nweights of the head: {rule}", fontsize=9, loc="left")
         axes[-1, column].set_xlabel("lr (stars: best)")

@@ -78,7 +78,16 @@ class Recommender(nn.Module):
     """Embedding, causal transformer, a wide layer, and a head over all items."""
 
     def __init__(
-        self, num_items: int, *, head: str, fan_in: int, width: int, features: int, length: int, dropout: float
+        self,
+        num_items: int,
+        *,
+        head: str,
+        fan_in: int,
+        width: int,
+        features: int,
+        length: int,
+        dropout: float,
+        prior: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items + 1, width, padding_idx=PADDING)
@@ -88,7 +97,7 @@ class Recommender(nn.Module):
         self.wide = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.GELU(), nn.Dropout(dropout))
         nn.init.normal_(self.items.weight, std=width**-0.5)
         sizes = (features, num_items + 1)
-        self.head = DenseSoftmax(*sizes) if head == "dense" else FixedFanInLinear(*sizes, fan_in, seed=0)
+        self.head = DenseSoftmax(*sizes) if head == "dense" else FixedFanInLinear(*sizes, fan_in, seed=0, prior=prior)
         self.register_buffer("causal", nn.Transformer.generate_square_subsequent_mask(length))
 
     def features(self, sequences: Tensor) -> Tensor:
@@ -144,7 +153,15 @@ def groups_of(model: Recommender, options: argparse.Namespace) -> list[dict[str,
     return [{"params": body}, {"params": model.head.parameters(), "lr": options.head_lr}]
 
 
-def loss_options(options: argparse.Namespace, training: list[list[int]], num_items: int) -> dict[str, Any]:
+def item_counts(training: list[list[int]], num_items: int) -> Tensor:
+    """How often each item is to be predicted, plus one: unseen items are drawn too."""
+    items = torch.tensor([item for row in training for item in row[1:]])
+    counts = torch.bincount(items, minlength=num_items + 1).float() + 1.0
+    counts[PADDING] = 0
+    return counts
+
+
+def loss_options(options: argparse.Namespace, counts: Tensor) -> dict[str, Any]:
     """Keywords of ``head.loss``: the exact softmax, or one over a sample of items."""
     if options.sampling is None:
         return {"loss": "cross_entropy"}
@@ -152,9 +169,6 @@ def loss_options(options: argparse.Namespace, training: list[list[int]], num_ite
     if options.sampling != "in_batch":
         sampled["num_negatives"] = options.negatives
     if options.sampling != "uniform":
-        items = torch.tensor([item for row in training for item in row[1:]])
-        counts = torch.bincount(items, minlength=num_items + 1).float() + 1.0  # unseen items are drawn too
-        counts[PADDING] = 0
         sampled["frequencies"] = counts
     return sampled
 
@@ -176,6 +190,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[lis
         "--schedule", choices=("constant", "linear"), default="constant", help="of the rates, to 0 at the end"
     )
     parser.add_argument("--validate-every", type=int, default=1, metavar="EPOCHS")
+    parser.add_argument(
+        "--prior", action="store_true", help="start the sparse head's bias at the items' log frequencies"
+    )
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--dropout", type=float, default=0.3, help="in front of the head (default: 0.3)")
     parser.add_argument(
@@ -211,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     training = [user[:-2] for user in users if len(user) > 3]
     inputs = pad([row[:-1] for row in training], options.length)
     targets = pad([row[1:] for row in training], options.length)
+    counts = item_counts(training, num_items)
     model = Recommender(
         num_items,
         head=options.head,
@@ -219,12 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         features=options.features,
         length=options.length,
         dropout=options.dropout,
+        prior=counts / counts.sum() if options.prior else None,
     )
     optimizer = torch.optim.AdamW(groups_of(model, options), lr=options.lr, weight_decay=options.weight_decay)
     steps = options.epochs * math.ceil(len(inputs) / options.batch_size)
     decays = options.schedule == "linear"
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if decays else 1.0)
-    keywords = loss_options(options, training, num_items)
+    keywords = loss_options(options, counts)
     began, result, best = time.process_time(), {}, {}
     for epoch in range(options.epochs):
         total = 0.0
