@@ -26,9 +26,21 @@ if TYPE_CHECKING:
 Results = tuple[Tensor | None, Tensor | None]
 
 
+def _check_capture(update: Update, device: torch.device) -> None:
+    """A captured graph repeats the numbers of its capture: the rate would never change, and every replay would round with
+    the same noise."""
+    numbers = [name for name in ("lr", "step") if not isinstance(getattr(update, name), Tensor)]
+    if numbers and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{' and '.join(numbers)} of the fused update must be tensors on {device} while a CUDA graph is captured: every "
+            "replay would use the numbers of the capture"
+        )
+
+
 def _step(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
     """Runs the kernel, and tells autograd what it wrote to."""
     x, layer, positives, goal, _ = problem
+    _check_capture(update, x.device)
     results = kernels("loss", x).loss_step_(
         x, layer, positives, goal, scaling, update, need_loss=need_loss, need_x=need_x
     )
