@@ -22,6 +22,10 @@ def _run(arguments: argparse.Namespace) -> int:
     device = arguments.device or _default_device()
     limit = None if arguments.memory_limit_gib is None else int(arguments.memory_limit_gib * 2**30)
     name, plan = arguments.suite or "demo", None
+    if name == "host":
+        from bench import host
+
+        return host.measure(arguments.out)
     axes = {field: getattr(arguments, field) for field in _AXES if getattr(arguments, field) is not None}
     if axes:
         if arguments.suite or "L" not in axes:
@@ -252,7 +256,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _suite_names() -> tuple[str, ...]:
     from bench.suites import SUITES
 
-    return tuple(SUITES)
+    return (*SUITES, "host")
 
 
 def main(argv: list[str] | None = None) -> int:

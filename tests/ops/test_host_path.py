@@ -17,7 +17,7 @@ _COUNT = """
 import json, os, sys
 os.environ["SPARSE_XMC_AUTOTUNE"] = "off"
 import torch
-from tests.ops import stub_driver
+from bench import stub_driver
 stub_driver.use()
 from sparse_xmc import ops
 from sparse_xmc.optim.fused import FusedAdam, FusedSGD
