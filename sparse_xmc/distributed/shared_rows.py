@@ -43,6 +43,7 @@ class SharedRows(FixedFanInLinear):
     blocks: list[range]
     labels: range
     gathers_forward: bool
+    labels_may_change = False
 
     def loss(self, x: Tensor, targets: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
         if x.layout == torch.strided:

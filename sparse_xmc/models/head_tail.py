@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
+from sparse_xmc.models.label_changes import added_bias, added_weights, check_added, extend_, keep_, kept_labels
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
@@ -140,6 +141,36 @@ class DenseLinear(nn.Linear):
         _check_exclude(exclude, x, self.out_features)
         rows = x.reshape(-1, self.in_features)
         return topk_by_rows(lambda start, stop: self(rows[start:stop]), x.shape[:-1], k, exclude)
+
+    @torch.no_grad()
+    def add_labels_(
+        self,
+        num_labels: int,
+        x: Any = None,
+        targets: Tensor | None = None,
+        *,
+        prior: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Puts new labels behind those there are, as ``FixedFanInLinear.add_labels_``; every label reads all features."""
+        check_added(num_labels, x, targets)
+        seed = int(torch.randint(1 << 62, (), device="cpu")) if seed is None else seed
+        extend_(self, "weight", added_weights(self, num_labels, x is not None, seed), optimizer)
+        if self.bias is not None:
+            extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)
+        self.out_features += num_labels
+        self._initial_bias = None
+
+    @torch.no_grad()
+    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Takes labels out, as ``FixedFanInLinear.remove_labels_``."""
+        kept = kept_labels(labels, self.out_features).to(self.weight.device)
+        keep_(self, "weight", kept, optimizer)
+        if self.bias is not None:
+            keep_(self, "bias", kept, optimizer)
+        self.out_features = len(kept)
+        self._initial_bias = None
 
     def num_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())

@@ -13,6 +13,16 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.models import replicas
 from sparse_xmc.models.checked_indices import CheckedIndices
+from sparse_xmc.models.label_changes import (
+    added_bias,
+    added_indices,
+    added_weights,
+    check_added,
+    check_change,
+    extend_,
+    keep_,
+    kept_labels,
+)
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
 from sparse_xmc.ops._arguments import (
@@ -315,6 +325,70 @@ class FixedFanInLinear(CheckedIndices):
             replicas.broadcast([self.weight, self.indices, *state.zero, *state.mean], replicating)
             self._mark_written("indices")
         return rewired
+
+    @torch.no_grad()
+    def add_labels_(
+        self,
+        num_labels: int,
+        x: Any = None,
+        targets: Tensor | None = None,
+        *,
+        prior: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Puts new labels behind those of a trained layer, whose rows stay as they are.
+
+            head.add_labels_(100, features, new_targets, optimizer=optimizer)   # [N, D], csr [N, 100]
+
+        Args:
+            num_labels: how many.
+            x, targets: rows ``[N, in_features]`` and which of the new labels they have, CSR ``[N, num_labels]``. The
+                connections of the new labels start where their rows are, with zero weights; without them they are drawn.
+                New labels that fill up the last group share its connections.
+            prior: frequencies of the new labels, as in the constructor; None: those in ``targets``, else the smallest
+                bias there is.
+            optimizer: of torch, that holds the parameters, which are other tensors afterwards: it goes on with them.
+            seed: of what is drawn; None: from torch's global generator.
+
+        Raises:
+            ValueError, TypeError: a number or a shape is not right, or a fused optimizer is attached.
+        """
+        check_change(self)
+        check_added(num_labels, x, targets)
+        seed = draw_seed() if seed is None else seed
+        fresh = max(0, num_labels - -self.out_features % self.group_size)
+        rows = added_indices(self, fresh, x, targets, seed)
+        weights = added_weights(self, num_labels, x is not None, seed)
+        extend_(self, "weight", weights, optimizer)
+        if self.bias is not None:
+            extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)
+        self.indices = torch.cat([self.indices, rows.to(self.indices.device, self.indices.dtype)])
+        self.out_features += num_labels
+        self._initial_bias = None
+
+    def _informed(self, x: Tensor, targets: Tensor) -> Tensor:
+        return ops.informed_indices(x, targets, self.fan_in, group_size=self.group_size)
+
+    @torch.no_grad()
+    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Takes labels out; those behind move up, in their order.
+
+        Args:
+            labels: their numbers; with ``group_size`` above 1 whole groups.
+            optimizer: as in ``add_labels_``.
+
+        Raises:
+            ValueError: a number is out of range, none or a part of a group would stay, or a fused optimizer is attached.
+        """
+        check_change(self)
+        kept = kept_labels(labels, self.out_features, self.group_size).to(self.weight.device)
+        keep_(self, "weight", kept, optimizer)
+        if self.bias is not None:
+            keep_(self, "bias", kept, optimizer)
+        self.indices = self.indices[kept[:: self.group_size] // self.group_size]
+        self.out_features = len(kept)
+        self._initial_bias = None
 
     def num_bytes(self) -> int:
         """Bytes of weights, indices and bias."""

@@ -86,6 +86,9 @@ class SparseInputLinear(FixedFanInLinear):
             group_size=self.group_size,
         )
 
+    def _informed(self, x: Tensor, targets: Tensor) -> Tensor:
+        return informed_terms(_scipy(x), _scipy(targets), self.fan_in, group_size=self.group_size)
+
     def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:
         """Refuses: gradients of sparse rows go through memory.
 
@@ -102,6 +105,13 @@ class SparseInputLinear(FixedFanInLinear):
         if not self._on_cpu():
             return super().topk(x.to_dense(), k, exclude=exclude)
         return topk_by_rows(lambda start, stop: self(csr_rows(x, start, stop)), x.shape[:-1], k, exclude)
+
+
+def _scipy(matrix: Tensor) -> sp.csr_matrix:
+    import scipy.sparse as sp
+
+    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+    return sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=tuple(matrix.shape))
 
 
 def informed_terms(features: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, group_size: int = 1) -> Tensor:

@@ -1,0 +1,164 @@
+"""New labels at the end of a trained layer, and labels taken out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_xmc import ops
+from sparse_xmc.models.prior import log_odds
+from sparse_xmc.ops._arguments import num_index_rows
+
+
+def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Tensor) -> Tensor:
+    """Biases of new labels: of ``prior``, else of their frequency in ``targets``, else the smallest there is."""
+    if prior is None and targets is not None:
+        columns = targets.col_indices().long()
+        counts = torch.bincount(columns, minlength=num_labels).double()
+        odds = torch.log((counts + 1) / (targets.shape[0] - counts + 1))
+    elif prior is not None:
+        odds = torch.as_tensor(log_odds(prior, num_labels)).expand(num_labels)
+    else:
+        odds = present.min().expand(num_labels)
+    return odds.to(present.device, present.dtype)
+
+
+def added_indices(layer: Any, fresh: int, x: Any, targets: Tensor | None, seed: int) -> Tensor:
+    """Connections ``[rows, fan_in]`` of the ``fresh`` last of the new labels, which no group of older ones takes in."""
+    if not fresh:
+        return layer.indices[:0]
+    if x is None or targets is None:
+        rows = num_index_rows(fresh, layer.group_size)
+        first_row = len(layer.indices)
+        return ops.init_indices(
+            rows, layer.in_features, layer.fan_in, seed=seed, device=layer.indices.device, first_row=first_row
+        )
+    return layer._informed(x, last_columns(targets, fresh))
+
+
+def last_columns(targets: Tensor, count: int) -> Tensor:
+    """The last ``count`` columns of CSR targets."""
+    first = targets.shape[1] - count
+    if not first:
+        return targets
+    crow, columns = targets.crow_indices().long(), targets.col_indices().long()
+    kept = columns >= first
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return torch.sparse_csr_tensor(
+        before[crow],
+        columns[kept] - first,
+        torch.ones(int(kept.sum()), device=crow.device),
+        (targets.shape[0], count),
+        check_invariants=False,
+    )
+
+
+def added_weights(layer: Any, num_labels: int, informed: bool, seed: int) -> Tensor:
+    """Zero on connections that were chosen, where the first gradient decides; else as a new layer draws them."""
+    weights = layer.weight.new_zeros(num_labels, layer.weight.shape[1])
+    if not informed:
+        bound = 1 / math.sqrt(layer.weight.shape[1])
+        weights.uniform_(-bound, bound, generator=torch.Generator(weights.device).manual_seed(seed))
+    return weights
+
+
+def extend_(layer: nn.Module, name: str, rows: Tensor, optimizer: Optimizer | None) -> None:
+    """Puts rows behind those of a parameter; an optimizer's state of the new ones is that of its beginning."""
+
+    def longer(key: str, state: Tensor, group: dict[str, Any]) -> Tensor:
+        first = group.get("initial_accumulator_value", 0.0) if key == "sum" else 0.0
+        return torch.cat([state, state.new_full((len(rows), *state.shape[1:]), first)])
+
+    old = getattr(layer, name)
+    _replace(layer, name, torch.cat([old, rows.to(old.dtype)]), optimizer, longer)
+
+
+def keep_(layer: nn.Module, name: str, kept: Tensor, optimizer: Optimizer | None) -> None:
+    """Leaves only the ``kept`` rows of a parameter and of an optimizer's state of it."""
+    _replace(layer, name, getattr(layer, name)[kept], optimizer, lambda key, state, group: state[kept])
+
+
+def _replace(
+    layer: nn.Module,
+    name: str,
+    values: Tensor,
+    optimizer: Optimizer | None,
+    resized: Callable[[str, Tensor, dict[str, Any]], Tensor],
+) -> None:
+    old = getattr(layer, name)
+    new = nn.Parameter(values.detach().clone(), requires_grad=old.requires_grad)
+    setattr(layer, name, new)
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        if any(parameter is old for parameter in group["params"]):
+            group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+            state = optimizer.state.pop(old, {})
+            optimizer.state[new] = {
+                key: resized(key, value, group)
+                if isinstance(value, Tensor) and value.ndim and len(value) == len(old)
+                else value
+                for key, value in state.items()
+            }
+
+
+def check_change(layer: Any) -> None:
+    """Raises:
+    ValueError: the layer's labels are those of something else: a fused optimizer's state, several ranks.
+    """
+    if getattr(layer, "_optimizer", None) is not None:
+        raise ValueError(
+            "a fused optimizer holds state of each label: fuse_optimizer(None), change labels, attach a new one"
+        )
+    if not getattr(layer, "labels_may_change", True):
+        raise ValueError(
+            f"the labels of a {type(layer).__name__} are spread over ranks: change those of the whole layer"
+        )
+
+
+def check_added(num_labels: int, x: Any, targets: Tensor | None) -> None:
+    """Raises:
+    ValueError, TypeError: the number of new labels or the rows that tell of them are not right.
+    """
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+        raise ValueError(f"num_labels must be an integer of at least 1, got {num_labels!r}")
+    if (x is None) != (targets is None):
+        raise ValueError("x and targets come together: rows, and which new labels they have")
+    if targets is not None:
+        if not isinstance(targets, Tensor) or targets.layout != torch.sparse_csr:
+            raise TypeError(f"targets must be a torch.sparse_csr tensor, got {type(targets).__name__}")
+        if tuple(targets.shape) != (x.shape[0], num_labels):
+            raise ValueError(f"targets must be [{x.shape[0]}, {num_labels}], got {list(targets.shape)}")
+
+
+def kept_labels(labels: Any, out_features: int, group_size: int = 1) -> Tensor:
+    """The labels ``[L']`` that stay when ``labels`` go.
+
+    Raises:
+        ValueError: a label is out of range, none would stay, or a group would lose a part of its labels.
+    """
+    gone = torch.as_tensor(labels).flatten().cpu()
+    if (
+        gone.is_floating_point()
+        or gone.dtype == torch.bool
+        or (len(gone) and (gone.min() < 0 or gone.max() >= out_features))
+    ):
+        raise ValueError(f"labels must be integers in [0, {out_features}), got {gone[:8].tolist()}")
+    stays = torch.ones(out_features, dtype=torch.bool)
+    stays[gone.long()] = False
+    kept = stays.nonzero().flatten()
+    if not len(kept):
+        raise ValueError(f"a layer keeps at least one label: all {out_features} would go")
+    groups = torch.nn.functional.pad(stays, (0, -out_features % group_size), value=bool(stays[-1])).view(-1, group_size)
+    broken = (groups.any(1) != groups.all(1)).nonzero().flatten()
+    if len(broken) and group_size > 1:
+        raise ValueError(
+            f"labels go by whole groups of {group_size}, which share their connections: group {int(broken[0])} would keep "
+            f"{int(groups[broken[0]].sum())} of them"
+        )
+    return kept
