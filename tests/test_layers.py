@@ -1,6 +1,8 @@
 """Imports run downwards only, in no circle, and nothing imports the application."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,3 +88,42 @@ def test_no_library_module_imports_the_application():
         if name.startswith(("sparse_xmc.app", "sparse_xmc.sklearn", "bench")) or name == "sparse_xmc.__main__":
             continue
         assert not {m for m in _imports(path, MODULES, deferred=False) if m.startswith("sparse_xmc.app")}, name
+
+
+# Public signatures whose names are fixed, and one device function that is no entry point; CONTRIBUTING gives the reasons.
+LONG = {
+    "sparse_xmc.app.trainer.Trainer.__init__",
+    "sparse_xmc.distributed.linear.LabelShardedLinear.__init__",
+    "sparse_xmc.ops.cpu_kernels.dual_svm._descend",
+    "sparse_xmc.ops.prune_regrow.prune_regrow_",
+    "sparse_xmc.ops.reference.prune_regrow_",
+    "sparse_xmc.ops.sampled_softmax.fixed_fan_in_sampled_softmax",
+    "sparse_xmc.ops.triton_kernels.topk._scores_of_group",
+    "sparse_xmc.sklearn.SparseXMCClassifier.__init__",
+}
+ENTRY_POINT = re.compile(r"kernel\b|triton\.jit\(|tuning\.autotune")
+
+
+def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            full = f"{name}.{child.name}"
+            if isinstance(child, ast.FunctionDef):
+                yield full, child
+            yield from _functions(child, full)
+
+
+def test_no_function_takes_more_than_twelve_parameters():
+    """But for compiled entry points, whose arguments are pointers and sizes."""
+    long = set()
+    for module, path in MODULES.items():
+        if module.startswith("bench"):
+            continue
+        for name, function in _functions(ast.parse(path.read_text(encoding="utf-8")), module):
+            arguments = function.args
+            number = len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+            own = bool(arguments.args) and arguments.args[0].arg in ("self", "cls", "ctx")
+            entry = any(ENTRY_POINT.match(ast.unparse(decorator)) for decorator in function.decorator_list)
+            if number - own > 12 and not entry:
+                long.add(name)
+    assert long == LONG
