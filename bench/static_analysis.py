@@ -18,11 +18,18 @@ from typing import Any
 import triton
 
 from bench import offline, static_cases
+from bench.executed import executed
+from bench.static_comparison import comparison
 
 NAME = "static_analysis"
 _LOAD = re.compile(r"ld\.global|cp\.async\.c[ag]|(?:global|buffer)_load")
 _ARITHMETIC = re.compile(r"(?:fma|add|mul|sub)\.(?:\w+\.)*f(?:16|32|64)|v_(?:pk_)?(?:fma|fmac|add|mul|sub)_f")
 _TENSOR_CORE = ("wgmma", "mma", "mfma")
+_ROWS = 128  # of the batch in every case
+_TILES_WITH_POSITIVES = 0.03  # 5 positives a row among 670,091 labels in groups of 32
+_COUNTED_LOOPS = {"fused_head"}
+_COUNTED = {"fused_head", "tile_maxima_kernel", "rescore_kernel"}
+_BATCH_WORK = ("HGMMA", "HMMA", "REDG", "RED.", "ATOM", "STG")
 
 
 def rows_of(case: str, target: str) -> list[dict[str, Any]]:
@@ -48,11 +55,30 @@ def rows_of(case: str, target: str) -> list[dict[str, Any]]:
             "tensor_core": sum(facts.instructions.get(name, 0) for name in _TENSOR_CORE),
             "atomics": facts.instructions.get("red", 0),
             "shuffles": facts.instructions.get("shuffle", 0),
+            "executed": _executed(launch, compiled) if target == "sm_90" else None,
             "loop": loop.total(),
             "loop_loads": sum(count for name, count in loop.items() if _LOAD.match(name)),
             "loop_arithmetic": sum(count for name, count in loop.items() if _ARITHMETIC.match(name)),
         }
     return list(found.values())
+
+
+def _executed(launch: offline.Launch, compiled: Any) -> int | None:
+    """Expected instructions of a program's warps on its first batch, if it counts them; else None.
+
+    For 128 rows of a batch, which a program walks over in tiles or shares with others. Loops over the batch are those with
+    matrix products, atomics or stores; all others belong to positives, which ``_TILES_WITH_POSITIVES`` have.
+    """
+    if launch.kernel.__name__ not in _COUNTED:
+        return None
+    tiles = _ROWS // min(launch.kwargs.get("BLOCK_B", _ROWS), _ROWS)
+    walks = launch.kernel.__name__ in _COUNTED_LOOPS
+
+    def trips(names: list[str]) -> float | None:
+        return tiles if walks and any(name.startswith(_BATCH_WORK) for name in names) else None
+
+    one = executed(compiled.asm["sass"], trips, _TILES_WITH_POSITIVES)
+    return round(one * compiled.metadata.num_warps * (1 if walks else tiles))
 
 
 def _rows_or_error(case: str, target: str) -> list[dict[str, Any]]:
@@ -78,6 +104,8 @@ def regressions(row: dict[str, Any], before: dict[str, Any]) -> list[str]:
         out.append("atomics")
     if before["loop"] and row["loop"] > 1.1 * before["loop"]:
         out.append("loop")
+    if before.get("executed") and (row["executed"] or 0) > 1.03 * before["executed"]:
+        out.append("executed")
     return [f"{name} {before[name]} -> {row[name]}" for name in out]
 
 
@@ -120,21 +148,24 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         "block. `occ`: share of a multiprocessor's warps that registers and shared memory admit. `load`: bytes of the "
         "widest global load of a thread. `tc`, `red`, `shfl`: tensor-core, atomic and shuffle instructions. `loop`: "
         "instructions of the largest innermost loop, as `all / global loads / float arithmetic`, in the listing (PTX, AMD "
-        "assembler).",
+        "assembler). `run`: expected warp instructions for a tile of labels and 128 rows, counted in sm_90's machine code "
+        "(`bench/executed.py`).",
+        *comparison(rows),
     ]
     for row in rows:
         if "error" in row:
             parts += ["", f"**{row['case']} does not compile for {row['target']}**: {row['error']}"]
     rows = [row for row in rows if "error" not in row]
     for target in dict.fromkeys(row["target"] for row in rows):
-        header = "| case | kernel | tiles | warps | reg | spill | shared | occ | load | tc | red | shfl | loop |"
-        parts += ["", f"## {target}", "", header, "|---" * 3 + "|---:" * 9 + "|---|"]
+        header = "| case | kernel | tiles | warps | reg | spill | shared | occ | load | tc | red | shfl | run | loop |"
+        parts += ["", f"## {target}", "", header, "|---" * 3 + "|---:" * 10 + "|---|"]
         for row in rows:
             if row["target"] == target:
                 loop = f"{row['loop']} / {row['loop_loads']} / {row['loop_arithmetic']}" if row["loop"] else ""
                 names = ("case", "kernel", "tiles", "warps", "registers", "spilled", "shared", "occupancy")
                 names += ("load_bytes", "tensor_core", "atomics", "shuffles")
-                parts.append(f"| {' | '.join(str(row[name]) for name in names)} | {loop} |")
+                run = row.get("executed") or ""
+                parts.append(f"| {' | '.join(str(row[name]) for name in names)} | {run} | {loop} |")
     return "\n".join(parts) + "\n"
 
 

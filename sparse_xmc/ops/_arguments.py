@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._backend import interpreting
+
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 QUANTIZED_DTYPE = torch.float8_e4m3fn  # of 8-bit weights, which come with a scale per label
 INDEX_DTYPES = (torch.uint16, torch.int32)
@@ -31,6 +33,11 @@ def index_dtype(in_features: int) -> torch.dtype:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that kernels accumulate in: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def logits_stride(device: torch.device, out_features: int) -> int:
+    """How many elements rows of logits lie apart: on a GPU a multiple of 16, so that kernels store 16 bytes at once."""
+    return out_features if device.type == "cpu" and not interpreting() else -(-out_features // 16) * 16
 
 
 def num_index_rows(out_features: int, group_size: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import autocast, check_layer, compute_dtype, validate_indices
+from sparse_xmc.ops._arguments import autocast, check_layer, compute_dtype, logits_stride, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
 
@@ -32,7 +32,9 @@ linear_forward = define(
     "linear_forward(Tensor x, Tensor weight, Tensor indices, Tensor? bias, SymInt group_size,"
     " Tensor? weight_scale=None) -> Tensor",
     _forward,
-    lambda x, weight, *arguments: x.new_empty(x.shape[0], weight.shape[0]),
+    lambda x, weight, *arguments: x.new_empty_strided(
+        (x.shape[0], weight.shape[0]), (logits_stride(x.device, weight.shape[0]), 1)
+    ),
 )
 linear_backward_input = define(
     "linear_backward_input(Tensor dy, Tensor weight, Tensor indices, SymInt in_features, SymInt group_size,"

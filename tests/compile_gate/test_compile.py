@@ -51,7 +51,14 @@ def test_gate_rejects_what_it_should() -> None:
     assert "shared memory" in offline.problems(good._replace(shared=300_000), hopper)[0]
     assert "wgmma" in offline.problems(good._replace(instructions={"mma": 4}), hopper)[0]
     assert not offline.problems(good._replace(instructions={"mma": 4}), hopper, wgmma=False)
-    row = {"registers": 64, "shared": 0, "load_bytes": 16, "tensor_core": 4, "atomics": 0, "loop": 100}
+    row = {"registers": 64, "shared": 0, "load_bytes": 16, "tensor_core": 4, "atomics": 0, "loop": 100, "executed": 500}
     assert not static_analysis.regressions({**row, "registers": 70, "loop": 105}, row)
-    for name, value in (("registers", 128), ("shared", 8), ("load_bytes", 2), ("tensor_core", 0), ("loop", 150)):
+    for name, value in (
+        ("registers", 128),
+        ("shared", 8),
+        ("load_bytes", 2),
+        ("tensor_core", 0),
+        ("loop", 150),
+        ("executed", 520),
+    ):
         assert static_analysis.regressions({**row, name: value}, row)[0].startswith(name)

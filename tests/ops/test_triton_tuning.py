@@ -42,9 +42,11 @@ def test_every_shape_has_a_suitable_configuration(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem", "expected"),
     [
-        ("gather-forward", {}, {"BLOCK_L": 32, "BLOCK_B": 128}),
+        ("gather-forward", {}, {"BLOCK_L": 32, "BLOCK_B": 64}),
+        ("gather-forward", {"D": 256}, {"BLOCK_L": 32, "BLOCK_B": 128}),
+        ("gather-forward", {"D": 4096}, {"BLOCK_L": 64, "BLOCK_B": 32}),
         ("gather-forward", {"B": 1}, {"BLOCK_L": 64, "BLOCK_B": 16}),
-        ("gather-backward_weight", {}, {"BLOCK_L": 16, "BLOCK_B": 128}),
+        ("gather-backward_weight", {}, {"BLOCK_L": 32, "BLOCK_B": 64}),
         ("group-forward", {"K": 64, "G": 32}, {"BLOCK_B": 128, "BLOCK_K": 64}),
         ("group-forward", {"K": 64, "G": 32, "itemsize": 4}, {"BLOCK_B": 64, "BLOCK_K": 32}),
         ("group-backward_input", {"B": 64, "K": 64, "G": 32}, {"BLOCK_B": 64, "BLOCK_K": 64}),
@@ -95,7 +97,7 @@ class Gpu:
         return [time] * len(quantiles)
 
     def forward(self, B: int, L: int = 1000, G: int = 1) -> dict[str, object]:
-        x, weight = torch.empty(B, 768, device="meta"), torch.empty(L, 32, device="meta")
+        x, weight = torch.empty(B, 256, device="meta"), torch.empty(L, 32, device="meta")
         indices = torch.empty(triton.cdiv(L, G), 32, dtype=torch.uint16, device="meta")
         linear.forward(x, weight, indices, None, G)
         return self.launched[-1]
@@ -150,7 +152,10 @@ def test_off_takes_the_default_and_full_searches_again(gpu: Gpu) -> None:
     with tuning.forced("off"):
         default = gpu.forward(128)
     kernel = linear_gather.forward_kernel
-    assert default["BLOCK_B"] == suitable(kernel.configs, kernel.suits, shape(L=1000, itemsize=4))[0].kwargs["BLOCK_B"]
+    assert (
+        default["BLOCK_B"]
+        == suitable(kernel.configs, kernel.suits, shape(L=1000, D=256, itemsize=4))[0].kwargs["BLOCK_B"]
+    )
     assert gpu.timed == searched
     with tuning.forced("full"):
         gpu.forward(128)

@@ -11,6 +11,8 @@ from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from sparse_xmc.ops._arguments import logits_stride
+
 # rows of a feature-major matrix start at multiples of this, so that any 16-byte load of a row is aligned and unmasked
 ROW_ALIGNMENT = 16
 
@@ -115,3 +117,24 @@ def batch_major(sums: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     """``sums [D, >= B] -> [B, D]`` contiguous in ``dtype``: the way back of ``feature_major``, rounding once."""
     out = torch.empty(num_rows, sums.shape[0], dtype=dtype, device=sums.device)
     return out.copy_(sums[:, :num_rows].t())
+
+
+def empty_logits(x: Tensor, out_features: int) -> Tensor:
+    """``[B, L]`` in x's dtype whose rows lie ``logits_stride`` apart; the gaps belong to it too, the last one included."""
+    stride = logits_stride(x.device, out_features)
+    rows = torch.empty(x.shape[0], stride, dtype=x.dtype, device=x.device)
+    if stride == out_features or x.is_meta:
+        return rows[:, :out_features]
+    # no view: the caller may change logits in place
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(
+        rows.untyped_storage(), 0, (x.shape[0], out_features), (stride, 1)
+    )
+
+
+def readable_labels(dy: Tensor) -> int:
+    """How many labels of every row of ``dy [B, L]`` may be read: more than L where rows are padded as those of logits."""
+    (B, L), stride = dy.shape, padded(dy.shape[1])
+    if dy.is_meta:
+        return stride if dy.stride() == (stride, 1) else L
+    room = dy.untyped_storage().nbytes() // dy.element_size() - dy.storage_offset()
+    return stride if dy.stride() == (stride, 1) and B * stride <= room else L

@@ -12,9 +12,11 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator
-from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._launch import batch_major, empty_logits, feature_major, on_device, padded
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
+
+SLAB_BYTES = 128 << 10
 
 
 def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
@@ -29,6 +31,13 @@ def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
     widest = min(shape.B, 256)
     tile = config["BLOCK_L"] * config["BLOCK_B"]
     return widest <= 4 * config["BLOCK_B"] <= 4 * widest and tile <= (1024 if shape.itemsize == 8 else 4096)
+
+
+def _suits_slab(config: dict[str, int], shape: tuning.Shape) -> bool:
+    """Also, where a narrower tile is allowed: the slab of x that neighbouring programs gather from fits the L1 cache."""
+    narrowest = 4 * config["BLOCK_B"] <= max(64, min(shape.B, 256))
+    fits = shape.D * config["BLOCK_B"] * shape.x_bytes <= SLAB_BYTES
+    return _suits(config, shape) and (narrowest or fits)
 
 
 _FORWARD = _configs(
@@ -73,7 +82,7 @@ _BACKWARD_WEIGHT = _configs(
 )
 
 
-@tuning.autotune(_FORWARD, _suits)
+@tuning.autotune(_FORWARD, _suits_slab)
 @triton.jit(do_not_specialize=["B", "bucket"])
 def forward_kernel(
     xt_ptr,  # [D, stride_x], zeros from column B on
@@ -82,7 +91,8 @@ def forward_kernel(
     indices_ptr,  # [L, K]
     bias_ptr,  # [L] or None
     scale_ptr,  # [L] with 8-bit weights, else None
-    y_ptr,  # [B, L]
+    y_ptr,  # [B, stride_y]; what is written from column L on does not count
+    stride_y,
     B,
     L,
     bucket,  # only a tuning key
@@ -111,8 +121,9 @@ def forward_kernel(
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + offs_l, mask=mask_l, other=0.0).to(ACC)[:, None]
 
-    y_ptrs = y_ptr + offs_b[None, :] * L + offs_l[:, None]
-    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=mask_l[:, None] & (offs_b < B)[None, :])
+    y_ptrs = y_ptr + offs_b[None, :] * stride_y + offs_l[:, None]
+    inside = (offs_l < stride_y)[:, None] & (offs_b < B)[None, :]
+    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=inside)
 
 
 @tuning.autotune(_BACKWARD_INPUT, _suits, scratch=["dxt_ptr"])
@@ -151,7 +162,7 @@ def backward_input_kernel(
         tl.atomic_add(dx_ptrs, weight[:, None] * dy, mask=mask_x, sem="relaxed")
 
 
-@tuning.autotune(_BACKWARD_WEIGHT, _suits)
+@tuning.autotune(_BACKWARD_WEIGHT, _suits_slab)
 @triton.jit(do_not_specialize=["B", "bucket"])
 def backward_weight_kernel(
     dy_ptr,  # [B, L]
@@ -202,7 +213,7 @@ def forward(
 ) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     (B, D), (L, K) = x.shape, weight.shape
-    y = torch.empty(B, L, dtype=x.dtype, device=x.device)
+    y = empty_logits(x, L)
     if B == 0:
         return y
     xt = feature_major(x)
@@ -215,6 +226,7 @@ def forward(
             bias,
             weight_scale,
             y,
+            y.stride(0),
             B,
             L,
             tuning.bucket(B, L, D),

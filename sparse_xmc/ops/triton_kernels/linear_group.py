@@ -14,7 +14,14 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight
-from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._launch import (
+    batch_major,
+    empty_logits,
+    feature_major,
+    on_device,
+    padded,
+    readable_labels,
+)
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
@@ -71,7 +78,8 @@ def forward_kernel(
     indices_ptr,  # [R, K]
     bias_ptr,  # [L] or None
     scale_ptr,  # [L] with 8-bit weights, else None
-    y_ptr,  # [B, L]
+    y_ptr,  # [B, stride_y]; what is written from column L on does not count
+    stride_y,
     B,
     L,
     R,
@@ -109,16 +117,18 @@ def forward_kernel(
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]
 
-    y_ptrs = y_ptr + offs_b[:, None] * L + labels[None, :]
-    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=(offs_b < B)[:, None] & mask_g[None, :])
+    y_ptrs = y_ptr + offs_b[:, None] * stride_y + labels[None, :]
+    inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < stride_y))[None, :]
+    tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=inside)
 
 
 @tuning.autotune(_CONFIGS, _suits, scratch=["dxt_ptr"])
 @triton.jit(do_not_specialize=["B", "first", "bucket"])
 def backward_input_kernel(
-    dy_ptr,  # [B, L]
+    dy_ptr,  # [B, readable]
     stride_db,
     stride_dl,
+    readable,  # labels that may be read; from L on (GAPS) they do not count
     weight_ptr,  # [L, K]
     indices_ptr,  # [R, K]
     dxt_ptr,  # ATOMIC: [D, stride_x] in ACC, zeros, added to; else [num_groups * K, stride_x], one row per connection
@@ -134,6 +144,7 @@ def backward_input_kernel(
     DOT: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    GAPS: tl.constexpr,
     ATOMIC: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -154,7 +165,10 @@ def backward_input_kernel(
         labels = group * G + offs_g
         mask_g = (offs_g < G) & (labels < L)
         dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
-        dy = tl.load(dy_ptrs, mask=(offs_b < B)[:, None] & mask_g[None, :], other=0.0)
+        inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < readable))[None, :]
+        dy = tl.load(dy_ptrs, mask=inside, other=0.0)  # [BLOCK_B, BLOCK_G]
+        if GAPS:
+            dy = tl.where(mask_g[None, :], dy, 0.0)
         w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
         weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)
         sums = dot_weight(dy, weight, sums, DOT, SPLIT, PRECISION)
@@ -171,9 +185,10 @@ def backward_input_kernel(
 @tuning.autotune(_CONFIGS, _suits)
 @triton.jit(do_not_specialize=["B", "bucket"])
 def backward_weight_kernel(
-    dy_ptr,  # [B, L]
+    dy_ptr,  # [B, readable]
     stride_db,
     stride_dl,
+    readable,  # labels that may be read; from L on (GAPS) they do not count
     xt_ptr,  # [D, stride_x], zeros from column B on
     stride_x,
     indices_ptr,  # [R, K]
@@ -186,6 +201,7 @@ def backward_weight_kernel(
     ACC: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
+    GAPS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -207,7 +223,10 @@ def backward_weight_kernel(
         x_mask = mask_k[:, None] & (offs_b < stride_x)[None, :]
         x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=x_mask, other=0.0)
         dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
-        dy = tl.load(dy_ptrs, mask=(offs_b < B)[:, None] & mask_g[None, :], other=0.0)
+        inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < readable))[None, :]
+        dy = tl.load(dy_ptrs, mask=inside, other=0.0)  # [BLOCK_B, BLOCK_G]
+        if GAPS:
+            dy = tl.where(mask_g[None, :], dy, 0.0)
         acc = dot(x, dy, acc, DOT, PRECISION)
 
     dw_ptrs = dw_ptr + labels[None, :] * K + offs_k[:, None]
@@ -224,7 +243,7 @@ def forward(
 ) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     (B, D), (L, K), R = x.shape, weight.shape, indices.shape[0]
-    y = torch.empty(B, L, dtype=x.dtype, device=x.device)
+    y = empty_logits(x, L)
     if B == 0:
         return y
     xt = feature_major(x)
@@ -239,6 +258,7 @@ def forward(
             bias,
             weight_scale,
             y,
+            y.stride(0),
             B,
             L,
             R,
@@ -281,13 +301,14 @@ def _multiply_weight(
     atomic: bool,
 ) -> None:
     (B, L), K = dy.shape, weight.shape[1]
-    groups = last - first
+    groups, readable = last - first, readable_labels(dy)
     with on_device(dy):
         backward_input_kernel[
             lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * groups * triton.cdiv(out.stride(0), meta["BLOCK_B"]),)
         ](
             dy,
             *dy.stride(),
+            readable,
             weight,
             indices,
             out,
@@ -301,6 +322,7 @@ def _multiply_weight(
             G=group_size,
             ACC=accumulator(dy.dtype),
             ATOMIC=atomic,
+            GAPS=readable > L,
             BLOCK_G=_block_g(group_size, dy.dtype),
             **dot_options(dy.dtype, weight.dtype),
         )
@@ -312,11 +334,12 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
     dw = torch.empty(L, K, dtype=dtype, device=dy.device)
     xt = feature_major(x)
     block_g = _block_g(group_size, x.dtype)
-    options = dot_options(x.dtype, dy.dtype)
+    options, readable = dot_options(x.dtype, dy.dtype), readable_labels(dy)
     with on_device(dy):
         backward_weight_kernel[lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * triton.cdiv(group_size, block_g) * R,)](
             dy,
             *dy.stride(),
+            readable,
             xt,
             xt.stride(0),
             indices,
@@ -329,6 +352,7 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
             ACC=accumulator(x.dtype),
             DOT=options["DOT"],
             PRECISION=options["PRECISION"],
+            GAPS=readable > L,
             BLOCK_G=block_g,
         )
     return dw

@@ -69,6 +69,7 @@ def compile_cases() -> Iterator[CompileCase]:
         yield _step_case((half, half), K, G, "squared_hinge", momentum=True, moment=True)
         yield _step_case((half, half), K, G, "bce", moment=True)
         yield _step_case((half, half), K, G, "bce", deterministic=True)
+        yield _step_case((half, half), K, G, "bce", need_loss=False)
         problem = (*_meta_problem(half, half, K, G), Objective(), Scaling(), Needed(True, True, True))
         yield CompileCase(f"gradients[K={K},G={G}]", functools.partial(loss_gradients, *problem))
 
@@ -92,6 +93,7 @@ def _step_case(
     momentum: bool = False,
     moment: bool = False,
     deterministic: bool = False,
+    need_loss: bool = True,
 ) -> CompileCase:
     x, layer, positives = _meta_problem(*dtypes, K, G)
     scale = torch.empty((), dtype=compute_dtype(dtypes[0]), device="meta")
@@ -106,10 +108,12 @@ def _step_case(
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(deterministic)
         try:
-            loss_step_(x, layer, positives, Objective(loss), Scaling(2.0), update, need_loss=True, need_x=True)
+            loss_step_(x, layer, positives, Objective(loss), Scaling(2.0), update, need_loss=need_loss, need_x=True)
         finally:
             torch.use_deterministic_algorithms(before)
 
     names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
-    state = ",momentum" * momentum + ",moment" * moment + ",deterministic" * deterministic
+    state = (
+        ",momentum" * momentum + ",moment" * moment + ",deterministic" * deterministic + ",no loss" * (not need_loss)
+    )
     return CompileCase(f"step[{names},K={K},G={G},{loss}{state}]", launch)

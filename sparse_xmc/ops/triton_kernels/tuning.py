@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     """What a configuration may depend on.
 
     B, L and D are powers of two, not below the true sizes. itemsize: bytes of an operand of ``tl.dot`` (constant
-    ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it.
+    ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it. x_bytes: of an element of ``xt_ptr``.
     """
 
     B: int
@@ -51,11 +51,12 @@ class Shape(NamedTuple):
     K: int
     G: int
     itemsize: int
+    x_bytes: int = 2
 
     @staticmethod
-    def of(bucket: int, K: int, G: int, itemsize: int) -> "Shape":
+    def of(bucket: int, K: int, G: int, itemsize: int, x_bytes: int = 2) -> "Shape":
         B, L, D = (1 << (bucket >> shift & 0xFF) for shift in (0, 8, 16))
-        return Shape(B, L, D, K, G, itemsize)
+        return Shape(B, L, D, K, G, itemsize, x_bytes)
 
 
 def bucket(B: int, L: int, D: int) -> int:
@@ -142,7 +143,8 @@ class _Search:
         arguments = {**named, **kwargs}
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         operand = arguments.get("DOT", arguments["ACC"])
-        shape = Shape.of(arguments["bucket"], arguments["K"], arguments["G"], operand.primitive_bitwidth // 8)
+        x_bytes = tensors["xt_ptr"].element_size() if "xt_ptr" in tensors else 2
+        shape = Shape.of(arguments["bucket"], arguments["K"], arguments["G"], operand.primitive_bitwidth // 8, x_bytes)
         self.candidates, self.times = suitable(configs, self.suits, shape), []
         chosen = mode()
         if chosen == "off":
