@@ -11,7 +11,7 @@ from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._backend import interpreting
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
 
-MAX_DOT_FAN_IN = 256
+MAX_DOT_FAN_IN = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # beyond it a group's tile spills
 MAX_FAN_IN = 8192
 
 
@@ -44,7 +44,7 @@ def tiling(
         blocks fit a multiprocessor of sm_80 or sm_90.
     """
     batch = triton.next_power_of_2(max(B, 1))
-    if G > 1 and K <= MAX_DOT_FAN_IN and dtype != torch.float64:
+    if G > 1 and K <= MAX_DOT_FAN_IN.get(dtype, 0):
         block_k = max(16, triton.next_power_of_2(K))
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
         widest = 4096 if dtype != torch.float32 else 1024
