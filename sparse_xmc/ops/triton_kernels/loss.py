@@ -63,6 +63,11 @@ def compile_cases() -> Iterator[CompileCase]:
         ((half, half), 128, 64),
         ((half, wide), 64, 32),
         ((wide, wide), 64, 32),
+        # shapes at the edge: no multiples of 16, many labels or connections in a group
+        ((half, half), 33, 1),
+        ((half, half), 33, 32),
+        ((half, half), 64, 100),
+        ((wide, wide), 256, 32),
     ):
         yield _step_case(dtypes, K, G, "bce")
     for K, G in ((32, 1), (64, 32)):
