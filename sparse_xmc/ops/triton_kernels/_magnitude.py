@@ -82,7 +82,9 @@ def _count_rows(
 def tile_shape(fan_in: int) -> tuple[int, int]:
     """Rows and columns of a tile of slots."""
     block_k = triton.next_power_of_2(fan_in)
-    return max(1, min(32, 2048 // block_k)), block_k
+    # rows of no multiple of 16 slots are loaded element by element, each with an address of its own in registers
+    rows = min(32, 2048 // block_k) if fan_in % 16 == 0 else min(32, 2048 // block_k) // 2
+    return max(1, rows), block_k
 
 
 def lowest_counts(

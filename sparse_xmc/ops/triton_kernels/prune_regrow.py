@@ -196,7 +196,12 @@ def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, fi
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    for dtype, K, G in ((torch.bfloat16, 32, 1), (torch.bfloat16, 128, 32), (torch.float32, 64, 1)):
+    for dtype, K, G in (
+        (torch.bfloat16, 32, 1),
+        (torch.bfloat16, 128, 32),
+        (torch.float32, 64, 1),
+        (torch.bfloat16, 33, 1),
+    ):
         weight = torch.empty(4096, K, dtype=dtype, device="meta")
         indices = torch.empty(4096 // G, K, dtype=torch.uint16, device="meta")
         rows = 4096 // G
