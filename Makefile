@@ -10,7 +10,9 @@ RUN := $(VENV)/bin/python
 TRITON ?= 3.6.0
 OTHER_TRITON = $(VENV)/triton-$(TRITON)
 
-.PHONY: demo test test-triton test-without-triton docs lint clean
+FUZZ_SECONDS ?= 600
+
+.PHONY: demo test test-triton test-without-triton fuzz docs lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench demo
@@ -28,6 +30,10 @@ test-triton: $(OTHER_TRITON)/.installed
 test-without-triton: $(VENV)/.installed
 	PYTHONPATH=tests/without_triton $(RUN) -m pytest -q -n $(JOBS) \
 	    tests/ops/test_linear_cpu.py tests/ops/test_topk.py tests/models/test_linear.py tests/test_readme.py
+
+# Mutated inputs for FUZZ_SECONDS seconds a target; a failure says how to repeat it. FUZZ_SEED=N begins elsewhere.
+fuzz: $(VENV)/.installed
+	$(RUN) -m tests.fuzz --count 1000000000 --seconds $(FUZZ_SECONDS) --seed $(or $(FUZZ_SEED),0)
 
 # The documentation as a static site in build/site.
 docs: $(VENV)/.installed
