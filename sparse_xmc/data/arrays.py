@@ -12,6 +12,10 @@ from sparse_xmc.data.checked import canonical_csr, check_compressed, check_coord
 from sparse_xmc.data.errors import DataError, reading
 from sparse_xmc.data.labels import LabelRows
 
+_LONGEST_REASON = 200  # zipfile shows the whole file as a name
+# other formats than CSR tell a number of rows, for which memory is needed, without holding anything for each
+_ROWS_UNTOLD, _ROWS_PER_ENTRY = 1 << 24, 64
+
 
 def _members(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
@@ -29,6 +33,8 @@ def _assembled(parts: dict[str, np.ndarray]) -> Any:
     if len(shape) != 2 or min(shape) < 0 or parts["shape"].dtype.kind not in "iu":
         raise ValueError(f"shape {list(parts['shape'])}")
     data = parts["data"]
+    if kind != "csr" and shape[0] > _ROWS_UNTOLD + _ROWS_PER_ENTRY * data.size:
+        raise ValueError(f"{shape[0]} rows for {data.size} entries")
     if kind in ("csr", "csc"):
         major, minor = shape if kind == "csr" else shape[::-1]
         check_compressed(parts["indptr"], parts["indices"], data, major, minor)
@@ -93,4 +99,5 @@ def load_label_rows(path: str | os.PathLike[str], name: str | None = None) -> La
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+    reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "..."

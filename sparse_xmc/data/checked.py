@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 _BLOCK = 4096  # rows of a dense array checked at a time
+WIDEST = 1 << 27  # features: models hold numbers for each of them, whatever the rows use
 _KINDS = "biuf"  # booleans, integers and floats
 
 
@@ -153,7 +154,7 @@ def check_features(matrix: Any, what: str = "the features") -> sp.csr_matrix | n
     """Features ``[N, D]`` that every encoder can read: sparse ones canonical in float32, dense ones as they are.
 
     Raises:
-        TypeError, ValueError: not a matrix of real numbers, of a broken structure, too wide for 32-bit indices, or with
+        TypeError, ValueError: not a matrix of real numbers, of a broken structure, of more than 134,217,728 columns, or with
             values that are not finite in float32.
     """
     if not sp.issparse(matrix):
@@ -162,8 +163,8 @@ def check_features(matrix: Any, what: str = "the features") -> sp.csr_matrix | n
         if matrix.ndim != 2 or matrix.dtype.kind not in _KINDS:
             shape = list(matrix.shape)
             raise ValueError(f"{what} must be an array of real numbers [rows, features], got {matrix.dtype} {shape}")
-    elif matrix.ndim == 2 and matrix.shape[1] > np.iinfo(np.int32).max:
-        raise ValueError(f"{what} has {matrix.shape[1]} columns, more than 32-bit indices can tell apart")
+    elif matrix.ndim == 2 and matrix.shape[1] > WIDEST:
+        raise ValueError(f"{what} has {matrix.shape[1]} columns, more than {WIDEST}")
     else:
         matrix = canonical_csr(matrix, what, np.float32)
     check_finite(matrix)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse as sp
 
+from sparse_xmc.data.checked import WIDEST
 from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.labels import LabelRows
 from sparse_xmc.data.source import Source, numbered_lines
@@ -25,7 +26,6 @@ _LABELLED = re.compile(r"(?:[+-]?[0-9]+(?:,[+-]?[0-9]+)*)?(?:(?:^|\s)\s*[0-9]+:[
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TOO_LARGE = 2.0**128 - 2.0**103  # what rounds to infinity in float32
-_WIDEST = 2**31 - 1
 
 
 def parse_header(line: str) -> tuple[int, int, int] | None:
@@ -57,7 +57,7 @@ class _Rows:
     path: str
     width: int | None
     what: str = "feature"
-    widest: int = _WIDEST
+    widest: int = WIDEST
     columns: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("f"))
     offsets: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -182,7 +182,7 @@ def read_pairs(source: Source, what: str = "feature", *, progress: bool = False)
     """
     rows: _Rows | None = None
     header = None
-    widest = _WIDEST if what == "feature" else 2**62
+    widest = WIDEST if what == "feature" else 2**62
     for number, line in numbered_lines(source, progress=progress):
         if rows is None:
             header = two_numbers(line)

@@ -91,9 +91,17 @@ def test_coordinates_out_of_range(tmp_path):
             open_split(tmp_path / "x.npz", need_labels=False)
 
 
+def test_rows_that_a_file_only_tells_of(tmp_path):
+    """They would take 16 GiB."""
+    parts = {"format": b"csc", "shape": [2**31, 2], "data": np.ones(1), "indices": [5], "indptr": [0, 1, 1]}
+    np.savez(tmp_path / "x.npz", **parts)
+    with pytest.raises(DataError, match="x.npz: not a scipy sparse matrix: 2147483648 rows for 1 entries"):
+        open_split(tmp_path / "x.npz", need_labels=False)
+
+
 def test_wide_features_and_other_arrays(tmp_path):
     sp.save_npz(tmp_path / "x.npz", sp.csr_matrix((2, 2**40)))
-    with pytest.raises(DataError, match="1099511627776 columns, more than 32-bit"):
+    with pytest.raises(DataError, match="1099511627776 columns, more than 134217728"):
         open_split(tmp_path / "x.npz", need_labels=False)
     np.savez(tmp_path / "d.npz", np.ones((2, 3)))
     with pytest.raises(DataError, match="d.npz: not a scipy sparse matrix: it lacks 'format'"):

@@ -135,11 +135,11 @@ def test_files_that_do_not_tell_their_width(tmp_path):
     [
         ("0_1 3:1\n1 3:1\n", "a file of raw texts needs a file of labels"),
         ("1 3_0:1\n1 3:1\n", "a file of raw texts needs a file of labels"),
-        ("1 3000000000:1\n", r"a.txt:1: feature 3000000000 lies outside \[0, 2147483647\)"),
+        ("1 3000000000:1\n", r"a.txt:1: feature 3000000000 lies outside \[0, 134217728\)"),
         ("1 3:1\n1 2:nan\n", r"a.txt:2: feature 2 has the value nan, not finite"),
         ("1 3:1\n1 2:1_0\n", r"a.txt:2: feature 2 has the value 1_0"),
         ("1 3:1\n1 3:1 3:1\n", r"a.txt:2: feature 3 stands twice"),
-        ("1 9999999999 3\n1 1:1\n", r"a.txt:1: 9999999999 features, more than 2147483647"),
+        ("1 9999999999 3\n1 1:1\n", r"a.txt:1: 9999999999 features, more than 134217728"),
         ("1 3:1\n\n1 2:1\n", r"a.txt:2: an empty line"),
         ("2 9\n1:1\n", "a file of features needs a file of labels"),
     ],
