@@ -279,6 +279,8 @@ class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
             for name, value in self.get_params(deep=False).items()
             if name not in (*_OWN, "sparse_output") and value != defaults[name]
         }
+        if not isinstance(split, Features) or sp.issparse(split.matrix):
+            options["solver"] = "gradient"
         if not isinstance(split, Features):
             options.setdefault("embedding_dim", 512)
         elif sp.issparse(split.matrix):

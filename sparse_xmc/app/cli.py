@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--test", required=True, help="data file with labels")
     evaluate.add_argument("--test-labels", help="labels where they are in a file of their own")
     evaluate.add_argument("--test-filter", help="file of 'row label' pairs to leave out")
+    evaluate.add_argument("--threshold", type=float, help="also F1 of the labels at least this probable, in [0, 1]")
     _add_options(evaluate, _SHARED)
 
     predict = command("predict", "predict labels of texts or features")
@@ -129,7 +130,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     shared = _given(options, _SHARED)
     jobs.evaluate(
-        options.run, options.test, labels=options.test_labels, filter_path=options.test_filter, options=shared
+        options.run,
+        options.test,
+        labels=options.test_labels,
+        filter_path=options.test_filter,
+        threshold=options.threshold,
+        options=shared,
     )
 
 

@@ -125,6 +125,19 @@ def test_a_threshold_leaves_labels_out(run, capsys):  # noqa: F811
 
 
 @trained
+def test_f1_at_a_threshold(run, capsys):  # noqa: F811
+    arguments = ["evaluate", str(run / "a"), "--test", str(run / "test.jsonl"), "--no-progress"]
+    values = []
+    for threshold in ("0.5", "1"):
+        assert main([*arguments, "--threshold", threshold]) == 0
+        assert f"at {threshold}: micro P" in capsys.readouterr().out
+        values.append(json.loads((run / "a" / "metrics.json").read_text())["micro F1"])
+    assert values[0] > 60 > values[1]
+    assert main([*arguments, "--threshold", "2"]) == 1
+    assert main(arguments) == 0 and "micro" not in capsys.readouterr().out
+
+
+@trained
 def test_a_reader_that_leaves_early_is_no_error(run):  # noqa: F811
     command = (
         f"{sys.executable} -m sparse_xmc predict {run / 'a'} --input {run / 'test.jsonl'} --no-progress --threads 1"

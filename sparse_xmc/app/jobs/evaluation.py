@@ -11,15 +11,16 @@ import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.calibration import Calibration, calibration_width
-from sparse_xmc.app.loading import load_bundle
+from sparse_xmc.app.loading import check_ranking, load_bundle
 from sparse_xmc.app.splits import prepared_split
 from sparse_xmc.data import Inputs, LabelRows, read_filter
-from sparse_xmc.metrics import Truth, calibration_error, hits, ranking_metrics
+from sparse_xmc.metrics import Truth, calibration_error, hits, ranking_metrics, threshold_metrics
 from sparse_xmc.storage.atomic import write_json
 from sparse_xmc.storage.errors import ArtefactError
 
 Report = Callable[[str], None]
 _RANKED = 5  # labels of a row that the metrics look at
+_DECIDED = 50  # of which a threshold decides
 
 
 def evaluate(
@@ -28,17 +29,21 @@ def evaluate(
     *,
     labels: str | None = None,
     filter_path: str | None = None,
+    threshold: float | None = None,
     options: dict[str, Any] | None = None,
     report: Report = print,
 ) -> dict[str, Any]:
     """Evaluates the model of a run folder; prints the metrics and writes them there.
 
+    With ``threshold`` also micro and macro precision, recall and F1 of the labels at least that probable.
+
     They are ``metrics.json``, or ``metrics-NAME.json`` after the test file where the run has a test split of its own and
     this is another one. Where nothing can be written, a line says so.
     """
+    check_ranking(1, threshold)
     bundle = load_bundle(run, options)
     inputs, rows = prepared_split(bundle.config, bundle.preparation, test, labels, purpose="evaluate", report=report)
-    metrics = score(bundle, inputs, rows, filter_path)
+    metrics = score(bundle, inputs, rows, filter_path, threshold)
     name = "metrics.json"
     own = bundle.config.test
     if own is not None and os.path.realpath(own) != os.path.realpath(test):
@@ -47,17 +52,31 @@ def evaluate(
     return metrics
 
 
-def score(bundle: Bundle, inputs: Inputs, rows: LabelRows, filter_path: str | None = None) -> dict[str, Any]:
-    """Metrics of a model on a split; a filter file takes pairs out of the ranking first."""
+def score(
+    bundle: Bundle,
+    inputs: Inputs,
+    rows: LabelRows,
+    filter_path: str | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Metrics of a model on a split; a filter file takes pairs out of the ranking first.
+
+    ``threshold`` decides over the 50 best labels of a row; those beyond count as not predicted.
+    """
     config, vocabulary = bundle.config, bundle.vocabulary
     targets = vocabulary.encode(rows)
     excluded = read_filter(filter_path, len(rows), vocabulary) if filter_path else None
-    top, estimates = ranking(bundle, inputs, excluded)
+    wide_top, wide = ranking(bundle, inputs, excluded, _RANKED if threshold is None else _DECIDED)
+    top, estimates = wide_top[:, :_RANKED], wide[:, :_RANKED]
     truth = Truth.from_training(
         targets, rows.counts(), bundle.frequencies, bundle.num_train, config.propensity_a, config.propensity_b
     )
     metrics = ranking_metrics(top, truth)
     metrics |= _calibration_metrics(bundle, top, estimates, targets)
+    if threshold is not None:
+        probabilities = wide if bundle.calibration is None else bundle.calibration(wide)
+        metrics["threshold"] = threshold
+        metrics |= threshold_metrics(wide_top, np.nan_to_num(probabilities, nan=-1.0), truth, threshold)
     metrics["rows without a known label"] = int((np.diff(targets.indptr) == 0).sum())
     metrics["unseen label occurrences"] = int(rows.counts().sum() - targets.nnz)
     return metrics
@@ -144,6 +163,10 @@ def table(metrics: dict[str, Any]) -> list[str]:
     lines.append(f"ECE@1 {metrics['ECE@1']:6.2f}   ECE@5 {metrics['ECE@5']:6.2f}")
     if "ECE@5 uncalibrated" in metrics:
         lines[-1] += f" (uncalibrated: {metrics['ECE@1 uncalibrated']:.2f}, {metrics['ECE@5 uncalibrated']:.2f})"
+    lines += ["   ".join(f"F1@{k} {metrics[f'F1@{k}']:6.2f}" for k in (1, 3, 5))] if "F1@5" in metrics else []
+    if "threshold" in metrics:
+        names = ("micro P", "micro R", "micro F1", "macro F1")
+        lines.append(f"at {metrics['threshold']:g}: " + "   ".join(f"{name} {metrics[name]:6.2f}" for name in names))
     for entry in metrics["bins"]:
         recall = "   -  " if entry["R@5"] is None else f"{entry['R@5']:6.2f}"
         lines.append(

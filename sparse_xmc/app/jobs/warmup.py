@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +18,8 @@ from sparse_xmc.app.assemble import Prepared, assemble
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
 from sparse_xmc.app.first_use import announcing_compilation
+from sparse_xmc.app.jobs.prediction import predict
+from sparse_xmc.app.jobs.training import train
 from sparse_xmc.app.prepare import Precomputed, Preparation, Terms
 from sparse_xmc.data import Features, LabelRows
 
@@ -46,8 +51,23 @@ def warmup(device: str = "auto", *, progress: bool = True, report: Callable[[str
     with announcing_compilation(count):
         for options in meter.over(_RUNS):
             _run(_configured(options), choose_device(device))
+        _run_on_texts(device)
     report(f"kernels ready in {time.monotonic() - began:.0f} s, {compiled} of them compiled now")
     return compiled
+
+
+def _run_on_texts(device: str) -> None:
+    """What the command does with a small file of texts."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = os.path.join(folder, "texts.jsonl"), os.path.join(folder, "run")
+        with open(data, "w", encoding="utf-8") as file:
+            for _ in range(_ROWS):
+                words = rng.integers(_LABELS // 4, size=4).tolist()
+                file.write(json.dumps({"text": " ".join(f"word{i}" for i in words), "labels": words[:2]}) + "\n")
+        options: dict[str, Any] = {"train": data, "out": run, "device": device, "progress": False, "min_df": 1}
+        train(TrainingConfig(**options), report=lambda line: None)
+        predict(run, data, os.path.join(folder, "out.jsonl"), options={"progress": False}, report=lambda line: None)
 
 
 def _configured(options: dict[str, Any]) -> TrainingConfig:
