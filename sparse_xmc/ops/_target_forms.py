@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import check_tensor, csr_parts
+from sparse_xmc.ops._contract import Positives
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FORMS = (
@@ -59,6 +60,8 @@ def csr_pair(targets: Any, num_rows: int, num_labels: int, device: torch.device)
         TypeError: another kind of object, ids that are no integers.
         ValueError: a wrong shape, a label outside ``[0, L)``, values that are no labels' (soft, negative, NaN).
     """
+    if isinstance(targets, Positives):
+        raise TypeError("this head cuts its targets itself and takes no sorted ones (ops.sort_targets)")
     if isinstance(targets, np.ndarray) and targets.dtype != object:
         targets = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
     if isinstance(targets, Tensor):

@@ -35,6 +35,11 @@ def cdiv(size: int, step: int) -> int:
     return -(-size // step)
 
 
+def power_of_2(size: int) -> int:
+    """The least power of two that is not below ``size``."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """``kernel[grid](*arguments, **constants)`` in a third of the time, from the second call with alike arguments on.
 

@@ -21,7 +21,7 @@ from sparse_xmc.ops.triton_kernels import topk_by_tiles, topk_float64
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import dot_terms
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack, unpack
-from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
+from sparse_xmc.ops.triton_kernels._launch import cdiv, feature_major, launch, on_device, power_of_2
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
@@ -205,9 +205,9 @@ def topk(
     while k > 0:
         keys = _best_keys(x, xt, *layer, min(k, MAX_KEEP), group_size, exclude_offsets, exclude_labels, ceiling)
         found.append(keys)
-        ceiling = keys[:, -1].contiguous()
         k -= keys.shape[1]
-    return unpack(torch.cat(found, dim=1), x.dtype)
+        ceiling = keys[:, -1].contiguous() if k else None
+    return unpack(found[0] if len(found) == 1 else torch.cat(found, dim=1), x.dtype)
 
 
 def _best_keys(
@@ -226,25 +226,26 @@ def _best_keys(
     """The k greatest keys below the ceiling, [B, k] in descending order."""
     B = x.shape[0]
     L, K = weight.shape
-    keep = max(8, triton.next_power_of_2(k))
+    keep = max(8, power_of_2(k))
     dot = group_size > 1
     operand, terms, precision = operands(x.dtype, weight.dtype) if dot else (None, 1, None)
-    block_b = 16 if dot else max(8, min(triton.next_power_of_2(max(B, 1)), 1024 // keep, 32))
-    block_k = max(16, min(triton.next_power_of_2(K), 64))
+    block_b = 16 if dot else max(8, min(power_of_2(max(B, 1)), 1024 // keep, 32))
+    block_k = max(16, min(power_of_2(K), 64))
     if dot:
-        block_l = min(max(16, triton.next_power_of_2(group_size)), 64)
-        num_tiles = triton.cdiv(L, group_size) * triton.cdiv(group_size, block_l)
+        block_l = min(max(16, power_of_2(group_size)), 64)
+        num_tiles = cdiv(L, group_size) * cdiv(group_size, block_l)
     else:
         block_l = 64
-        num_tiles = triton.cdiv(L, block_l)
-    batch_tiles = triton.cdiv(B, block_b)
+        num_tiles = cdiv(L, block_l)
+    batch_tiles = cdiv(B, block_b)
     splits = 1 if interpreting() else max(1, min(PROGRAMS // max(batch_tiles, 1), num_tiles, MAX_SPLITS))
     keys = torch.empty(B, splits * keep, dtype=torch.int64, device=x.device)
     if B:
         with on_device(x):
-            _topk[(batch_tiles * splits,)](
-                xt, as_stored(weight), indices, bias, weight_scale, exclude_crow, exclude_col, ceiling, keys,
-                B, xt.shape[1], L, num_tiles, triton.cdiv(num_tiles, splits), splits,
+            launch(
+                _topk, (batch_tiles * splits,), xt, as_stored(weight), indices, bias, weight_scale, exclude_crow, exclude_col,
+                ceiling, keys,
+                B, xt.shape[1], L, num_tiles, cdiv(num_tiles, splits), splits,
                 K=K, G=group_size, DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep,
                 BY_RANK=BY_RANK, BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
             )  # fmt: skip

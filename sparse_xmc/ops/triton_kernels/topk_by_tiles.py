@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparse_xmc.ops.triton_kernels._dot import dot_terms
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
-from sparse_xmc.ops.triton_kernels._launch import feature_major, on_device
+from sparse_xmc.ops.triton_kernels._launch import cdiv, feature_major, launch, on_device, power_of_2
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
@@ -142,8 +142,8 @@ def best_keys(
 ) -> Tensor:
     """The k greatest keys (``_keys``) of every row: [B, k], descending."""
     layer = _Layer(as_stored(weight), indices, bias, scale, group_size)
-    block_l = min(max(16, triton.next_power_of_2(group_size)), 64)
-    tiles = indices.shape[0] * triton.cdiv(group_size, block_l)
+    block_l = min(max(16, power_of_2(group_size)), 64)
+    tiles = indices.shape[0] * cdiv(group_size, block_l)
     rows = max(16, MAXIMA_BYTES // (8 * tiles) // 16 * 16)
     precision = operands(x.dtype, weight.dtype)
     with on_device(x):
@@ -161,19 +161,20 @@ def _best_keys(
     stride = xt.shape[1]
     # float32 products without tensor cores keep their operands in registers
     widest_b, widest_k = (128, 64) if precision[0].primitive_bitwidth == 16 else (32, 32)
-    block_b = min(widest_b, max(16, triton.next_power_of_2(B)))
-    block_k = min(widest_k, max(16, triton.next_power_of_2(K)))
+    block_b = min(widest_b, max(16, power_of_2(B)))
+    block_k = min(widest_k, max(16, power_of_2(K)))
     maxima = torch.empty(tiles, stride, dtype=torch.int64, device=x.device)
     operand, terms, product = precision
-    tile_maxima_kernel[(tiles * triton.cdiv(stride, block_b),)](
-        xt, *layer[:4], maxima, stride, L, tiles,
+    launch(
+        tile_maxima_kernel, (tiles * cdiv(stride, block_b),), xt, *layer[:4], maxima, stride, L, tiles,
         K=K, G=G, DOT=operand, TERMS=terms, PRECISION=product, EVEN=K % block_k == 0 and stride % block_b == 0,
         BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
     )  # fmt: skip
     count = min(k, tiles)
     chosen = maxima[:, :B].topk(count, dim=0).values.contiguous()
     keys = torch.empty(B, count * block_l, dtype=torch.int64, device=x.device)
-    rescore_kernel[(B * count,)](
-        x, *layer[:4], chosen, keys, B, D, L, count, K=K, G=G, BLOCK_L=block_l, BLOCK_K=block_k, num_warps=2
+    launch(
+        rescore_kernel, (B * count,), x, *layer[:4], chosen, keys, B, D, L, count,
+        K=K, G=G, BLOCK_L=block_l, BLOCK_K=block_k, num_warps=2,
     )  # fmt: skip
     return keys.topk(k, dim=1).values
