@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_MOST = (1 << 32) - 1  # of any integer: beyond it sizes overflow before memory runs out
 Identity = Literal["always", "if changed", "never"]
 Setting = tuple[str, Any]
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}
@@ -151,6 +152,8 @@ def converted(entry: Entry, value: Any) -> Any:
         raise ValueError(f"{entry.name} must be one of {', '.join(map(str, about.choices))}, got {value!r}")
     if about.range is not None and not _inside(value, about.range):
         raise ValueError(f"{entry.name} must lie in {about.range}, got {value}")
+    if entry.kind == "int" and value > _MOST:
+        raise ValueError(f"{entry.name} must be at most {_MOST}, got {value}")
     if about.pattern is not None and not re.fullmatch(about.pattern, value):
         raise ValueError(f"{entry.name} must be {about.help}, got {value!r}")
     return value

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
-from sparse_xmc.app.options import option
+from sparse_xmc.app.options import entries, option
 
 NUMBERS = [e.name for e in dataclasses.fields(TrainingConfig) if str(e.type).startswith(("int", "float"))]
 AT_LEAST_ONE = ["epochs", "batch_size", "accumulate", "fan_in", "group_size", "max_features", "min_df", "max_ngram"]
@@ -36,6 +36,11 @@ def test_no_number_takes_these(name, value):
 def test_infinity_is_a_checkpoint_interval_only(name):
     refused(name, math.inf)
     assert TrainingConfig(checkpoint_seconds=math.inf).checkpoint_seconds == math.inf
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in entries(TrainingConfig) if entry.kind == "int"])
+def test_no_integer_overflows(name):
+    refused(name, 10**20)
 
 
 @pytest.mark.parametrize("name", AT_LEAST_ONE)
