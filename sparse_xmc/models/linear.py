@@ -23,6 +23,7 @@ from sparse_xmc.models.label_changes import (
     keep_,
     kept_labels,
 )
+from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
 from sparse_xmc.ops._arguments import (
@@ -166,7 +167,10 @@ class FixedFanInLinear(CheckedIndices):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
         check_input(x, self.in_features)
-        return ops.fixed_fan_in_linear(x, self.weight, self.checked_indices(), self.bias, group_size=self.group_size)
+        layer = (self.weight, self.checked_indices(), self.bias)
+        if torch.onnx.is_in_onnx_export():
+            return gather_form(x, *layer, self.group_size)
+        return ops.fixed_fan_in_linear(x, *layer, group_size=self.group_size)
 
     def loss(
         self,

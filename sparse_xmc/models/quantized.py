@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparse_xmc import ops
 from sparse_xmc.models.checked_indices import CheckedIndices
 from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
+from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_input, check_layer_sizes, index_dtype, num_index_rows
 
 
@@ -102,14 +103,10 @@ class QuantizedFixedFanInLinear(CheckedIndices):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``; under autograd ``x`` must not require a gradient."""
         check_input(x, self.in_features)
-        return ops.fixed_fan_in_linear(
-            x,
-            self.weight,
-            self.checked_indices(),
-            self.bias,
-            group_size=self.group_size,
-            weight_scale=self.weight_scale,
-        )
+        layer = (self.weight, self.checked_indices(), self.bias)
+        if torch.onnx.is_in_onnx_export():
+            return gather_form(x, *layer, self.group_size, self.weight_scale)
+        return ops.fixed_fan_in_linear(x, *layer, group_size=self.group_size, weight_scale=self.weight_scale)
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
