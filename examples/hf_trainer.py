@@ -4,6 +4,7 @@ The encoder is a small BERT with random weights and the documents are generated,
 ``AutoModel.from_pretrained(...)`` and your own dataset in their place.
 
     python examples/hf_trainer.py --labels 5000 --steps 300
+    torchrun --nproc-per-node 2 examples/hf_trainer.py --out /tmp/model
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, EvalPrediction, Trainer, TrainingArguments
 
@@ -68,6 +70,14 @@ def precision(prediction: EvalPrediction) -> dict[str, float]:
     return {"P@1": float((best[:, :1] == truth).any(1).mean())}
 
 
+def check_saved(model: WideClassifier, folder: str, encoder: BertModel, options: argparse.Namespace) -> None:
+    """Loads what the trainer saved into a new model, which must be the same."""
+    again = WideClassifier(encoder, options.labels, options.fan_in)
+    again.load_state_dict(load_file(f"{folder}/model.safetensors"))
+    trained = model.state_dict()
+    assert all(torch.equal(value, trained[name].cpu()) for name, value in again.state_dict().items())
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=5000)
@@ -110,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         metrics = trainer.evaluate()
         if options.out:
             trainer.save_model(options.out)
+            if trainer.is_world_process_zero():
+                check_saved(model, options.out, BertModel(config, add_pooling_layer=False), options)
     print({name: round(value, 4) for name, value in metrics.items()})
     return metrics
 

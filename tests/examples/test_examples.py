@@ -112,6 +112,36 @@ def test_hf_trainer_learns():
     assert metrics["eval_P@1"] > 0.1  # chance: 0.005
 
 
+def test_hf_trainer_on_two_ranks_saves_and_loads(tmp_path):
+    pytest.importorskip("accelerate")
+    arguments = [str(FOLDER / "hf_trainer.py"), "--labels", "400", "--steps", "30", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=FOLDER.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "eval_P@1" in done.stdout and (tmp_path / "model.safetensors").exists()
+
+
+def test_plain_loop_learns():
+    assert program("plain_loop").main(["--steps", "40"]) > 0.9
+
+
+def test_accelerate_loop_learns():
+    pytest.importorskip("accelerate")
+    assert program("accelerate_loop").main([]) > 0.9
+
+
+def test_sentence_head_learns_and_comes_back(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    assert program("sentence_head").main(["--steps", "80", "--out", str(tmp_path / "tagger")]) > 0.9
+
+
 def test_lightning_module_learns_fused_and_not(tmp_path):
     """Automatic and manual optimization of a fused head are one and the same training."""
     pytest.importorskip("lightning")
