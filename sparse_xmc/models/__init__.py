@@ -2,6 +2,7 @@
 
 from sparse_xmc.models import pickling, pretrained, replicas
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
+from sparse_xmc.models.average import update_average_
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, TransformerEncoder, intermediate_layer
 from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
@@ -31,4 +32,5 @@ __all__ = [
     "intermediate_layer",
     "memory_report",
     "sparsify_",
+    "update_average_",
 ]

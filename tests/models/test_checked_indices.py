@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, QuantizedFixedFanInLinear, SparseInputLinear
+from sparse_xmc.models import (
+    FixedFanInLinear,
+    HeadTailLinear,
+    QuantizedFixedFanInLinear,
+    SparseInputLinear,
+    update_average_,
+)
 from sparse_xmc.models.checked_indices import fingerprint
 from tests.conftest import INTERPRETING
 
@@ -291,6 +297,29 @@ def test_an_average_over_a_rewire_is_refused(kind):
     assert_refused(average, RuntimeError, "an average of models mixes the weights of different connections")
     average.load_state_dict(model.state_dict())
     assert torch.equal(average(inputs(average)), model(inputs(model)))
+
+
+@pytest.mark.parametrize("make", [fixed, grouped, wide, head_tail], ids=lambda make: make.__name__)
+def test_an_average_of_connections_that_change(make):
+    model = make(seed=0)
+    average = copy.deepcopy(model)
+    part, mean = sparse_part(model), sparse_part(average)
+    drift(model, 0)
+    before, indices, old = mean.weight.detach().clone(), part.label_indices(), part.weight.detach().clone()
+    part.rewire_(fraction=0.5, seed=1)
+    update_average_(average, model, 0.75)
+    kept = part.label_indices() == indices
+    assert int((~kept).sum()) > 0 and int(kept.sum()) and torch.equal(part.weight[kept], old[kept])
+    expected = torch.where(kept, 0.75 * before + 0.25 * part.weight.detach(), part.weight.detach())
+    torch.testing.assert_close(mean.weight.detach(), expected)
+    assert torch.equal(mean.indices, part.indices) and average(inputs(average)).isfinite().all()
+    update_average_(average, model, 0.75)
+    average(inputs(average))
+    for bad in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\)"):
+            update_average_(average, model, bad)
+    with pytest.raises(ValueError, match="average must be built like model"):
+        update_average_(average, nn.Sequential(model), 0.5)
 
 
 def test_indices_that_arithmetic_has_shifted_are_refused():
