@@ -360,6 +360,7 @@ class FixedFanInLinear(CheckedIndices):
         """
         check_change(self)
         check_added(num_labels, x, targets)
+        indices = self.checked_indices()
         seed = draw_seed() if seed is None else seed
         fresh = max(0, num_labels - -self.out_features % self.group_size)
         rows = added_indices(self, fresh, x, targets, seed)
@@ -367,9 +368,10 @@ class FixedFanInLinear(CheckedIndices):
         extend_(self, "weight", weights, optimizer)
         if self.bias is not None:
             extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)
-        self.indices = torch.cat([self.indices, rows.to(self.indices.device, self.indices.dtype)])
+        self.indices = torch.cat([indices, rows.to(indices.device, indices.dtype)])
         self.out_features += num_labels
-        self._initial_bias = None
+        self._initial_bias, self._copied = None, None
+        self._mark_written("indices")
 
     def _informed(self, x: Tensor, targets: Tensor) -> Tensor:
         return ops.informed_indices(x, targets, self.fan_in, group_size=self.group_size)
@@ -386,13 +388,15 @@ class FixedFanInLinear(CheckedIndices):
             ValueError: a number is out of range, none or a part of a group would stay, or a fused optimizer is attached.
         """
         check_change(self)
+        indices = self.checked_indices()
         kept = kept_labels(labels, self.out_features, self.group_size).to(self.weight.device)
         keep_(self, "weight", kept, optimizer)
         if self.bias is not None:
             keep_(self, "bias", kept, optimizer)
-        self.indices = self.indices[kept[:: self.group_size] // self.group_size]
+        self.indices = indices[kept[:: self.group_size] // self.group_size]
         self.out_features = len(kept)
-        self._initial_bias = None
+        self._initial_bias, self._copied = None, None
+        self._mark_written("indices")
 
     def num_bytes(self) -> int:
         """Bytes of weights, indices and bias."""

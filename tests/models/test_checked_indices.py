@@ -334,7 +334,10 @@ def test_copies_may_be_trained_on_their_own():
     clone.rewire_(fraction=0.5, seed=1)
     again = copy.deepcopy(clone)
     again.reset_parameters(3)
-    for layer in (clone, again, copy.deepcopy(again)):
+    grown = copy.deepcopy(again)
+    grown.add_labels_(3)
+    grown.remove_labels_([0])
+    for layer in (clone, again, grown, copy.deepcopy(again)):
         assert layer(inputs(layer)).isfinite().all()
 
 
