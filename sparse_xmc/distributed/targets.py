@@ -28,7 +28,8 @@ class ExchangedTargets:
         """``[sum(rows), len(labels)]`` as ``torch.sparse_csr``; the first of this rank's labels is column 0."""
         keys = self._pending.wait()
         first_rows = torch.tensor([0, *self.rows[:-1]], device=keys.device).cumsum(0)
-        sender = torch.repeat_interleave(torch.tensor(self._entries, device=keys.device))
+        counts = torch.tensor(self._entries, device=keys.device)
+        sender = torch.repeat_interleave(counts, output_size=len(keys))  # told, the device need not be asked
         row, label = first_rows[sender] + keys // self._out_features, keys % self._out_features
         mine = (label >= self._labels.start) & (label < self._labels.stop)
         num_rows = sum(self.rows)
@@ -70,7 +71,7 @@ def exchange_csr(targets: Targets, ranks: Ranks, labels: range, out_features: in
         raise ValueError(
             f"targets must be [rows, {out_features}] with labels in [0, {out_features}): not so on ranks {bad}{own}"
         ) from failure
-    keys = torch.repeat_interleave(offsets.diff()) * out_features + columns
+    keys = torch.repeat_interleave(offsets.diff(), output_size=len(columns)) * out_features + columns
     sent = [of_rank for _, of_rank in counts]
     pending = ranks.start_gather(keys, sent, "exchange of the targets")
     return ExchangedTargets(pending, [rows for rows, _ in counts], sent, labels, out_features)

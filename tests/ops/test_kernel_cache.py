@@ -1,6 +1,9 @@
 """Compiled CPU kernels on disk: reused as long as no source of theirs changed."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +46,41 @@ def test_the_digest_covers_the_files_that_kernels_inline(tmp_path, monkeypatch):
     before = _numeric._sources.__wrapped__()
     (tmp_path / "_simd.py").write_text("c")
     assert _numeric._sources.__wrapped__() != before
+
+
+_USE = """
+import torch
+from sparse_xmc.ops.cpu_kernels import _numeric
+import numba.core.caching as caching
+
+{change}
+
+@_numeric.kernel
+def double(x):
+    return 2 * x
+
+@_numeric.kernel
+def triple(x):
+    return 3 * x
+
+print(double(1.5), triple(1.0))
+"""
+_NO_PLACE = "caching.CacheImpl._locator_classes = []"
+_FULL = """
+def full(*args):
+    raise OSError(28, "No space left on device")
+caching.IndexDataCacheFile.save = full
+caching.IndexDataCacheFile.load = full
+"""
+
+
+@pytest.mark.parametrize("change", [_NO_PLACE, _FULL], ids=["no folder", "full disk"])
+def test_without_a_cache_kernels_work_and_one_line_says_so(tmp_path, change):
+    (tmp_path / "use.py").write_text(_USE.format(change=change))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    environment = {**os.environ, "PYTHONPATH": root, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "use.py")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "3.0 3.0\n", done.stderr
+    assert done.stderr.count("\n") == 1 and "set NUMBA_CACHE_DIR to a folder that can be written" in done.stderr

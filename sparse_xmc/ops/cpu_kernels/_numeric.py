@@ -8,6 +8,7 @@ chosen when a kernel is compiled.
 import functools
 import hashlib
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -129,8 +130,46 @@ def kernel(function):
     Numba takes a cached kernel for current if the kernel's own file did not change. These kernels inline functions of
     other files, so all of them go into the stamp that it compares.
     """
-    compiled = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
-    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)  # neither exists with NUMBA_DISABLE_JIT
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "boundscheck": False}
+    try:
+        compiled = njit(cache=True, **options)(function)
+    except RuntimeError as error:  # there is no folder that Numba could write to
+        _tell_once(error)
+        return njit(**options)(function)
+    cache = getattr(compiled, "_cache", None)  # neither exists with NUMBA_DISABLE_JIT
+    file = getattr(cache, "_cache_file", None)
     if file is not None:
         file._source_stamp = (file._source_stamp, _sources())
+        cache.save_overload = _forgiving(cache.save_overload)
+        cache.load_overload = _forgiving(cache.load_overload)
     return compiled
+
+
+def _forgiving(access):
+    """An access to the cache that may fail (a full disk, a folder that became read-only): it costs time, not a result."""
+
+    @functools.wraps(access)
+    def attempt(*arguments):
+        try:
+            return access(*arguments)
+        except OSError as error:
+            _tell_once(error)
+            return None
+
+    return attempt
+
+
+@functools.cache
+def _told() -> list[str]:
+    return []
+
+
+def _tell_once(error: Exception) -> None:
+    if not _told():
+        reason = " ".join(str(error).split())
+        _told().append(reason)
+        print(
+            f"sparse_xmc: compiled kernels cannot be kept, so each start compiles them anew ({reason:.200}): set "
+            "NUMBA_CACHE_DIR to a folder that can be written",
+            file=sys.stderr,
+        )
