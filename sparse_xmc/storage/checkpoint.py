@@ -144,7 +144,7 @@ def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None) ->
         files[name] = [os.path.getsize(path), crc]
     path = os.path.join(unfinished, _MANIFEST)
     with open(path, "w", encoding="utf-8") as file:
-        file.write(to_json({"format": _FORMAT, "run": run, "files": files}, path))
+        file.write(to_json(manifest_document(files, run), path))
     for name in [*names, _MANIFEST]:
         flush(os.path.join(unfinished, name))
     flush(unfinished)
@@ -223,6 +223,12 @@ class Manifest(NamedTuple):
     digest: int
 
 
+def manifest_document(files: Mapping[str, list[int]], run: str | None) -> dict[str, Any]:
+    """What a manifest holds, its own checksum included."""
+    document = {"format": _FORMAT, "run": run, "files": dict(files)}
+    return {**document, "crc": zlib.crc32(to_json(document, _MANIFEST, sort_keys=True).encode())}
+
+
 def read_manifest(folder: str) -> Manifest:
     """The manifest of an artefact's folder.
 
@@ -245,6 +251,8 @@ def read_manifest(folder: str) -> Manifest:
     sound = isinstance(files, dict) and isinstance(run, (str, type(None))) and bool(files)
     if not sound or not all(map(_is_entry, files.values())) or not _written(folder) <= files.keys():
         raise ArtefactError(f"is no readable checkpoint: {_MANIFEST} does not list its files", folder)
+    if files is not document and document != manifest_document(files, run):
+        raise ArtefactError("is damaged: its checksum differs from its content", path)
     for name in files:
         if not plain_name(name, path).endswith(_ENDINGS) or name == _MANIFEST:
             raise ArtefactError(f"is damaged: it lists {name!r:.80}", path)

@@ -8,7 +8,7 @@ import zlib
 import pytest
 import torch
 
-from sparse_xmc.storage.checkpoint import CheckpointStore, read_folder, write_folder
+from sparse_xmc.storage.checkpoint import CheckpointStore, manifest_document, read_folder, write_folder
 from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import data_name, parse_json, plain_name, read_bytes
 from sparse_xmc.storage.tensor_file import all_finite, load_tensors
@@ -38,7 +38,7 @@ def signed(folder, **changes):
     files = {
         p.name: [p.stat().st_size, zlib.crc32(p.read_bytes())] for p in folder.iterdir() if p.name != "manifest.json"
     }
-    (folder / "manifest.json").write_text(json.dumps({"format": 2, "run": None, "files": files}))
+    (folder / "manifest.json").write_text(json.dumps(manifest_document(files, None)))
 
 
 def safetensors(header, data=b""):
@@ -68,7 +68,7 @@ def test_code_and_pickles_are_no_data(name):
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_manifest_that_names_other_files_opens_none(folder, monkeypatch, form, name):
     files = json.loads((folder / "manifest.json").read_text())["files"] | {name: [1, 2]}
-    manifest = files if form == 1 else {"format": 2, "run": None, "files": files}
+    manifest = files if form == 1 else manifest_document(files, None)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     opened = []
     monkeypatch.setattr(
