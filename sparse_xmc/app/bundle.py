@@ -25,6 +25,7 @@ from sparse_xmc.app.stored import (
     as_json,
     check_depth,
     check_shapes,
+    check_term_options,
     checked_count,
     checked_frequencies,
     checked_labels,
@@ -152,6 +153,7 @@ class Bundle:
             raise ValueError(
                 f"encoder {config.encoder!r} reads {_KINDS[config.encoder]!r}, not {documents['preparation']!r:.80}"
             )
+        check_term_options(documents["preparation"].get("options", {}))
         if config.encoder == "transformer":
             check_depth(prepared[f"{FILES}config.json"].numpy().tobytes(), len(weights))
         num_train, num_features = (checked_count(name, spec[name]) for name in ("num_train", "num_features"))

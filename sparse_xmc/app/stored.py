@@ -62,6 +62,15 @@ def checked_count(name: str, value: Any) -> int:
     return value
 
 
+def check_term_options(options: Any) -> None:
+    """Refuses options of tf-idf terms of other types, or beyond what a text could need."""
+    most = {"max_ngram": 1024, "char_ngrams": 32}
+    for name, value in options.items():
+        numbers = value if isinstance(value, list) and len(value) <= 2 else [value]
+        if any(type(number) not in (int, bool) or not 0 <= number <= most.get(name, 1 << 40) for number in numbers):
+            raise ValueError(f"{name} of the terms must be a number, got {value!r:.80}")
+
+
 def check_depth(content: bytes, num_tensors: int) -> None:
     """Refuses a transformer's configuration that tells of more layers than there are weights, before any is made."""
     level = [parse_json(content, "config.json")]
