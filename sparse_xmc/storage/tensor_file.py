@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
@@ -259,10 +260,9 @@ def load_tensors(
             first, last = (
                 (0, entry.stop - entry.start) if block is None else (block.rows.start * row, block.rows.stop * row)
             )
-            kept = torch.empty(last - first, dtype=torch.uint8)
-            crc = _skip(file, first, crc, path)
-            crc = _fill(file, kept, crc, path)
-            crc = _skip(file, entry.stop - entry.start - last, crc, path)
+            begin = file.tell()
+            crc = _skip(file, entry.stop - entry.start, crc, path)
+            kept = _mapped(file, begin + first, last - first, entry.dtype)
             shape = entry.shape if block is None else [len(block.rows), *entry.shape[1:]]
             tensors[name] = kept.view(entry.dtype).view(shape)
             if finite is not None and finite(name) and not all_finite(tensors[name]):
@@ -270,6 +270,16 @@ def load_tensors(
         if file.read(1):
             raise ArtefactError("is damaged: it is longer than its tensors", path)
     return tensors, crc
+
+
+def _mapped(file: BinaryIO, start: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Bytes of a file as memory that is filled when it is used; what is written to it does not reach the file."""
+    if not length:
+        return torch.empty(0, dtype=torch.uint8)
+    page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    memory = mmap.mmap(file.fileno(), start - page + length, access=mmap.ACCESS_COPY, offset=page)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=start - page)
+    return tensor if tensor.data_ptr() % dtype.itemsize == 0 else tensor.clone()
 
 
 def check_tensors(path: str) -> int:
@@ -338,7 +348,7 @@ def _fill(file: BinaryIO, target: Tensor, crc: int, path: str) -> int:
 
 def _skip(file: BinaryIO, length: int, crc: int, path: str) -> int:
     """Reads bytes for the sake of their checksum."""
-    scratch = torch.empty(min(length, _PIECE_BYTES), dtype=torch.uint8)
+    scratch = torch.empty(min(length, _CHECKED_BYTES), dtype=torch.uint8)
     while length:
         crc = _fill(file, scratch[:length], crc, path)
         length -= min(length, len(scratch))
