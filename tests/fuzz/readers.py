@@ -95,7 +95,7 @@ def json_lines(rng: random.Random, folder: Path) -> None:
         content = mutated(content, rng)
     path = _written(folder, rng.choice(("a.jsonl", "a.json", "a")), content, rng)
     plain = _plain(path)
-    whole = plain is not None and plain.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+    whole = plain is not None and path.suffix != "" and plain.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
     there = sum(bool(line.strip()) for line in plain.split(b"\n")) if plain is not None and whole else None
     use(path, there, need_labels=rng.random() < 0.7)
 
