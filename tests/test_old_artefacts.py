@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_xmc import ops  # noqa: F401  registers the operators of exported programs
-from sparse_xmc.__main__ import main
+from sparse_xmc.app.cli import main
 from sparse_xmc.distributed import checkpoint
 from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, QuantizedFixedFanInLinear
 from sparse_xmc.optim import FusedAdam
