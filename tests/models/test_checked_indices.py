@@ -274,6 +274,10 @@ def start_average(kind, model):
 KINDS = [polyak, arithmetic, "AveragedModel", "AveragedModel with buffers"]
 
 
+def str_of(kind):
+    return getattr(kind, "__name__", str(kind))
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_averages_of_models_are_right_or_refused(kind):
     model = nn.Sequential(nn.Linear(6, D), fixed(seed=0))
