@@ -274,11 +274,7 @@ def start_average(kind, model):
 KINDS = [polyak, arithmetic, "AveragedModel", "AveragedModel with buffers"]
 
 
-def str_of(kind):
-    return getattr(kind, "__name__", str(kind))
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "__name__", kind))
 def test_averages_of_models_are_right_or_refused(kind):
     model = nn.Sequential(nn.Linear(6, D), fixed(seed=0))
     average, update = start_average(kind, model)
@@ -292,7 +288,7 @@ def test_averages_of_models_are_right_or_refused(kind):
     torch.testing.assert_close(average[1].weight.detach(), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "__name__", kind))
 def test_an_average_over_a_rewire_is_refused(kind):
     model = fixed(seed=0)
     average, update = start_average(kind, model)
