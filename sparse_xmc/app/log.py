@@ -59,21 +59,27 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return entries
 
 
+def _numbers(entry: dict[str, Any], *names: str) -> bool:
+    """Whether an entry holds these figures, as an intact one does."""
+    return all(isinstance(entry.get(name), (int, float)) for name in names)
+
+
 def draw_curves(log_path: str | os.PathLike[str], image_path: str | os.PathLike[str]) -> None:
     """Loss and, where there are validations, P@k over optimizer steps, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     entries = read_log(log_path)
-    train = [entry for entry in entries if entry["kind"] == "train"]
-    valid = [entry for entry in entries if entry["kind"] == "valid"]
+    shown = ("P@1", "P@3", "P@5")
+    train = [entry for entry in entries if entry["kind"] == "train" and _numbers(entry, "loss")]
+    valid = [entry for entry in entries if entry["kind"] == "valid" and _numbers(entry, *shown)]
     figure = Figure(figsize=(10, 4) if valid else (5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2 if valid else 1, squeeze=False)[0]
     axes[0].plot([e["step"] for e in train], [e["loss"] for e in train])
     axes[0].set(xlabel="optimizer step", ylabel="training loss (sum over labels)", yscale="log")
     if valid:
-        for name in ("P@1", "P@3", "P@5"):
+        for name in shown:
             axes[1].plot([e["step"] for e in valid], [e[name] for e in valid], marker="o", label=name)
         axes[1].set(xlabel="optimizer step", ylabel="validation, %")
         axes[1].legend()

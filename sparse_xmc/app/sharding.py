@@ -75,14 +75,19 @@ class TrainingRanks:
         ValueError: a value differs between the ranks; on all of them.
         """
         said = self.exchange(dict(values))
-        names = dict.fromkeys(name for one in said for name in one)
-        for name in names:
-            of_ranks = [one.get(name) for one in said]
-            if any(value != of_ranks[0] for value in of_ranks):
-                other = next(rank for rank, value in enumerate(of_ranks) if value != of_ranks[0])
-                raise ValueError(
-                    f"the ranks differ in {name}: {of_ranks[0]!r:.80} on rank 0, {of_ranks[other]!r:.80} on rank {other}"
-                )
+        values_of = {
+            name: [one.get(name) for one in said] for name in dict.fromkeys(name for one in said for name in one)
+        }
+        differing = [name for name, of_ranks in values_of.items() if any(value != of_ranks[0] for value in of_ranks)]
+        if not differing:
+            return
+        # one that a rank left open may follow from another that was given
+        name = min(differing, key=lambda name: None in values_of[name])
+        of_ranks = values_of[name]
+        other = next(rank for rank, value in enumerate(of_ranks) if value != of_ranks[0])
+        raise ValueError(
+            f"the ranks differ in {name}: {of_ranks[0]!r:.80} on rank 0, {of_ranks[other]!r:.80} on rank {other}"
+        )
 
     def exchange(self, value: Any) -> list[Any]:
         """A JSON value of every rank, in order of ranks."""

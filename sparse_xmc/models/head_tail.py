@@ -249,6 +249,10 @@ class HeadTailLinear(nn.Module):
         **options: Any,
     ) -> Tensor:
         """A multi-label loss over all labels, the tail's part fused; targets and options as in ``FixedFanInLinear.loss``."""
+        if loss in ("cross_entropy", "sampled_softmax"):
+            raise ValueError(
+                f"a head in two parts has no softmax over all labels: loss={loss!r} needs FixedFanInLinear"
+            )
         head, tail = self._parts(x)
         rows, start, stop = x.numel() // self.in_features, self.num_head, self.out_features
         divided = divisor(reduction, rows, stop)

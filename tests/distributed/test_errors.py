@@ -72,7 +72,7 @@ EXPECTED = {
     "one rank's labels": "not so on ranks [1]",
     "dtype": "same dtype and requires_grad on every rank",
     "gradient": "same dtype and requires_grad on every rank",
-    "reduction": "'mean' or 'sum', got 'none'",
+    "reduction": "'mean', 'mean_all' or 'sum', got 'none'",
     "k": "out_features=10, got 11",
     "classes": "int64",
 }
