@@ -11,6 +11,10 @@ from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, SparseInputLinear
 from sparse_xmc.ops.sampled_softmax import _draw, _shares
 from sparse_xmc.optim import FusedSGD, RowSparseAdagrad
+from tests.conftest import INTERPRETING
+
+# thousands of draws or labels, which are drawn by torch whatever computes the logits
+statistics = pytest.mark.skipif(INTERPRETING, reason="takes minutes in the interpreter")
 
 B, D, L, K = 6, 16, 40, 5
 
@@ -37,6 +41,7 @@ def options(sampling, n=64):
 every_sampling = pytest.mark.parametrize("sampling", ["uniform", "popularity", "in_batch"])
 
 
+@statistics
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_many_draws_are_the_full_softmax(sampling, group_size, device):
@@ -53,6 +58,7 @@ def test_many_draws_are_the_full_softmax(sampling, group_size, device):
         torch.testing.assert_close(a, b, rtol=0, atol=float(0.05 * b.abs().max()))
 
 
+@statistics
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_the_estimate_of_the_sum_is_unbiased(sampling):
     """exp(loss) is the sum over exp(own logit): its mean over draws lies within five standard errors of the full one's."""
@@ -160,6 +166,7 @@ def test_narrow_dtypes_and_autocast(dtype):
         assert wide.loss(x.float(), targets, loss="sampled_softmax", num_negatives=9).dtype == torch.float32
 
 
+@statistics
 def test_it_learns_what_the_full_softmax_learns():
     torch.manual_seed(0)
     centres = torch.randn(L, D)
@@ -229,6 +236,7 @@ def test_heads_without_it_say_so():
         make()[0].loss(x, targets + 37, loss="sampled_softmax", num_negatives=4)
 
 
+@statistics
 def test_no_logits_of_all_labels():
     """Forward and backward read the sample and the targets only: the gradient has as many rows."""
     many = 300_000
