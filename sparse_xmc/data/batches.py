@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,6 @@ from torch import Tensor
 
 from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenRows
-
-# torch says so once of every process; what is used of CSR here is stable
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class Inputs(Protocol):
@@ -26,8 +24,17 @@ class Inputs(Protocol):
         """The encoder's input for these rows."""
 
 
+@cache
+def _meet_beta_notice() -> None:
+    """torch says once a process that its CSR layout is in beta: here, where nobody has to read it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+
 def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
     """A scipy CSR matrix as ``torch.sparse_csr`` with int64 indices."""
+    _meet_beta_notice()
     return torch.sparse_csr_tensor(
         torch.from_numpy(matrix.indptr.astype(np.int64)),
         torch.from_numpy(matrix.indices.astype(np.int64)),
