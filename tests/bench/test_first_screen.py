@@ -3,6 +3,8 @@
 import pytest
 
 from bench import first_screen
+from bench.environment import REPOSITORY
+from bench.rows import RowFile
 from tests.bench.test_report import _row
 
 
@@ -44,3 +46,9 @@ def test_a_readme_without_marks_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="must hold the lines"):
         first_screen.write(readme=tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == "nothing"
+
+
+def test_the_readme_holds_the_table_of_the_stored_rows():
+    text = (REPOSITORY / "README.md").read_text()
+    wanted = "\n".join(first_screen.table(RowFile(REPOSITORY / "reports" / "cpu").read()))
+    assert f"{first_screen.BEGIN}\n{wanted}\n{first_screen.END}" in text
