@@ -195,7 +195,7 @@ def gain(device: str) -> Plan:
     dtype = "float32" if device == "cpu" else "bfloat16"
     base = Point("step", ALL_LABELS[1], dtype=dtype, device=device)
     names = ("sparse_xmc_fused", "dense", "torch_csr", "embedding_bag", "bottleneck")
-    return [sweep(base, names, ("time", "memory"), L=(ALL_LABELS[1], ALL_LABELS[3]))], Budget(1.0, 0.1, 3, 15)
+    return [sweep(base, names, ("time", "memory"), L=(*ALL_LABELS[:2], *ALL_LABELS[3:6:2]))], Budget(1.0, 0.1, 3, 15)
 
 
 def softmax(device: str) -> Plan:
