@@ -65,29 +65,37 @@ def warm_up(call: Callable[[], object], seconds: float, device: str) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], device: str, budget: Budget) -> dict[str, Timing]:
-    """Times every call (warmed up before) in rounds, one sample of each, so that drift of the machine hits all alike.
+    """Times every call (warmed up before) in rounds, so that drift of the machine hits all alike.
 
-    A variant leaves the rounds when its time is used up; a slow one still gets ``min_samples``.
+    The first sample of a variant tells how many its time allows; a slow one still gets ``min_samples``. As many rounds are
+    made as the slowest has samples, and the samples of the others are spread evenly over them.
     """
     timer = clock(device)
     timed = {name: timer.prepared(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     host: dict[str, list[float]] = {name: [] for name in calls}
-    waiting = list(calls)
-    while waiting:
-        for name in waiting:
-            timer.flush()
-            samples[name].append(timer.sample(timed[name][0]))
-            taken = timer.host_sample(calls[name]) if len(host[name]) < _HOST_SAMPLES else None
-            host[name] += [] if taken is None else [taken]
-        waiting = [name for name in waiting if _wants_more(samples[name], budget)]
+
+    def sample(name: str) -> None:
+        timer.flush()
+        samples[name].append(timer.sample(timed[name][0]))
+        taken = timer.host_sample(calls[name]) if len(host[name]) < _HOST_SAMPLES else None
+        host[name] += [] if taken is None else [taken]
+
+    for name in calls:
+        sample(name)
+    more = {name: _wanted(samples[name][0], budget) - 1 for name in calls}
+    rounds = max(1, min(more.values()))
+    for done in range(1, rounds + 1):
+        for name in calls:
+            while len(samples[name]) - 1 < more[name] * done // rounds:
+                sample(name)
     return {name: Timing.of(taken, timed[name][1], host[name]) for name, taken in samples.items()}
 
 
-def _wants_more(taken: list[float], budget: Budget) -> bool:
-    if len(taken) < budget.min_samples:
-        return True
-    return sum(taken) < budget.seconds * 1e3 and len(taken) < budget.max_samples
+def _wanted(first_ms: float, budget: Budget) -> int:
+    """Samples that a variant gets whose first one took ``first_ms``."""
+    affordable = budget.max_samples if first_ms <= 0 else int(budget.seconds * 1e3 / first_ms)
+    return max(1, budget.min_samples, min(affordable, budget.max_samples))
 
 
 def _alone(call: Callable[[], object], device: str) -> Timing:

@@ -19,6 +19,8 @@ import scipy.sparse as sp
 
 from sparse_xmc.data.checked import canonical_csr
 
+__all__ = ["Truth", "calibration_error", "hits", "inverse_propensities", "ranking_metrics", "threshold_metrics"]
+
 DEFAULT_KS = (1, 3, 5)
 DEFAULT_BINS = (1, 2, 5, 10, 50)
 
@@ -30,6 +32,12 @@ def inverse_propensities(label_counts: np.ndarray, num_rows: int, a: float = 0.5
         label_counts: ``N_l``, training rows of each label ``[L]``.
         num_rows: ``N``, training rows; at least 3 so that C is positive.
         a, b: 0.55 and 1.5 by default; 0.5 and 0.4 for Wikipedia sets, 0.6 and 2.6 for Amazon sets.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.metrics import inverse_propensities
+        >>> inverse_propensities(np.array([1, 1000]), num_rows=10_000).round(1)
+        array([9.2, 1.3])
     """
     if num_rows < 3:
         raise ValueError(f"num_rows must be at least 3, got {num_rows}")
@@ -52,6 +60,16 @@ class Truth:
     Raises:
         ValueError: an array has another length than ``targets`` has rows or labels, or a row has fewer true labels than
             ``targets`` says.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.metrics import Truth
+        >>> truth = Truth(np.array([[1, 0, 1], [0, 1, 0]]))
+        >>> truth.counts.tolist()  # labels of each row
+        [2, 1]
+        >>> truth = Truth.from_training(truth.targets, truth.counts, frequencies=np.array([9, 3, 1]), num_train=10)
+        >>> bool((np.diff(truth.inverse_propensity) > 0).all())  # the rarer a label, the more it counts
+        True
     """
 
     targets: sp.csr_matrix
@@ -133,6 +151,11 @@ def hits(top: Any, targets: Any) -> np.ndarray:
 
     Raises:
         ValueError: shapes differ, a label is out of range or stands twice in a row.
+
+    Examples:
+        >>> from sparse_xmc.metrics import hits
+        >>> hits([[0, 2]], [[1, 0, 0]])
+        array([[ True, False]])
     """
     targets = _binary_csr(targets)
     num_rows, num_labels = targets.shape
@@ -204,6 +227,13 @@ def ranking_metrics(
     Raises:
         ValueError: shapes differ, a label is out of range or stands twice in a row, k exceeds the width of ``top``, or
             ``empty_rows`` is something else.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.metrics import Truth, ranking_metrics
+        >>> metrics = ranking_metrics(np.array([[0, 1], [1, 0]]), Truth(np.array([[1, 0, 1], [0, 1, 0]])), ks=[1, 2])
+        >>> metrics["P@1"], metrics["P@2"], metrics["R@2"]
+        (100.0, 50.0, 75.0)
     """
     top = np.asarray(top.detach().cpu() if hasattr(top, "detach") else top)
     hit = hits(top, truth.targets)
@@ -270,6 +300,12 @@ def threshold_metrics(top: Any, scores: Any, truth: Truth, threshold: float) -> 
 
     Raises:
         ValueError: as of ``hits``, or shapes differ, or the threshold is NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.metrics import Truth, threshold_metrics
+        >>> threshold_metrics([[0, 2]], [[0.9, 0.6]], Truth(np.array([[1, 0, 0]])), 0.5)["micro P"]
+        50.0
     """
     hit, top = hits(top, truth.targets), np.asarray(top.detach().cpu() if hasattr(top, "detach") else top)
     scores = np.asarray(scores.detach().cpu() if hasattr(scores, "detach") else scores)
@@ -305,6 +341,12 @@ def calibration_error(scores: np.ndarray, hit: np.ndarray, bins: int = 15) -> fl
         bins: of equal width.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.metrics import calibration_error
+        >>> calibration_error(np.array([[0.75]] * 4), np.array([[True]] * 3 + [[False]]))
+        0.0
     """
     there = ~np.isnan(scores)
     scores, hit = scores[there].astype(np.float64), hit[there].astype(np.float64)

@@ -36,10 +36,6 @@ _OWN = ("threshold", "random_state", "verbose")
 class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
     """Multi-class and multi-label classification with a fixed fan-in head: memory and time grow with ``L * fan_in``.
 
-        classifier = SparseXMCClassifier().fit(texts, [["a", "b"], ["c"], ...])
-        classifier.predict(texts)  # CSR indicator [N, L], columns as in classes_
-        classifier.predict_topk(texts, k=5)
-
     ``X`` is a list of texts (tf-idf, embeddings and a second head on terms, as ``sparse-xmc train`` has them), a SciPy
     sparse matrix (the head reads its columns as they are) or a dense matrix. ``y`` is a class of each row, an indicator
     matrix ``[N, L]``, dense or sparse, or a list of each row's labels. Parameters beside those below are options of
@@ -59,6 +55,20 @@ class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
         n_features_in_: columns of ``X``, where it is a matrix.
 
     A class vector is learned one class against the rest; its probabilities are scaled to the sum 1.
+
+    Examples:
+        >>> from sparse_xmc.sklearn import SparseXMCClassifier
+        >>> texts = ["bread from the oven", "salt and bread", "judge and court", "the court of appeal"] * 5
+        >>> labels = [["food", "home"], ["food"], ["law"], ["law"]] * 5
+        >>> classifier = SparseXMCClassifier(embedding_dim=16, epochs=20, random_state=0).fit(texts, labels)
+        >>> best, probabilities = classifier.predict_topk(["bread and salt", "the judge"], k=1)
+        >>> best.tolist()
+        [['food'], ['law']]
+        >>> classifier.predict(texts).shape, classifier.predict_proba(texts).shape  # columns as in classes_
+        ((20, 3), (20, 3))
+        >>> classifier.decision_function(texts).shape, classifier.score(texts, labels)
+        ((20, 3), 1.0)
+        >>> classifier = classifier.partial_fit(["oven"], [["home"]])
     """
 
     def __init__(

@@ -15,9 +15,6 @@ __all__ = ["Model", "load", "train"]
 def train(*, overwrite: bool = False, report: Any = print, **options: Any) -> dict[str, Any]:
     """Trains a model, or goes on where a killed run stopped; the options are those of ``sparse-xmc train``.
 
-        sparse_xmc.train(train="train.csv", test="test.csv", out="runs/a", fan_in=32)
-        model = sparse_xmc.load("runs/a")
-
     Args:
         overwrite: begin anew in a folder that holds a run.
         report: called with each line of the report; ``lambda line: None`` for silence.
@@ -29,6 +26,13 @@ def train(*, overwrite: bool = False, report: Any = print, **options: Any) -> di
     Raises:
         TypeError: there is no such option.
         ValueError: an option has the wrong type or value, has no effect, or a file cannot be read.
+
+    Examples:
+        >>> import sparse_xmc
+        >>> with open("train.csv", "w") as file:
+        ...     print("text,labels\\n" + "bread and salt,food\\njudge and court,law\\n" * 20, file=file)
+        >>> metrics = sparse_xmc.train(train="train.csv", out="runs/a", report=lambda line: None, progress=False)
+        >>> model = sparse_xmc.load("runs/a")
     """
     known = {entry.name for entry in entries(TrainingConfig)}
     for name in options:

@@ -21,9 +21,6 @@ from sparse_xmc.data import Features, Inputs, LabelRows
 def load(run: str | os.PathLike[str], device: str = "auto", threads: int = 0) -> Model:
     """The trained model of a run folder.
 
-        model = sparse_xmc.load("runs/a")
-        model.predict(["a text", "another one"], k=3)  # [[("label", 0.93), ...], ...]
-
     Args:
         run: the folder that ``train`` wrote.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -32,6 +29,23 @@ def load(run: str | os.PathLike[str], device: str = "auto", threads: int = 0) ->
     Raises:
         ArtefactError: there is no intact model.
         ValueError: the device is not there, or threads are out of range.
+
+    Examples:
+        >>> import sparse_xmc
+        >>> with open("train.csv", "w") as file:
+        ...     print("text,labels\\n" + "bread and salt,food\\njudge and court,law\\n" * 20, file=file)
+        >>> metrics = sparse_xmc.train(train="train.csv", out="runs/a", report=lambda line: None, progress=False)
+        >>> model = sparse_xmc.load("runs/a")
+        >>> model.labels, model.reads_texts
+        (['food', 'law'], True)
+        >>> [[(label, score)]] = model.predict(["salt"], k=1)
+        >>> label, 0 <= score <= 1
+        ('food', True)
+        >>> scores, positions = model.topk(["salt", "court"], k=1)
+        >>> model.predict_proba(["salt"]).shape
+        (1, 2)
+        >>> model.evaluate(["salt", "court"], [["food"], ["law"]])["P@1"]
+        100.0
     """
     return Model(load_bundle(os.fspath(run), {"device": device, "threads": threads, "progress": False}))
 

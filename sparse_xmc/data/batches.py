@@ -16,7 +16,15 @@ from sparse_xmc.data.tokens import TokenRows
 
 
 class Inputs(Protocol):
-    """Rows that a model can be fed with."""
+    """Rows that a model can be fed with.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.data import DenseInputs, Inputs
+        >>> rows: Inputs = DenseInputs(np.eye(4, dtype=np.float32))
+        >>> rows.batch(np.array([3]))
+        tensor([[0., 0., 0., 1.]])
+    """
 
     def __len__(self) -> int: ...
 
@@ -33,7 +41,14 @@ def _meet_beta_notice() -> None:
 
 
 def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
-    """A scipy CSR matrix as ``torch.sparse_csr`` with int64 indices."""
+    """A scipy CSR matrix as ``torch.sparse_csr`` with int64 indices.
+
+    Examples:
+        >>> import scipy.sparse as sp
+        >>> from sparse_xmc.data import to_torch_csr
+        >>> to_torch_csr(sp.csr_matrix([[0.0, 1.0], [1.0, 0.0]])).col_indices()
+        tensor([1, 0])
+    """
     _meet_beta_notice()
     return torch.sparse_csr_tensor(
         torch.from_numpy(matrix.indptr.astype(np.int64)),
@@ -45,7 +60,14 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
 
 
 class SparseInputs:
-    """Sparse features ``[N, D]``, checked in full; a batch is ``torch.sparse_csr [B, D]``."""
+    """Sparse features ``[N, D]``, checked in full; a batch is ``torch.sparse_csr [B, D]``.
+
+    Examples:
+        >>> import numpy as np, scipy.sparse as sp
+        >>> from sparse_xmc.data import SparseInputs
+        >>> SparseInputs(sp.eye(4, format="csr", dtype=np.float32)).batch(np.array([0, 2])).layout
+        torch.sparse_csr
+    """
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
         self.matrix = canonical_csr(matrix, "the features", np.float32)
@@ -58,7 +80,14 @@ class SparseInputs:
 
 
 class DenseInputs:
-    """Features ``[N, D]``, dense (possibly memory-mapped) or sparse; a batch is a dense float32 tensor ``[B, D]``."""
+    """Features ``[N, D]``, dense (possibly memory-mapped) or sparse; a batch is a dense float32 tensor ``[B, D]``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.data import DenseInputs
+        >>> DenseInputs(np.eye(4, dtype=np.float32)).batch(np.array([0, 2])).shape
+        torch.Size([2, 4])
+    """
 
     def __init__(self, array: np.ndarray | sp.csr_matrix) -> None:
         self.array = canonical_csr(array, "the features", np.float32) if sp.issparse(array) else array
@@ -72,7 +101,16 @@ class DenseInputs:
 
 
 class TokenInputs:
-    """Tokenised texts; a batch is padded to its longest row: ``input_ids`` and ``attention_mask [B, T]``."""
+    """Tokenised texts; a batch is padded to its longest row: ``input_ids`` and ``attention_mask [B, T]``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.data import TokenInputs, TokenRows
+        >>> rows = TokenRows.from_texts(["a b", "c"], lambda texts: [[ord(w) for w in t.split()] for t in texts], 128)
+        >>> TokenInputs(rows, pad_id=0).batch(np.array([0, 1]))["input_ids"]
+        tensor([[97, 98],
+                [99,  0]])
+    """
 
     def __init__(self, cache: TokenRows, pad_id: int) -> None:
         self.cache, self.pad_id = cache, pad_id

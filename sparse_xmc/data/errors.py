@@ -10,7 +10,13 @@ from contextlib import contextmanager
 
 
 class DataError(ValueError):
-    """A data file cannot be used; the message reads ``file:line: reason``."""
+    """A data file cannot be used; the message reads ``file:line: reason``.
+
+    Examples:
+        >>> from sparse_xmc.data import DataError
+        >>> str(DataError("train.jsonl", 7, "a label is no string"))
+        'train.jsonl:7: a label is no string'
+    """
 
     def __init__(self, path: str | os.PathLike[str], line: int | None, reason: str) -> None:
         self.path, self.line, self.reason = os.fspath(path), line, reason

@@ -20,6 +20,14 @@ def read_filter(path: str | os.PathLike[str], num_rows: int, vocabulary: LabelVo
 
     Raises:
         DataError: a line is no pair, or its row lies outside ``[0, num_rows)``.
+
+    Examples:
+        >>> from sparse_xmc.data import LabelVocabulary, read_filter
+        >>> with open("filter.txt", "w") as file:
+        ...     print("0 food\\n1 home", file=file)
+        >>> read_filter("filter.txt", 2, LabelVocabulary(["food", "home"])).toarray()
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
     """
     rows, columns = [], []
     unknown: list[str] = []

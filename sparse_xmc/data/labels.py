@@ -37,6 +37,17 @@ class LabelRows:
     """The labels of each row of a file, in compact form: ``names[ids[offsets[i]:offsets[i + 1]]]`` for row ``i``.
 
     A label that stands twice in a row is kept once. ``names`` are in order of first appearance.
+
+    Examples:
+        >>> from sparse_xmc.data import LabelRows
+        >>> rows = LabelRows()
+        >>> rows.append(["food", "home"])
+        >>> rows.append(["food"])
+        >>> rows.row(1), rows.counts()
+        (['food'], array([2, 1]))
+        >>> import scipy.sparse as sp
+        >>> LabelRows.from_csr(sp.csr_matrix([[0, 1, 1]])).row(0)
+        [1, 2]
     """
 
     names: list[Label] = field(default_factory=list)
@@ -95,6 +106,22 @@ class LabelVocabulary:
 
     Args:
         names: the labels, distinct, each a string or an integer.
+
+    Examples:
+        >>> from sparse_xmc.data import LabelRows, LabelVocabulary
+        >>> rows = LabelRows()
+        >>> rows.append(["home"])
+        >>> rows.append(["food", "home"])
+        >>> vocabulary = LabelVocabulary.from_rows(rows)
+        >>> vocabulary.names, vocabulary.index("food")
+        (['home', 'food'], 1)
+        >>> vocabulary.encode(rows).toarray()
+        array([[1., 0.],
+               [1., 1.]], dtype=float32)
+        >>> vocabulary.warn_unless_known("test.csv", ["food"])  # one is known: no warning
+        >>> import numpy as np
+        >>> vocabulary.reordered(np.array([1, 0])).names
+        ['food', 'home']
     """
 
     def __init__(self, names: Sequence[Label]) -> None:

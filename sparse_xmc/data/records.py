@@ -48,6 +48,24 @@ class Records:
         separator: of labels in a field of text, as ``given_style`` reads it; None: told from the file, or none.
         need_labels: whether a record without the label field is an error (else labels are not looked at).
         progress: whether to show a progress bar.
+
+    Examples:
+        >>> from sparse_xmc.data import Records, open_split
+        >>> with open("train.jsonl", "w") as file:
+        ...     print('{"title": "Bread", "content": "from the oven", "labels": ["food"]}', file=file)
+        >>> split = open_split("train.jsonl")
+        >>> isinstance(split, Records), list(split), split.labels.row(0)
+        (True, ['Bread from the oven'], ['food'])
+        >>> next(split.records())
+        (1, {'title': 'Bread', 'content': 'from the oven', 'labels': ['food']})
+        >>> split.row_labels(["food"])
+        ['food']
+        >>> split.recognise_style(["food;home"])  # what iterating does where labels are text
+        >>> split.row_labels("bread;salt")
+        ['bread', 'salt']
+        >>> print(split.summary())
+        train.jsonl: ...
+        >>> digest = split.digest()
     """
 
     unit = "line"

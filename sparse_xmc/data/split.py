@@ -34,7 +34,19 @@ _ANY_WIDTH = 2**31  # one more than the widest features
 
 
 class TextSource(Protocol):
-    """Texts in file order; after a full pass ``labels`` has a row for each of them."""
+    """Texts in file order; after a full pass ``labels`` has a row for each of them.
+
+    Examples:
+        >>> from sparse_xmc.data import TextSource, open_split
+        >>> with open("train.jsonl", "w") as file:
+        ...     print('{"text": "bread from the oven", "labels": ["food"]}', file=file)
+        >>> source: TextSource = open_split("train.jsonl")
+        >>> list(source), source.labels.row(0)
+        (['bread from the oven'], ['food'])
+        >>> source.summary()
+        'train.jsonl: ...'
+        >>> digest = source.digest()
+    """
 
     @property
     def path(self) -> str: ...
@@ -61,6 +73,14 @@ class Features:
 
     Raises:
         TypeError, ValueError: as of ``check_features``: the matrix is inconsistent or holds NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sparse_xmc.data import Features
+        >>> features = Features(np.eye(4, dtype=np.float32))
+        >>> features.fit_width_(4)
+        >>> features.summary()
+        'the features: features; 4 rows, 4 features, 0 labels'
     """
 
     matrix: sp.csr_matrix | np.ndarray
@@ -153,6 +173,14 @@ def open_split(
 
     Raises:
         DataError: the file is missing, of no known format or malformed.
+
+    Examples:
+        >>> from sparse_xmc.data import open_split
+        >>> with open("train.csv", "w") as file:
+        ...     print("text,labels\\nbread from the oven,food;home\\njudge and court,law", file=file)
+        >>> split = open_split("train.csv")
+        >>> list(split), split.labels.row(0)
+        (['bread from the oven', 'judge and court'], ['food', 'home'])
     """
     source = Source(path)
     beside = os.fspath(labels) if labels is not None else _labels_beside(source.name)

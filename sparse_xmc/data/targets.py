@@ -25,9 +25,11 @@ def targets_from_lists(lists: Sequence[Any], num_labels: int) -> Tensor:
         TypeError: ids that are no integers, rows that are no lists; the message names the row.
         ValueError: an id outside ``[0, L)``, with its value and row.
 
-    Example:
+    Examples:
+        >>> from sparse_xmc.data import targets_from_lists
         >>> targets = targets_from_lists([[3, 17], [], [5]], num_labels=100)
-        >>> head.loss(x, targets)
+        >>> targets.shape, targets.crow_indices()
+        (torch.Size([3, 100]), tensor([0, 2, 2, 3]))
     """
     check_positive_int("num_labels", num_labels)
     if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):

@@ -36,6 +36,18 @@ class TfidfFeatures:
 
     Raises:
         ValueError: an option is out of range, or they leave no kind of term.
+
+    Examples:
+        >>> from sparse_xmc.data import TfidfFeatures
+        >>> features = TfidfFeatures(min_df=1)
+        >>> features.fit_transform(["bread and salt", "bread and court"]).shape
+        (2, 4)
+        >>> features.transform(["unknown words"]).nnz
+        0
+        >>> terms, idf = features.state()
+        >>> again = TfidfFeatures.from_state({"min_df": 1}, terms, idf)
+        >>> again.transform(["bread"]).nnz
+        1
     """
 
     def __init__(

@@ -37,7 +37,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class TokenRows:
-    """Token ids of ``N`` texts: a flat array of ids and ``N + 1`` offsets, in memory or mapped into it."""
+    """Token ids of ``N`` texts: a flat array of ids and ``N + 1`` offsets, in memory or mapped into it.
+
+    Examples:
+        >>> from sparse_xmc.data import TokenRows
+        >>> rows = TokenRows.from_texts(["a b", "c"], lambda texts: [[ord(w) for w in t.split()] for t in texts], 128)
+        >>> rows.ids.tolist(), rows.offsets.tolist()
+        ([97, 98, 99], [0, 2, 3])
+    """
 
     def __init__(self, offsets: np.ndarray, ids: np.ndarray) -> None:
         self.offsets, self.ids = offsets, ids
@@ -65,6 +72,12 @@ class TokenCache(TokenRows):
 
     Raises:
         ValueError: the folder holds no cache, or a truncated or damaged one.
+
+    Examples:
+        >>> from sparse_xmc.data import TokenCache
+        >>> cache = TokenCache.build("tokens", ["a b", "c"], lambda texts: [[ord(w) for w in t.split()] for t in texts], 128)
+        >>> len(TokenCache("tokens"))
+        2
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

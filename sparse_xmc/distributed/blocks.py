@@ -22,6 +22,11 @@ def label_blocks(
     Raises:
         ValueError: fewer groups of labels than ranks, or ``sizes`` that do not add up to ``L``, leave a rank empty or
             cut through a group.
+
+    Examples:
+        >>> from sparse_xmc.distributed import label_blocks
+        >>> label_blocks(10, 3)
+        [range(0, 4), range(4, 7), range(7, 10)]
     """
     for name, value in (("out_features", out_features), ("num_ranks", num_ranks), ("group_size", group_size)):
         check_positive_int(name, value)

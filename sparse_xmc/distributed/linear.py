@@ -58,6 +58,20 @@ class LabelShardedLinear(nn.Module):
     Raises:
         ValueError: too few labels for the ranks, ``sizes`` that do not fit, a mesh of other devices, or ranks that disagree
             on an argument.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc.distributed import LabelShardedLinear
+        >>> head = LabelShardedLinear(16, 100, fan_in=8, seed=0)  # without a process group: one rank
+        >>> x = torch.randn(2, 16)
+        >>> targets = torch.eye(100)[[4, 99]].to_sparse_csr()
+        >>> head.loss(x, head.exchange_targets(targets)).backward()
+        >>> head.labels, head.topk(x, k=5)[1].shape, head(x).shape
+        (range(0, 100), torch.Size([2, 5]), torch.Size([2, 100]))
+        >>> int(head.rewire_(fraction=0.25, seed=1))
+        200
+        >>> whole = head.to_layer()
+        >>> again = LabelShardedLinear.from_layer(whole)
     """
 
     def __init__(

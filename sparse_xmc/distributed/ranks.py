@@ -18,7 +18,16 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class RankFailure(RuntimeError):
-    """A collective did not complete: another rank has died, hangs, or made a different call."""
+    """A collective did not complete: another rank has died, hangs, or made a different call.
+
+    Examples:
+        >>> from sparse_xmc.distributed import RankFailure
+        >>> try:
+        ...     raise RankFailure("rank 1 gave no sign of life for 30 s")
+        ... except RuntimeError as error:
+        ...     print(error)
+        rank 1 gave no sign of life for 30 s
+    """
 
 
 class Ranks:

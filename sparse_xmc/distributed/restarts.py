@@ -18,6 +18,12 @@ def init_process_group(backend: str, **options: Any) -> None:
     of one that is dead and fail with "connection refused". Here each attempt has its own keys. On several nodes the
     attempts are counted per node and may differ, and the keys stay torch's: start torchrun with
     ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` there.
+
+    Examples:
+        >>> import os
+        >>> from sparse_xmc.distributed import init_process_group
+        >>> if "RANK" in os.environ:  # under torchrun
+        ...     init_process_group("gloo")
     """
     attempt = _attempt()
     if attempt is None:

@@ -25,6 +25,17 @@ class AuxiliaryObjective(nn.Module):
         cutoff: share of the training after which it is off, in ``(0, 1]``.
 
     Source: Navigating Extremes, NeurIPS 2024, section 4 (auxiliary objective with decaying weight).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc.models import AuxiliaryObjective
+        >>> objective = AuxiliaryObjective(16, torch.arange(100) // 10, weight=0.4, cutoff=0.5)  # ten clusters
+        >>> objective.weight_at(0.0), objective.weight_at(0.5)
+        (0.4, 0.0)
+        >>> targets = torch.eye(100)[[3, 17]].to_sparse_csr()
+        >>> objective.cluster_targets(targets).shape
+        torch.Size([2, 10])
+        >>> objective.loss(torch.randn(2, 16), targets).backward()
     """
 
     clusters: Tensor

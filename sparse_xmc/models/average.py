@@ -23,10 +23,16 @@ def update_average_(average: nn.Module, model: nn.Module, decay: float) -> None:
     Raises:
         ValueError: another ``decay``, or models that are not built alike.
 
-    Example:
+    Examples:
+        >>> import copy
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.models import update_average_
+        >>> model = FixedFanInLinear(64, 1000, fan_in=16, seed=0)
         >>> average = copy.deepcopy(model)
-        >>> optimizer.step(); model.head.rewire_(fraction=0.2, optimizer=optimizer)
+        >>> rewired = model.rewire_(fraction=0.2, seed=1)
         >>> update_average_(average, model, 0.999)
+        >>> bool((average.indices == model.indices).all())
+        True
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay must lie in [0, 1), got {decay}")

@@ -36,6 +36,20 @@ class XMCClassifier(nn.Module):
             has a loss of its own; scores are then the mean of both heads' estimates of a label's probability.
         loss: ``"bce"`` or ``"squared_hinge"``, summed over labels and averaged over rows.
         lexical_loss: the same of the second head.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, XMCClassifier
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU())
+        >>> model = XMCClassifier(encoder, FixedFanInLinear(64, 1000, fan_in=16, seed=0))
+        >>> inputs, targets = torch.randn(2, 8), torch.eye(1000)[[3, 17]].to_sparse_csr()
+        >>> model.loss(inputs, targets).backward()
+        >>> scores, labels = model.topk(inputs, k=5)
+        >>> probabilities = model.as_probabilities(scores)
+        >>> model.features(inputs).shape, model(inputs).shape
+        (torch.Size([2, 64]), torch.Size([2, 1000]))
+        >>> model.head_bytes()
+        100000
     """
 
     encoder: Any

@@ -21,7 +21,14 @@ _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 class PrecomputedEncoder(nn.Module):
-    """Passes dense features ``[B, out_features]`` on, with dropout in training."""
+    """Passes dense features ``[B, out_features]`` on, with dropout in training.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc.models import PrecomputedEncoder
+        >>> PrecomputedEncoder(16)(torch.randn(2, 16)).shape
+        torch.Size([2, 16])
+    """
 
     def __init__(self, out_features: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -47,6 +54,16 @@ class BagOfWordsEncoder(nn.Module):
         out_features: size of the embeddings.
         dropout: share of embedding entries dropped after the sum.
         seed: of the initial embeddings, normal with standard deviation 1 (a tf-idf row has length 1).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc.models import BagOfWordsEncoder
+        >>> encoder = BagOfWordsEncoder(1000, 64)
+        >>> encoder.initialise(torch.randn(1000, 64))
+        >>> rows = torch.zeros(2, 1000)
+        >>> rows[0, 5] = rows[1, 7] = 1.0
+        >>> encoder(rows.to_sparse_csr()).shape
+        torch.Size([2, 64])
     """
 
     def __init__(self, in_features: int, out_features: int, *, dropout: float = 0.0, seed: int = 0) -> None:
@@ -90,6 +107,13 @@ class TransformerEncoder(nn.Module):
 
     Raises:
         ValueError: there is no such folder or model, it cannot be loaded, or it has no positions for ``max_length``.
+
+    Examples:
+        >>> from sparse_xmc import FixedFanInLinear, XMCClassifier
+        >>> from sparse_xmc.models import TransformerEncoder
+        >>> encoder = TransformerEncoder("bert-base-uncased", max_length=8)
+        >>> ids = encoder.tokenize(["a text"])
+        >>> model = XMCClassifier(encoder, FixedFanInLinear(encoder.out_features, 21_000, fan_in=16))
     """
 
     def __init__(
@@ -236,6 +260,14 @@ def intermediate_layer(
     """The dense layer in front of a sparse head that restores its accuracy: linear, activation, dropout.
 
     Source: Schultheis and Babbar, ECML-PKDD 2023, section 3 ("intermediate layer").
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.models import intermediate_layer
+        >>> features = intermediate_layer(64, 256, dropout=0.1)(torch.randn(2, 64))
+        >>> FixedFanInLinear(256, 1000, fan_in=32)(features).shape
+        torch.Size([2, 1000])
     """
     linear = nn.Linear(in_features, out_features)
     with torch.no_grad():

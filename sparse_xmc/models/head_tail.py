@@ -90,6 +90,20 @@ class DenseLinear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype, seed, prior: as in ``FixedFanInLinear``.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import DenseLinear
+        >>> head = DenseLinear(16, 100, prior=2, seed=0)
+        >>> head.reset_parameters(seed=1)
+        >>> x = torch.randn(2, 16)
+        >>> head.loss(x, [[4, 7], [99]]).backward()
+        >>> head.topk(x, k=5)[1].shape
+        torch.Size([2, 5])
+        >>> head.add_labels_(10)
+        >>> head.remove_labels_([0, 1])
+        >>> head.num_bytes()  # 108 labels of 16 weights and a bias
+        7344
     """
 
     _initial_bias: InitialBias = None
@@ -190,6 +204,17 @@ class HeadTailLinear(nn.Module):
             several ranks.
 
     Source: HASTE, ICML 2026 (head-tail split, private features).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import HeadTailLinear
+        >>> head = HeadTailLinear(16, 1000, fan_in=8, num_head=50, seed=0)  # labels 0 to 49 are dense
+        >>> x = torch.randn(2, 16)
+        >>> head.loss(x, [[4, 700], [99]]).backward()
+        >>> head.topk(x, k=5)[1].shape
+        torch.Size([2, 5])
+        >>> head.num_bytes() == head.head.num_bytes() + head.tail.num_bytes()
+        True
     """
 
     def __init__(

@@ -90,6 +90,23 @@ class FixedFanInLinear(CheckedIndices):
             another width.
 
     Source: Schultheis and Babbar, "Towards Memory-Efficient Training for Extremely Large Output Spaces", ECML 2023.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> head = FixedFanInLinear(64, 10_000, fan_in=16, prior=2, seed=0)  # two labels a row are expected
+        >>> x = torch.randn(4, 64)
+        >>> head(x).shape
+        torch.Size([4, 10000])
+        >>> loss = head.loss(x, [[3, 17], [], [5], [9_999]])  # the labels of each row; no logits in memory
+        >>> loss.backward()
+        >>> head.weight.grad.shape
+        torch.Size([10000, 16])
+        >>> scores, labels = head.topk(x, k=3)
+        >>> labels.shape
+        torch.Size([4, 3])
+        >>> head.num_bytes()  # of each label 16 weights, 16 indices and a bias; nn.Linear has 2,600,000
+        1000000
     """
 
     weight: Tensor
@@ -129,6 +146,13 @@ class FixedFanInLinear(CheckedIndices):
         prior's, or zero.
 
         ``first_label``, a multiple of ``group_size``, makes the layer the labels from there on of a larger one.
+
+        Examples:
+            >>> head = FixedFanInLinear(64, 1000, fan_in=16, seed=0)
+            >>> before = head.weight.clone()
+            >>> head.reset_parameters(seed=1)
+            >>> bool((head.weight == before).all())
+            False
         """
         self._draw(["weight", "bias", "indices"], draw_seed() if seed is None else seed, first_label)
 
@@ -187,6 +211,14 @@ class FixedFanInLinear(CheckedIndices):
         "sampled_softmax" estimates "cross_entropy" from a sample of the labels: ``ops.fixed_fan_in_sampled_softmax``.
         With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss`` (also for
         ``options``) and ``ops.updating_loss``.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> x = torch.randn(2, 16)
+            >>> loss = head.loss(x, [[4, 7], [99]], pos_weight=torch.full((100,), 2.0))
+            >>> loss = head.loss(x, torch.tensor([4, 99]), loss="cross_entropy")
+            >>> loss.ndim
+            0
         """
         check_input(x, self.in_features)
         arguments = (x, self.weight, self.checked_indices(), self.bias, targets)
@@ -209,6 +241,16 @@ class FixedFanInLinear(CheckedIndices):
 
         Afterwards ``loss(...).backward()`` updates weight and bias, which get no ``.grad``; or ``step`` does. Call it
         when the layer is on its device. None takes the optimizer away.
+
+        Examples:
+            >>> from sparse_xmc.optim import FusedAdagrad
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> optimizer = FusedAdagrad(lr=0.05)
+            >>> head.fuse_optimizer(optimizer)
+            >>> head.loss(torch.randn(2, 16), [[4, 7], [99]]).backward()  # updates the head
+            >>> optimizer.step()  # ends the step
+            >>> head.weight.grad is None
+            True
         """
         if optimizer is not None:
             if replicas.active_group(self) is not None:
@@ -238,6 +280,17 @@ class FixedFanInLinear(CheckedIndices):
 
         Raises:
             RuntimeError: the layer has no fused optimizer, or a parameter is frozen.
+
+        Examples:
+            >>> from sparse_xmc.optim import FusedSGD
+            >>> encoder = torch.nn.Linear(8, 16)
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> head.fuse_optimizer(FusedSGD(lr=0.1))
+            >>> x = encoder(torch.randn(2, 8))
+            >>> loss, dx = head.step(x, [[4, 7], [99]])
+            >>> x.backward(dx)  # the encoder's gradients
+            >>> encoder.weight.grad.shape
+            torch.Size([16, 8])
         """
         if self._optimizer is None:
             raise RuntimeError("step needs a fused optimizer: call fuse_optimizer(...) first")
@@ -256,7 +309,15 @@ class FixedFanInLinear(CheckedIndices):
         )
 
     def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
+        """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> x = torch.randn(2, 16)
+            >>> scores, labels = head.topk(x, k=5)
+            >>> torch.allclose(scores, head(x).topk(5).values, atol=1e-5)
+            True
+        """
         check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
             x, self.weight, self.checked_indices(), self.bias, k=k, group_size=self.group_size, exclude=exclude
@@ -291,6 +352,12 @@ class FixedFanInLinear(CheckedIndices):
 
         Raises:
             ValueError, TypeError: as ``ops.prune_regrow_``, or ``optimizer`` does not hold this layer's weight.
+
+        Examples:
+            >>> head = FixedFanInLinear(64, 1000, fan_in=16, seed=0)
+            >>> optimizer = torch.optim.Adam(head.parameters())
+            >>> int(head.rewire_(fraction=0.25, optimizer=optimizer, seed=1))  # 4 of 16 connections of each label
+            4000
         """
         if optimizer is None:
             own: object = self._optimizer
@@ -343,8 +410,6 @@ class FixedFanInLinear(CheckedIndices):
     ) -> None:
         """Puts new labels behind those of a trained layer, whose rows stay as they are.
 
-            head.add_labels_(100, features, new_targets, optimizer=optimizer)   # [N, D], csr [N, 100]
-
         Args:
             num_labels: how many.
             x, targets: rows ``[N, in_features]`` and which of the new labels they have, CSR ``[N, num_labels]``. The
@@ -357,6 +422,13 @@ class FixedFanInLinear(CheckedIndices):
 
         Raises:
             ValueError, TypeError: a number or a shape is not right, or a fused optimizer is attached.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> new = torch.eye(3)[[0, 0, 1, 2]].to_sparse_csr()  # which of the three new labels four rows have
+            >>> head.add_labels_(3, torch.randn(4, 16), new)
+            >>> head(torch.randn(2, 16)).shape
+            torch.Size([2, 103])
         """
         check_change(self)
         check_added(num_labels, x, targets)
@@ -386,6 +458,12 @@ class FixedFanInLinear(CheckedIndices):
 
         Raises:
             ValueError: a number is out of range, none or a part of a group would stay, or a fused optimizer is attached.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> head.remove_labels_([0, 99])
+            >>> head.out_features
+            98
         """
         check_change(self)
         indices = self.checked_indices()
@@ -399,7 +477,12 @@ class FixedFanInLinear(CheckedIndices):
         self._mark_written("indices")
 
     def num_bytes(self) -> int:
-        """Bytes of weights, indices and bias."""
+        """Bytes of weights, indices and bias.
+
+        Examples:
+            >>> FixedFanInLinear(768, 1000, fan_in=32).num_bytes()  # torch.nn.Linear(768, 1000): 3,076,000
+            196000
+        """
         return sum(t.nbytes for t in (self.weight, self.indices, self.bias) if t is not None)
 
     def extra_repr(self) -> str:
@@ -410,14 +493,27 @@ class FixedFanInLinear(CheckedIndices):
         )
 
     def label_indices(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Connections of the labels ``start`` to ``stop`` as int64 ``[stop - start, fan_in]``."""
+        """Connections of the labels ``start`` to ``stop`` as int64 ``[stop - start, fan_in]``.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> head.label_indices(10, 12).shape
+            torch.Size([2, 8])
+        """
         stop = self.out_features if stop is None else stop
         labels = torch.arange(start, stop, device=self.indices.device)
         return self.checked_indices()[labels // self.group_size].long()
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
-        """The same function as an ``nn.Linear``, which takes ``in_features / fan_in`` times the weights' memory."""
+        """The same function as an ``nn.Linear``, which takes ``in_features / fan_in`` times the weights' memory.
+
+        Examples:
+            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+            >>> x = torch.randn(2, 16)
+            >>> torch.allclose(head.to_dense()(x), head(x), atol=1e-5)
+            True
+        """
         has_bias = self.bias is not None
         dense = nn.Linear(
             self.in_features, self.out_features, has_bias, device=self.weight.device, dtype=self.weight.dtype
@@ -433,7 +529,13 @@ class FixedFanInLinear(CheckedIndices):
 
     @torch.no_grad()
     def to_sparse_csr(self) -> Tensor:
-        """The weights as a ``torch.sparse_csr`` matrix ``[out_features, in_features]``; columns ascend in each row."""
+        """The weights as a ``torch.sparse_csr`` matrix ``[out_features, in_features]``; columns ascend in each row.
+
+        Examples:
+            >>> matrix = FixedFanInLinear(16, 100, fan_in=8, seed=0).to_sparse_csr()
+            >>> matrix.shape, matrix.values().shape
+            (torch.Size([100, 16]), torch.Size([800]))
+        """
         columns, order = self.label_indices().sort(dim=1)
         offsets = torch.arange(self.out_features + 1, device=columns.device) * self.fan_in
         return torch.sparse_csr_tensor(
@@ -453,6 +555,13 @@ class FixedFanInLinear(CheckedIndices):
         Raises:
             TypeError: ``linear`` is not an ``nn.Linear``.
             ValueError: ``fan_in`` exceeds its ``in_features``.
+
+        Examples:
+            >>> dense = torch.nn.Linear(16, 100)
+            >>> head = FixedFanInLinear.from_dense(dense, fan_in=16)  # of 16 features: all connections
+            >>> x = torch.randn(2, 16)
+            >>> torch.allclose(head(x), dense(x), atol=1e-5)
+            True
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")

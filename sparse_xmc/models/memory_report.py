@@ -16,7 +16,13 @@ _LABEL_RANGES = 16  # most partial sums of the input gradient on a CPU; a GPU ha
 
 @dataclass(frozen=True)
 class HeadMemory:
-    """Bytes of one way to train a head, by component."""
+    """Bytes of one way to train a head, by component.
+
+    Examples:
+        >>> from sparse_xmc.models import HeadMemory
+        >>> HeadMemory("fused", {"weight": 400, "indices": 200}).total
+        600
+    """
 
     name: str
     components: dict[str, int]
@@ -28,7 +34,14 @@ class HeadMemory:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Predictions for the same labels: training fused, through autograd, and dense; serving. ``str`` gives the table."""
+    """Predictions for the same labels: training fused, through autograd, and dense; serving. ``str`` gives the table.
+
+    Examples:
+        >>> from sparse_xmc.models import MemoryReport, memory_report
+        >>> report: MemoryReport = memory_report(670_091, 768, 32, batch_size=64)
+        >>> f"{report.dense.total / report.fused.total:.0f} times less"
+        '34 times less'
+    """
 
     title: str
     fused: HeadMemory
@@ -80,6 +93,12 @@ def memory_report(
 
     Raises:
         ValueError, TypeError: a size below 1, ``fan_in > in_features``, an unknown optimizer or dtype.
+
+    Examples:
+        >>> from sparse_xmc.models import memory_report
+        >>> report = memory_report(2_812_281, 768, 32, batch_size=64)
+        >>> f"{report.fused.total / 2**30:.2f} GiB for {report.dense.total / 2**30:.0f} GiB"
+        '0.52 GiB for 18 GiB'
     """
     sizes = {"out_features": out_features, "in_features": in_features, "fan_in": fan_in}
     sizes |= {"group_size": group_size, "batch_size": batch_size, "positives_per_row": positives_per_row}

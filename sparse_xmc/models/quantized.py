@@ -27,6 +27,20 @@ class QuantizedFixedFanInLinear(CheckedIndices):
 
     Raises:
         ValueError: a size below 1, or ``fan_in > in_features``.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, QuantizedFixedFanInLinear
+        >>> head = FixedFanInLinear(64, 1000, fan_in=16, seed=0)
+        >>> small = QuantizedFixedFanInLinear.from_layer(head)
+        >>> head.num_bytes(), small.num_bytes()
+        (100000, 56000)
+        >>> scores, labels = small.topk(torch.randn(2, 64), k=5)
+        >>> small.dequantize(), small.to_dense()
+        (FixedFanInLinear(...), Linear(...))
+        >>> small.reset_parameters()  # zeros
+        >>> small(torch.ones(1, 64)).shape
+        torch.Size([1, 1000])
     """
 
     weight: Tensor

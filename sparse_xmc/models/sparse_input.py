@@ -29,6 +29,20 @@ class SparseInputLinear(FixedFanInLinear):
     Args:
         dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
         in_features, out_features, fan_in, bias, group_size, options: as in ``FixedFanInLinear``.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import SparseInputLinear
+        >>> head = SparseInputLinear(1000, 100, fan_in=32, seed=0)
+        >>> rows = torch.zeros(2, 1000)
+        >>> rows[0, 5] = rows[1, 7] = 1.0
+        >>> x = rows.to_sparse_csr()
+        >>> head(x).shape
+        torch.Size([2, 100])
+        >>> head.loss(x, [[4, 7], [99]]).backward()
+        >>> head.topk(x, k=5)[1].shape
+        torch.Size([2, 5])
+        >>> head.fuse_optimizer(None)  # anything else is refused
     """
 
     def __init__(

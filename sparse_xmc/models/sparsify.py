@@ -42,8 +42,12 @@ def sparsify_(module: ModuleT, name: str, fan_in: int, *, group_size: int = 1, p
         ValueError: there is no such layer, its weight or bias is shared with another layer, it carries hooks, or
             ``fan_in`` exceeds its ``in_features``, or there is a ``prior`` but no bias.
 
-    Example:
-        >>> sparsify_(model, "decoder.out", fan_in=32, prior=2)  # two positives per row
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import optim, sparsify_
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1000))
+        >>> sparsify_(model, "2", fan_in=16, prior=2)[2]  # two positives per row
+        FixedFanInLinear(in_features=64, out_features=1000, fan_in=16, ...)
         >>> optimizer = torch.optim.AdamW(optim.parameter_groups(model, lr=1e-3))
     """
     linear = _find(module, name)

@@ -30,6 +30,14 @@ class Positives(NamedTuple):
     labels: ``[nnz]`` int64, ascending. Those outside ``[0, num_labels)`` stand at either end and are never looked at
         (a device's labels are not checked before the kernels run).
     rows: ``[nnz]`` int32 in ``[0, num_rows]``; ``num_rows`` marks a repeated (label, row), which kernels ignore.
+
+    Examples:
+        >>> from sparse_xmc import ops
+        >>> positives = ops.sort_targets([[7, 4], [4]], num_labels=100).to("cpu")
+        >>> isinstance(positives, ops.Positives)
+        True
+        >>> positives.labels, positives.rows
+        (tensor([4, 4, 7]), tensor([0, 1, 0], dtype=torch.int32))
     """
 
     labels: Tensor

@@ -26,6 +26,13 @@ class LossOptions(TypedDict, total=False):
     gamma_pos, gamma_neg, clip: of "asymmetric": exponents of the focusing factors of positives (default 0) and negatives
         (4), and the probability below which a negative counts nothing (0.05).
     label_smoothing, ignore_index, class_weight: of "cross_entropy", as in ``torch.nn.functional.cross_entropy``.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, ops
+        >>> options: ops.LossOptions = {"pos_weight": torch.full((100,), 5.0), "sample_weight": torch.tensor([1.0, 0.5])}
+        >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> loss = head.loss(torch.randn(2, 16), [[4, 7], [99]], **options)
     """
 
     pos_weight: Tensor | None

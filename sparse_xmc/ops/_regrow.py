@@ -28,6 +28,15 @@ class RegrowBatch:
         targets: CSR ``[B, L]``. Gradients are then those of ``loss`` and no ``[B, L]`` tensor is made.
         bias: ``[L]`` of the layer, for the gradients of ``loss``.
         loss: "bce" or "squared_hinge".
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, ops
+        >>> head = FixedFanInLinear(64, 100, fan_in=16, seed=0)
+        >>> targets = torch.eye(100)[[4, 99]].to_sparse_csr()
+        >>> batch = ops.RegrowBatch(torch.randn(2, 64), targets=targets)
+        >>> int(head.rewire_(fraction=0.25, regrow="gradient", batch=batch, seed=1))
+        400
     """
 
     x: Tensor

@@ -71,9 +71,11 @@ def sort_targets(
     Raises:
         ValueError, TypeError: as ``fixed_fan_in_loss`` for its targets.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, ops
         >>> positives = ops.sort_targets([[3, 17], [], [5]], num_labels=20)
-        >>> loss = ops.fixed_fan_in_loss(x, weight, indices, bias, positives)
+        >>> loss = FixedFanInLinear(16, 20, fan_in=8).loss(torch.randn(3, 16), positives)
     """
     check_positive_int("num_labels", num_labels)
     rows = num_target_rows(targets) if num_rows is None else num_rows

@@ -42,6 +42,14 @@ def informed_indices(
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> x = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+        >>> targets = torch.tensor([[1, 0], [0, 1], [0, 1]]).to_sparse_csr()
+        >>> ops.informed_indices(x, targets, 2)[0]  # the row of label 0 differs from all rows in features 0 and 1
+        tensor([0, 1], dtype=torch.uint16)
     """
     check_float("x", x)
     if x.ndim != 2 or not x.shape[0] or not x.shape[1]:

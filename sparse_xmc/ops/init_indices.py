@@ -29,6 +29,14 @@ def init_indices(
 
     Raises:
         ValueError: ``fan_in > in_features``, a size below 1, or a negative ``first_row``.
+
+    Examples:
+        >>> from sparse_xmc import ops
+        >>> indices = ops.init_indices(1000, 64, 16, seed=0)
+        >>> indices.shape, indices.dtype
+        (torch.Size([1000, 16]), torch.uint16)
+        >>> len(set(indices[0].tolist()))
+        16
     """
     for name, value in (("num_rows", num_rows), ("in_features", in_features), ("fan_in", fan_in)):
         check_positive_int(name, value)

@@ -120,6 +120,14 @@ def fixed_fan_in_linear(
 
     Source:
         Fixed fan-in layer: Schultheis and Babbar, ECML-PKDD 2023, section 3. Shared rows: HASTE, ICML 2026.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> x, weight = torch.tensor([[1.0, 10.0, 100.0]]), torch.ones(2, 2)
+        >>> indices = torch.tensor([[0, 1], [1, 2]], dtype=torch.uint16)
+        >>> ops.fixed_fan_in_linear(x, weight, indices)
+        tensor([[ 11., 110.]])
     """
     shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
     if debugging():

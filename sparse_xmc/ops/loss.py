@@ -197,12 +197,24 @@ def fixed_fan_in_loss(
             not have. On a CPU also targets outside ``[0, L)`` and broken row offsets; a GPU asserts them later.
         RuntimeError: in a second backward: second derivatives are not implemented.
 
-    Example:
-        Propensity-weighted loss (Qaraei et al., "Convex surrogates for unbiased loss functions in extreme classification
-        with missing labels", WWW 2021): a positive that is seen with propensity ``p`` stands for ``1 / p`` of them::
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> x, weight = torch.randn(2, 16), torch.zeros(100, 8, requires_grad=True)
+        >>> indices = ops.init_indices(100, 16, 8, seed=0)
+        >>> loss = ops.fixed_fan_in_loss(x, weight, indices, None, [[4, 7], [99]], reduction="mean_all")
+        >>> round(loss.item(), 4)  # log 2: nothing is known yet
+        0.6931
+        >>> loss.backward()
+        >>> weight.grad.shape
+        torch.Size([100, 8])
 
-            inverse = torch.from_numpy(sparse_xmc.metrics.inverse_propensities(label_counts, num_rows))  # 1 / p: [L]
-            loss = fixed_fan_in_loss(x, weight, indices, bias, targets, pos_weight=2 * inverse.float() - 1)
+        Propensity-weighted (Qaraei et al., "Convex surrogates for unbiased loss functions in extreme classification with
+        missing labels", WWW 2021): a positive that is seen with propensity ``p`` stands for ``1 / p`` of them.
+
+        >>> from sparse_xmc.metrics import inverse_propensities
+        >>> inverse = torch.from_numpy(inverse_propensities(torch.ones(100).numpy(), num_rows=1000)).float()
+        >>> loss = ops.fixed_fan_in_loss(x, weight, indices, None, [[4, 7], [99]], pos_weight=2 * inverse - 1)
     """
     if loss == "cross_entropy":
         return fixed_fan_in_cross_entropy(

@@ -183,6 +183,16 @@ def prune_regrow_(
     Source:
         Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018 (SET);
         Evci et al., "Rigging the lottery", ICML 2020 (gradient).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> weight, indices = torch.randn(1000, 16), ops.init_indices(1000, 64, 16, seed=0)
+        >>> momentum = torch.ones_like(weight)
+        >>> int(ops.prune_regrow_(weight, indices, 64, fraction=0.25, seed=1, state=[momentum]))
+        4000
+        >>> int((momentum == 0).sum())  # the state of a new connection begins anew
+        4000
     """
     check_positive_int("in_features", in_features)
     shape = check_topology(weight, indices, in_features, group_size)

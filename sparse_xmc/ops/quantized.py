@@ -27,6 +27,16 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: ``weight`` is not a float tensor.
         ValueError: it is not 2-D, or holds inf, NaN or numbers beyond float32. Waits for the device.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> weight = torch.randn(100, 8)
+        >>> quantized, scale = ops.quantize_weight(weight)
+        >>> quantized.dtype, scale.shape
+        (torch.float8_e4m3fn, torch.Size([100]))
+        >>> bool(((ops.dequantize_weight(quantized, scale) - weight).abs() <= weight.abs().amax(1, keepdim=True) / 16).all())
+        True
     """
     check_float("weight", weight)
     if weight.ndim != 2:
@@ -56,6 +66,14 @@ def dequantize_weight(quantized: Tensor, weight_scale: Tensor, dtype: torch.dtyp
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> weight = torch.tensor([[0.5, -1.0], [2.0, 4.0]])
+        >>> ops.dequantize_weight(*ops.quantize_weight(weight))
+        tensor([[ 0.5000, -1.0000],
+                [ 2.0000,  4.0000]])
     """
     check_weight_scale(quantized, weight_scale)
     weight = torch.empty(quantized.shape, dtype=dtype, device=quantized.device)

@@ -70,6 +70,15 @@ def fixed_fan_in_sampled_softmax(
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value, is missing, or has no effect.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> x, weight = torch.randn(2, 16), torch.zeros(100, 8)
+        >>> indices = ops.init_indices(100, 16, 8, seed=0)
+        >>> loss = ops.fixed_fan_in_sampled_softmax(x, weight, indices, None, torch.tensor([4, 99]), num_negatives=20)
+        >>> 4 < float(loss) < 5  # of equal scores the softmax over all labels has log 100 = 4.6
+        True
     """
     shape = check_layer(x, weight, indices, bias, group_size)
     if reduction not in ("mean", "sum"):

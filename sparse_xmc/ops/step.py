@@ -151,6 +151,17 @@ def fixed_fan_in_step_(
 
     Raises:
         ValueError, TypeError: as ``fixed_fan_in_loss``; also for parameters that are not contiguous.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> from sparse_xmc.optim import FusedSGD
+        >>> x, weight = torch.randn(2, 16), torch.zeros(100, 8)
+        >>> indices, optimizer = ops.init_indices(100, 16, 8, seed=0), FusedSGD(lr=0.1)
+        >>> optimizer.attach(weight, None)
+        >>> loss, dx = ops.fixed_fan_in_step_(x, weight, indices, None, [[4, 7], [99]], optimizer)
+        >>> bool((weight != 0).any())
+        True
     """
     _check_in_place(weight, bias)
     with torch.no_grad():
@@ -222,6 +233,17 @@ def updating_loss(
     Raises:
         ValueError, TypeError: as ``fixed_fan_in_loss``; also if parameters are not contiguous or need no gradient.
         RuntimeError: in backward: a second backward through one loss, or parameters that changed since the loss.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> from sparse_xmc.optim import FusedSGD
+        >>> x, weight = torch.randn(2, 16), torch.zeros(100, 8, requires_grad=True)
+        >>> indices, optimizer = ops.init_indices(100, 16, 8, seed=0), FusedSGD(lr=0.1)
+        >>> optimizer.attach(weight, None)
+        >>> ops.updating_loss(x, weight, indices, None, [[4, 7], [99]], optimizer).backward()
+        >>> bool((weight != 0).any()), weight.grad
+        (True, None)
     """
     for name, tensor in (("weight", weight), ("bias", bias)):
         if isinstance(tensor, Tensor) and not tensor.requires_grad:

@@ -78,6 +78,14 @@ def fixed_fan_in_topk(
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device; ``k`` exceeds the labels available.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> x, weight = torch.tensor([[1.0, 10.0, 100.0]]), torch.ones(3, 2)
+        >>> indices = torch.tensor([[0, 1], [1, 2], [0, 2]], dtype=torch.uint16)
+        >>> ops.fixed_fan_in_topk(x, weight, indices, k=2)
+        (tensor([[110., 101.]]), tensor([[1, 2]]))
     """
     shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
     check_positive_int("k", k)

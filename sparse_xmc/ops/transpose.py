@@ -41,6 +41,12 @@ def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape or dtype.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> ops.transpose_indices(torch.tensor([[0, 1], [1, 2]], dtype=torch.uint16), 3)  # feature 1: connections 1 and 2
+        (tensor([0, 1, 3, 4]), tensor([0, 1, 2, 3], dtype=torch.int32))
     """
     check_tensor("indices", indices)
     check_positive_int("in_features", in_features)

@@ -42,6 +42,13 @@ class Update(NamedTuple):
             (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the representable one next to it
             towards zero (f in units of their distance); with u the 16 bits it is rounded away from zero iff
             u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import ops
+        >>> sgd = ops.Update(lr=0.1, momentum=0.9, momentum_buffer=torch.zeros(100, 8))
+        >>> [tensor.shape for tensor in sgd.state()]
+        [torch.Size([100, 8])]
     """
 
     momentum_buffer: Tensor | None = None
@@ -73,7 +80,30 @@ class Update(NamedTuple):
 
 
 class UpdateRule(Protocol):
-    """What the fused head asks of an optimizer (``sparse_xmc.optim.fused``)."""
+    """What the fused head asks of an optimizer (``sparse_xmc.optim.fused``).
+
+    Examples:
+        Plain gradient descent is the least that a head takes as its optimizer:
+
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear, ops
+        >>> class Descent(ops.UpdateRule):
+        ...     def attach(self, weight, bias):
+        ...         pass
+        ...     def next_update(self, weight, bias):
+        ...         return ops.Update(lr=0.1)
+        ...     def loss_scale(self, device):
+        ...         return None
+        ...     def end_step(self):
+        ...         pass
+        >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> head.fuse_optimizer(Descent())
+        >>> x = torch.randn(2, 16)
+        >>> first, _ = head.step(x, [[4, 7], [99]])
+        >>> second, _ = head.step(x, [[4, 7], [99]])
+        >>> bool(second < first)
+        True
+    """
 
     def attach(self, weight: Tensor, bias: Tensor | None) -> None:
         """Makes these the parameters that it updates."""

@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 
 
 class ChainedOptimizer(Optimizer):
-    """Steps, saves and loads several optimizers together, e.g. that of an encoder and the fused one of its head::
-
-        optimizer = ChainedOptimizer(torch.optim.AdamW(encoder.parameters()), head_optimizer)
+    """Steps, saves and loads several optimizers together, e.g. that of an encoder and the fused one of its head.
 
     ``param_groups`` are those of the optimizers, one after the other, so that schedulers reach all of them. It serves
     Lightning's automatic optimization, ``transformers.Trainer(optimizers=...)`` and ``torch.amp.GradScaler``, whose check
@@ -26,6 +24,19 @@ class ChainedOptimizer(Optimizer):
     Raises:
         TypeError: something is not a ``torch.optim.Optimizer``.
         ValueError: no optimizer, one without parameters, or a parameter that belongs to two.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import ChainedOptimizer, FusedAdagrad
+        >>> encoder, head = torch.nn.Linear(8, 16), FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> of_head = FusedAdagrad(lr=0.05)
+        >>> head.fuse_optimizer(of_head)
+        >>> optimizer = ChainedOptimizer(torch.optim.AdamW(encoder.parameters()), of_head)
+        >>> optimizer.zero_grad()
+        >>> head.loss(encoder(torch.randn(2, 8)), [[4, 7], [99]]).backward()
+        >>> optimizer.step()
+        >>> optimizer.load_state_dict(optimizer.state_dict())
     """
 
     _step_supports_amp_scaling = True

@@ -14,6 +14,14 @@ class FusedSGD(FusedOptimizer):
     """SGD with momentum and weight decay, the rule of ``torch.optim.SGD`` (no dampening, no Nesterov).
 
     Weight decay applies to the weights, not to the bias. There is no momentum buffer where ``momentum`` is 0.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import FusedSGD
+        >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> head.fuse_optimizer(FusedSGD(lr=0.1, momentum=0.9))
+        >>> loss, dx = head.step(torch.randn(2, 16), [[4, 7], [99]])
     """
 
     def __init__(
@@ -37,6 +45,16 @@ class FusedAdagrad(FusedOptimizer):
     The step of a label is ``lr * g / (sqrt(sum over steps of mean(g^2)) + eps)``; ``weight_decay`` is decoupled. Labels
     differ by orders of magnitude in how often they are positive, which a scalar per label follows at ``1 / K`` of the
     memory of a scalar per connection. ``FusedAdam`` was more accurate on EURLEX57K (``reports/findings.md``).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import FusedAdagrad
+        >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> optimizer = FusedAdagrad(lr=0.05)
+        >>> head.fuse_optimizer(optimizer)
+        >>> head.loss(torch.randn(2, 16), [[4, 7], [99]]).backward()
+        >>> optimizer.step()
     """
 
     _adaptive = True
@@ -66,6 +84,15 @@ class FusedAdam(FusedOptimizer):
     The step of a label is ``lr * g / (sqrt(v) + eps)`` where ``v`` is the exponential average of ``mean(g^2)`` with rate
     ``beta2``, bias-corrected; ``weight_decay`` is decoupled. With ``momentum`` the step is up to ``1 / (1 - momentum)``
     times as long.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import FusedAdam, rate_multiplier
+        >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
+        >>> optimizer = FusedAdam(lr=1e-3 * rate_multiplier(head))
+        >>> head.fuse_optimizer(optimizer)
+        >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=10)
     """
 
     _adaptive = True

@@ -43,6 +43,26 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: a hyperparameter outside its range.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import FusedAdagrad, FusedOptimizer
+        >>> isinstance(FusedAdagrad(lr=0.05), FusedOptimizer)
+        True
+        >>> head, optimizer = FixedFanInLinear(16, 100, fan_in=8, seed=0), FusedAdagrad(lr=0.05)
+        >>> optimizer.attach(head.weight, head.bias)  # what head.fuse_optimizer(optimizer) begins with
+        >>> head.fuse_optimizer(optimizer)
+        >>> optimizer.zero_grad()
+        >>> head.loss(torch.randn(2, 16), [[4, 7], [99]]).backward()
+        >>> optimizer.step()
+        >>> state = optimizer.state_dict()
+        >>> optimizer.load_state_dict(state)
+
+        What an op asks of it:
+
+        >>> update, scale = optimizer.next_update(head.weight, head.bias), optimizer.loss_scale(torch.device("cpu"))
+        >>> optimizer.end_step()
     """
 
     _step_supports_amp_scaling = True  # GradScaler.step then calls step() without looking for gradients

@@ -23,6 +23,18 @@ class RowSparseAdagrad(Optimizer):
         initial: start of ``s``; above 0 it damps the first steps.
 
     Source: Duchi et al., JMLR 2011; with one accumulator per row as recommender systems keep it (Naumov et al., 2019).
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc.optim import RowSparseAdagrad
+        >>> table = torch.nn.EmbeddingBag(1000, 16, sparse=True)
+        >>> optimizer = RowSparseAdagrad(table.parameters(), lr=0.1)
+        >>> table(torch.tensor([[3, 17]])).sum().backward()
+        >>> before = table.weight.detach().clone()
+        >>> optimizer.step()
+        >>> (table.weight != before).any(dim=1).nonzero().flatten()
+        tensor([ 3, 17])
+        >>> optimizer.load_state_dict(optimizer.state_dict())
     """
 
     def __init__(

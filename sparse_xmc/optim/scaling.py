@@ -34,6 +34,12 @@ def rate_multiplier(layer: nn.Module, *, power: float = 1.0) -> float:
     1 for other layers, and for ``SparseInputLinear``, whose terms are chosen by the data and whose dense counterpart reads
     the few terms of a row, not all of ``D``. For fused optimizers, which ``parameter_groups`` leaves out:
     ``head.fuse_optimizer(FusedAdam(lr * rate_multiplier(head)))``.
+
+    Examples:
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.optim import rate_multiplier
+        >>> rate_multiplier(FixedFanInLinear(768, 1000, fan_in=32))
+        24.0
     """
     if isinstance(layer, FixedFanInLinear) and not isinstance(layer, SparseInputLinear):
         return (layer.in_features / layer.fan_in) ** power
@@ -59,9 +65,16 @@ def parameter_groups(
     Raises:
         ValueError: negative numbers, or no parameter is left.
 
-    Example:
-        >>> model = sparsify_(model, "out", fan_in=32, prior=2)
-        >>> optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3, weight_decay=0.01))
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import sparsify_
+        >>> from sparse_xmc.optim import parameter_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1000))
+        >>> model = sparsify_(model, "2", fan_in=16, prior=2)
+        >>> groups = parameter_groups(model, lr=1e-3, weight_decay=0.01)
+        >>> [group["lr"] for group in groups]
+        [0.001, 0.004]
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("power", power)):
         if value is not None and not value >= 0:

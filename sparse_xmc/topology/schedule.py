@@ -21,13 +21,7 @@ class Rewirable(Protocol):
 
 
 class RewireSchedule:
-    """Calls ``layer.rewire_`` every ``interval`` optimizer steps between two points of the training::
-
-        schedule = RewireSchedule(model.head, total_steps, fraction=0.2, interval=200, optimizer=optimizer)
-        for batch in loader:
-            ...
-            optimizer.step()
-            schedule.step()
+    """Calls ``layer.rewire_`` every ``interval`` optimizer steps between two points of the training.
 
     The amount (``fraction`` or ``threshold``) starts at the given value and decays to ``final`` at the end of the
     rewiring, not of the training. Seeds depend on ``seed`` and the step only: a resumed run rewires as an unbroken one.
@@ -47,6 +41,24 @@ class RewireSchedule:
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from sparse_xmc import FixedFanInLinear
+        >>> from sparse_xmc.topology import RewireSchedule
+        >>> head = FixedFanInLinear(64, 100, fan_in=16, seed=0)
+        >>> optimizer = torch.optim.Adam(head.parameters())
+        >>> schedule = RewireSchedule(head, total_steps=30, fraction=0.25, interval=10, optimizer=optimizer)
+        >>> for step in range(1, 31):
+        ...     head.loss(torch.randn(2, 64), [[4, 7], [99]]).backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     rewired = schedule.step()
+        ...     if schedule.due(step):
+        ...         print(f"step {step}: {schedule.amount(step):.3f} of the connections, {int(rewired)} in all")
+        step 10: 0.123 of the connections, 100 in all
+        >>> schedule.seed_at(10) == schedule.seed_at(20)
+        False
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def test_quantiles() -> None:
     assert timing.p20_ms == pytest.approx(2.0) and timing.p80_ms == pytest.approx(5.0)
 
 
-def test_variants_are_interleaved_and_the_slow_one_leaves_first(monkeypatch) -> None:
+def test_samples_of_a_fast_variant_are_spread_over_the_rounds_of_a_slow_one(monkeypatch) -> None:
     calls, now = [], [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -31,11 +31,15 @@ def test_variants_are_interleaved_and_the_slow_one_leaves_first(monkeypatch) -> 
 
         return call
 
-    budget = Budget(seconds=0.05, warmup_seconds=0.0, min_samples=2, max_samples=8)
+    budget = Budget(seconds=0.05, warmup_seconds=0.0, min_samples=3, max_samples=8)
     timings = interleaved({"a": variant("a", 0.04), "b": variant("b", 0.001)}, "cpu", budget)
-    assert calls[:4] == ["a", "b"] * 2
-    assert timings["a"].samples == 2 and timings["b"].samples == 8
+    assert "".join(calls) == "ab" + "abbb" + "abbbb"
     assert timings["a"].p50_ms == pytest.approx(40) and timings["b"].p50_ms == pytest.approx(1)
+
+
+def test_one_sample_of_each_where_no_more_is_asked_for() -> None:
+    timings = interleaved({"a": lambda: None, "b": lambda: None}, "cpu", Budget(1.0, 0.0, 1, 1))
+    assert [timing.samples for timing in timings.values()] == [1, 1]
 
 
 PEAK = """

@@ -10,27 +10,14 @@ import pytest
 import torch
 
 from sparse_xmc.models.encoders import TransformerEncoder, _positions
+from tests.models import tiny_bert
 
 transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A BERT of two layers with a word-level tokeniser, saved as a local folder."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    folder = tmp_path_factory.mktemp("bert")
-    words = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3, "cat": 4, "dog": 5}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
-    fast.save_pretrained(folder)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(vocab_size=6, **shape)).save_pretrained(folder)
-    return folder
+    return tiny_bert.save(tmp_path_factory.mktemp("bert"))
 
 
 def batch_of(encoder, texts):
