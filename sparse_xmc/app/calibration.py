@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sparse_xmc.app.isotonic import isotonic
+
 _RANKED = 20  # labels of a row that the curve is fitted on
 _KNOTS = 256  # at most, of a curve
 FEWEST_HITS = 20  # true labels among the predictions, below which there is nothing to fit
@@ -46,13 +48,10 @@ class Calibration:
 
         Returns None where fewer than ``FEWEST_HITS`` predictions are true.
         """
-        from sklearn.isotonic import IsotonicRegression
-
         estimates, hits = np.clip(estimates.ravel(), 0, 1), hits.ravel()
         if hits.sum() < FEWEST_HITS:
             return None
-        curve = IsotonicRegression(y_min=0, y_max=1).fit(estimates, hits)
-        x, y = np.asarray(curve.X_thresholds_, np.float64), np.asarray(curve.y_thresholds_, np.float64)
+        x, y = isotonic(estimates, hits)
         if len(x) > _KNOTS:
             keep = np.unique(np.linspace(0, len(x) - 1, _KNOTS).round().astype(int))
             x, y = x[keep], y[keep]

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from sparse_xmc.data.term_table import TermTable, character_classes, encode, pack
-from sparse_xmc.ops.cpu_kernels._threads import num_threads
+from sparse_xmc.kernels.threads import num_threads
 
 _CHUNK = 1 << 18  # bytes of text counted at a time
 
@@ -60,7 +60,7 @@ class Counter:
             self._seen = seen
 
     def count(self, parts: list[bytes]) -> Counts:
-        from sparse_xmc.data.term_kernels import ADD, FIND, HASH, count_terms
+        from sparse_xmc.kernels.terms import ADD, FIND, HASH, count_terms
 
         text, starts = pack(parts)
         longest = max(map(len, parts), default=0)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WORD, SPACE, SCRIPT = 1, 2, 4  # classes of characters: of words (\w), white space, of a script without spaces
+from sparse_xmc.kernels.characters import SCRIPT, SPACE, WORD
+
 # scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Tai Le and Tham, kana, Bopomofo, Han
 _SCRIPTS = (
     "0E00-0EFF 1000-109F 1780-17FF 1950-19DF 1A20-1AAF 3005-3007 3021-3029 3031-312F 31A0-31BF 31F0-31FF 3400-4DBF "
@@ -54,7 +55,7 @@ class TermTable:
     """Distinct terms, numbered in order of addition.
 
     Attributes:
-        slots, heads, offsets, arena, fill: as ``term_kernels`` describes them.
+        slots, heads, offsets, arena, fill: as ``kernels.terms`` describes them.
     """
 
     def __init__(self, terms: Sequence[str] = ()) -> None:
@@ -75,7 +76,7 @@ class TermTable:
         if size > len(self.arena):
             self.arena = _longer(self.arena, max(size, 2 * len(self.arena)))
         if terms >= len(self.offsets) or 2 * terms > len(self.slots):
-            from sparse_xmc.data.term_kernels import fill_slots
+            from sparse_xmc.kernels.terms import fill_slots
 
             self.slots = np.zeros(1 << max(10, (4 * terms).bit_length()), dtype=np.int64)
             self.offsets = _longer(self.offsets, len(self.slots) // 2 + 1)
@@ -84,7 +85,7 @@ class TermTable:
 
     def add(self, text: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Adds the terms ``text[starts[i]:starts[i + 1]]`` that are new; returns the ids of all of them."""
-        from sparse_xmc.data.term_kernels import add_terms
+        from sparse_xmc.kernels.terms import add_terms
 
         ids = np.empty(len(starts) - 1, dtype=np.int64)
         if len(ids):

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from sparse_xmc.data.term_counts import Counter, Counts, count_stream
 from sparse_xmc.data.term_table import TermTable
-from sparse_xmc.ops.cpu_kernels._threads import run
+from sparse_xmc.kernels.threads import run
 
 _EARLIER = {"char_ngrams": (0, 0), "hashed": False, "scripts": False}  # what models of earlier versions did
 
@@ -195,7 +195,7 @@ def _merged(chunks: list[Counts]) -> tuple[TermTable, dict[int, np.ndarray]]:
 
 def _frequencies(chunks: list[Counts], maps: dict[int, np.ndarray], num_terms: int) -> tuple[np.ndarray, np.ndarray]:
     """Number of documents and of occurrences of each term."""
-    from sparse_xmc.data.term_kernels import add_frequencies
+    from sparse_xmc.kernels.terms import add_frequencies
 
     documents, occurrences = np.zeros(num_terms, dtype=np.int64), np.zeros(num_terms, dtype=np.int64)
     for chunk in chunks:
@@ -210,7 +210,7 @@ def _inverse_document_frequency(documents: np.ndarray, num_rows: int) -> np.ndar
 
 
 def _weighed(chunks: list[Counts], columns: dict[int, np.ndarray], idf: np.ndarray) -> sp.csr_matrix:
-    from sparse_xmc.data.term_kernels import weigh
+    from sparse_xmc.kernels.terms import weigh
 
     sizes = [int((columns[id(c.counter)][c.ids] >= 0).sum()) for c in chunks]
     rows = np.cumsum([0, *(len(c.rows) - 1 for c in chunks)])

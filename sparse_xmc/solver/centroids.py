@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc import kernels
 from sparse_xmc.solver.head import Block, csr
 from sparse_xmc.solver.threads import in_parts
 
@@ -32,7 +32,7 @@ def centroids(
     labels = np.arange(targets.shape[1]) if labels is None else labels.astype(np.int64)
     indices, weight = np.empty((len(labels), fan_in), np.int32), np.empty((len(labels), fan_in), np.float32)
     arguments = (*_rows_of(targets), *csr(x), x.shape[1], np.float32(power), filler(x, fan_in), labels)
-    in_parts(cpu_kernels("centroids").centroid_terms, len(labels), _LABELS, *arguments, indices, weight)
+    in_parts(kernels.load("centroids").centroid_terms, len(labels), _LABELS, *arguments, indices, weight)
     return Block(labels, indices, weight)
 
 
@@ -42,7 +42,7 @@ def centroid_weights(
     """The entries of the centroids of ``labels [n]`` at given terms ``[n, K]``."""
     weight = np.empty(indices.shape, np.float32)
     arguments = (*_rows_of(targets), *csr(x), x.shape[1], np.float32(power), labels.astype(np.int64), indices)
-    in_parts(cpu_kernels("centroids").centroid_values, len(indices), _LABELS, *arguments, weight)
+    in_parts(kernels.load("centroids").centroid_values, len(indices), _LABELS, *arguments, weight)
     return weight
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc import kernels
 
 
 @dataclass
@@ -21,13 +21,13 @@ class Examples:
 
 def examples(targets: sp.csr_matrix, shortlists: np.ndarray) -> Examples:
     """``shortlists [N, S]`` hold labels, -1 for none; what a row's own labels are in ``targets [N, L]``."""
-    kernels = cpu_kernels("example_lists")
+    lists = kernels.load("example_lists")
     L = targets.shape[1]
     row_ptr, labels = targets.indptr.astype(np.int64), targets.indices.astype(np.int32)
     positives, negatives = np.zeros(L, np.int64), np.zeros(L, np.int64)
-    kernels.count_examples(row_ptr, labels, shortlists, np.full(L, -1, np.int64), positives, negatives)
+    lists.count_examples(row_ptr, labels, shortlists, np.full(L, -1, np.int64), positives, negatives)
     ptr = np.concatenate([[0], np.cumsum(positives + negatives)])
     rows = np.empty(ptr[-1], np.int32)
     own = np.full(L, -1, np.int64)
-    kernels.fill_examples(row_ptr, labels, shortlists, own, ptr[:-1].copy(), ptr[:-1] + positives, rows)
+    lists.fill_examples(row_ptr, labels, shortlists, own, ptr[:-1].copy(), ptr[:-1] + positives, rows)
     return Examples(ptr, rows, positives)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc import kernels
 from sparse_xmc.solver.threads import in_parts
 
 _ROWS = 256  # a task
@@ -51,7 +51,7 @@ class TermHead:
             position = np.full(len(self.bias), -1, np.int64)
             position[block.labels] = np.arange(len(block.labels))
             arguments = (*csr(x), x.shape[1], block.indices, block.weight, position, labels, out)
-            in_parts(cpu_kernels("shortlist").pair_scores, x.shape[0], _ROWS, *arguments)
+            in_parts(kernels.load("shortlist").pair_scores, x.shape[0], _ROWS, *arguments)
         return out
 
 
@@ -69,5 +69,5 @@ class InvertedIndex:
         k = min(k, len(self.bias))
         scores, labels = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
         arguments = (*csr(x), self.term_ptr, self.labels, self.weights, self.bias, scores, labels)
-        in_parts(cpu_kernels("shortlist").best_labels, x.shape[0], _ROWS, *arguments, progress=progress)
+        in_parts(kernels.load("shortlist").best_labels, x.shape[0], _ROWS, *arguments, progress=progress)
         return scores, labels

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc import kernels
 from sparse_xmc.solver.centroids import filler
 from sparse_xmc.solver.examples import Examples
 from sparse_xmc.solver.head import Block, csr
@@ -31,7 +31,7 @@ def solve(
     """
     weight = np.empty(indices.shape, np.float32)
     arguments = _arguments(x, examples, cost, passes, tolerance, seed, labels)
-    kernel = cpu_kernels("dual_svm").solve_labels
+    kernel = kernels.load("dual_svm").solve_labels
     in_parts(kernel, len(labels), _LABELS, *arguments, indices, weight, progress=progress)
     return weight
 
@@ -43,7 +43,7 @@ def select(
     """Terms ``[n, fan_in]`` with the largest |w + prior|, best first: w of SVMs on all terms of the prior's labels."""
     indices = np.empty((len(prior.labels), fan_in), np.int32)
     arguments = (*_arguments(x, examples, cost, passes, 0.1, seed), prior.indices, prior.weight, filler(x, fan_in))
-    kernel, labels = cpu_kernels("dual_svm").select_terms, prior.labels.astype(np.int64)
+    kernel, labels = kernels.load("dual_svm").select_terms, prior.labels.astype(np.int64)
     in_parts(kernel, len(labels), _LABELS, *arguments, labels, indices, progress=progress)
     return indices
 

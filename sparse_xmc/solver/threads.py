@@ -1,16 +1,15 @@
-"""Kernels over ranges of rows or labels, on torch's number of threads, with a bar that shows the time left."""
+"""Kernels over ranges of rows or labels, on all threads, with a bar that shows the time left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sparse_xmc.ops._backend import cpu_kernels
+from sparse_xmc.kernels import threads
 
 
 def in_parts(kernel: Callable[..., None], size: int, step: int, *arguments: Any, progress: str | None = None) -> None:
     """Calls ``kernel(*arguments, start, stop)`` for ranges of at most ``step`` that cover ``size``."""
-    threads = cpu_kernels("_threads")
     tasks: Any = [(start, min(start + step, size)) for start in range(0, size, step)]
     if progress:
         tasks = _Shown(tasks, progress)

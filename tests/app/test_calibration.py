@@ -5,6 +5,7 @@ import pytest
 
 from sparse_xmc.app.calibration import FEWEST_HITS, Calibration
 from sparse_xmc.app.hold_out import hold_out
+from sparse_xmc.app.isotonic import isotonic
 from sparse_xmc.data import DenseInputs, LabelRows
 from sparse_xmc.metrics import calibration_error
 
@@ -38,6 +39,19 @@ def test_too_few_hits_give_no_curve():
     estimates = np.linspace(0, 1, 1000)
     assert Calibration.fit(estimates, np.arange(1000) < FEWEST_HITS - 1) is None
     assert Calibration.fit(estimates, np.arange(1000) < FEWEST_HITS) is not None
+
+
+@pytest.mark.parametrize("values", [3, 1000])
+def test_isotonic_regression_is_that_of_scikit_learn(values):
+    fitted = pytest.importorskip("sklearn.isotonic").IsotonicRegression(y_min=0, y_max=1)
+    rng = np.random.default_rng(values)
+    x = rng.integers(0, values, 2000) / values
+    y = rng.random(2000) < x
+    x_ends, y_ends = isotonic(x, y)
+    fitted.fit(x, y)
+    everywhere = np.linspace(x.min(), x.max(), 501)
+    np.testing.assert_allclose(np.interp(everywhere, x_ends, y_ends), fitted.predict(everywhere), atol=1e-9)
+    assert len(x_ends) <= len(fitted.X_thresholds_) and (np.diff(x_ends) > 0).all()
 
 
 FALLING = {"estimates": [1, 0], "probabilities": [0, 1]}

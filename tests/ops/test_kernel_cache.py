@@ -12,7 +12,7 @@ from tests.conftest import INTERPRETING
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="about the CPU kernels")
 
 _MODULE = """
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.compiled import kernel
 
 @kernel
 def double(x):
@@ -21,13 +21,13 @@ def double(x):
 
 
 def test_a_change_in_any_source_compiles_again(tmp_path, monkeypatch):
-    from sparse_xmc.ops.cpu_kernels import _numeric
+    from sparse_xmc.kernels import compiled
 
     path = tmp_path / "kernels.py"
     path.write_text(_MODULE)
 
     def cache_hits(digest):
-        monkeypatch.setattr(_numeric, "_sources", lambda: digest)
+        monkeypatch.setattr(compiled, "_sources", lambda folder: digest)
         spec = importlib.util.spec_from_file_location("kernels", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -38,28 +38,31 @@ def test_a_change_in_any_source_compiles_again(tmp_path, monkeypatch):
 
 
 def test_the_digest_covers_the_files_that_kernels_inline(tmp_path, monkeypatch):
-    from sparse_xmc.ops.cpu_kernels import _numeric
+    from sparse_xmc.kernels import compiled
 
-    for name, text in (("_numeric.py", "a"), ("_simd.py", "b")):
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(_numeric, "__file__", str(tmp_path / "_numeric.py"))
-    before = _numeric._sources.__wrapped__()
-    (tmp_path / "_simd.py").write_text("c")
-    assert _numeric._sources.__wrapped__() != before
+    for folder in ("shared", "own"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "_simd.py").write_text("b")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "shared" / "compiled.py"))
+    digests = [compiled._sources.__wrapped__(str(tmp_path / "own"))]
+    for folder in ("shared", "own"):
+        (tmp_path / folder / "_simd.py").write_text("c")
+        digests.append(compiled._sources.__wrapped__(str(tmp_path / "own")))
+    assert len(set(digests)) == 3
 
 
 _USE = """
 import torch
-from sparse_xmc.ops.cpu_kernels import _numeric
+from sparse_xmc.kernels import compiled
 import numba.core.caching as caching
 
 {change}
 
-@_numeric.kernel
+@compiled.kernel
 def double(x):
     return 2 * x
 
-@_numeric.kernel
+@compiled.kernel
 def triple(x):
     return 3 * x
 

@@ -81,22 +81,22 @@ def test_offsets_beyond_int32(G):
 
 
 def _run_eight_tasks() -> None:
-    from sparse_xmc.ops.cpu_kernels import _threads
+    from sparse_xmc.kernels import threads
 
     done: list[int] = []
-    _threads.run(done.append, [(i,) for i in range(8)])
+    threads.run(done.append, [(i,) for i in range(8)])
     assert sorted(done) == list(range(8))
 
 
 def test_a_forked_process_computes_on():
     """DataLoader workers are forks: a kernel must run in one after its parent ran kernels on several threads."""
-    from sparse_xmc.ops.cpu_kernels import _threads
+    from sparse_xmc.kernels import threads
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     child = multiprocessing.get_context("fork").Process(target=_run_eight_tasks)
     try:
-        _threads.run(threading.Barrier(3).wait, [(60,)] * 3)  # now the pool has all its threads
+        threads.run(threading.Barrier(3).wait, [(60,)] * 3)  # now the pool has all its threads
         child.start()
         child.join(60)
         assert child.exitcode == 0, "None: it hangs"
@@ -107,17 +107,17 @@ def test_a_forked_process_computes_on():
 
 def test_threads_import_where_there_is_no_fork(monkeypatch):
     monkeypatch.delattr(os, "register_at_fork")
-    spec = importlib.util.find_spec("sparse_xmc.ops.cpu_kernels._threads")
+    spec = importlib.util.find_spec("sparse_xmc.kernels.threads")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.num_threads() == torch.get_num_threads()
 
 
 def test_an_error_in_a_thread_reaches_the_caller():
-    from sparse_xmc.ops.cpu_kernels import _threads
+    from sparse_xmc.kernels import threads
 
     def fail(task):
         raise ZeroDivisionError(task)
 
     with pytest.raises(ZeroDivisionError):
-        _threads.run(fail, [(i,) for i in range(8)])
+        threads.run(fail, [(i,) for i in range(8)])

@@ -250,7 +250,7 @@ def _packages(config: TrainingConfig) -> list[str]:
     if config.encoder == "transformer":
         return ["transformers"]
     if config.solver == "direct":
-        return [] if config.effort == "fast" else ["sklearn"]
+        return []
     factorised = config.encoder == "bow" and config.embedding_dim and config.svd_init
     return ["sklearn"] if factorised or config.grouping == "clustered" or config.auxiliary_weight else []
 

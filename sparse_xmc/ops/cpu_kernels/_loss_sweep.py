@@ -9,6 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops.cpu_kernels._head_structs import (
     ASYMMETRIC,
     CHUNK,
@@ -32,7 +33,6 @@ from sparse_xmc.ops.cpu_kernels._loss_group import (
 from sparse_xmc.ops.cpu_kernels._loss_label import derivatives, gradients, logits
 from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive, term
 from sparse_xmc.ops.cpu_kernels._loss_update import update_biases, update_weights
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
 from sparse_xmc.ops.cpu_kernels._pointers import advance, at_address, pointer, same_kind
 from sparse_xmc.ops.cpu_kernels._simd import load, store
 from sparse_xmc.ops.cpu_kernels._storage import ABSENT, read, read_offsets, write

@@ -6,8 +6,9 @@ Scores are float32; NaN sorts above infinity. Sums over a group run in the order
 import numpy as np
 from numba.extending import register_jitable
 
-from sparse_xmc.ops.cpu_kernels import _threads
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _LOW_BITS = np.uint32(16)
@@ -92,15 +93,15 @@ def lowest_counts(weight, rows, group_size, use_max, number, limit, counts):
     """
     K = weight.shape[1]
     array = as_numpy(weight)
-    tasks = [(i, *span) for i, span in enumerate(_threads.split(rows, _threads.num_threads()))]
+    tasks = [(i, *span) for i, span in enumerate(threads.split(rows, threads.num_threads()))]
     hist = np.zeros((len(tasks), 1 << 15), np.int64)
-    _threads.run(_histogram, tasks, array, K, group_size, use_max, -1, hist)
+    threads.run(_histogram, tasks, array, K, group_size, use_max, -1, hist)
     high, rank = _select(hist, number - 1)
     hist = np.zeros((len(tasks), 1 << 16), np.int64)
-    _threads.run(_histogram, tasks, array, K, group_size, use_max, high, hist)
+    threads.run(_histogram, tasks, array, K, group_size, use_max, high, hist)
     low, rank = _select(hist, rank)
     key = np.uint32(high << 16 | low)
     ties = np.empty(len(tasks), np.int64)
-    _threads.run(_count_ties, tasks, array, K, group_size, use_max, key, ties)
+    threads.run(_count_ties, tasks, array, K, group_size, use_max, key, ties)
     budget = rank + 1 - (np.cumsum(ties) - ties)
-    _threads.run(_count_rows, tasks, array, group_size, use_max, key, budget, limit, as_numpy(counts), K)
+    threads.run(_count_rows, tasks, array, group_size, use_max, key, budget, limit, as_numpy(counts), K)

@@ -6,7 +6,7 @@ Rows are drawn in tiles of ``LANES``, for the sake of vector instructions; one a
 import numpy as np
 from numba.extending import register_jitable
 
-from sparse_xmc.ops.cpu_kernels import _threads
+from sparse_xmc.kernels import threads
 from sparse_xmc.ops.cpu_kernels._philox import below, philox
 
 LANES = 16
@@ -15,7 +15,7 @@ _MOST_ROWS = 1 << 13  # of a task: its rows are told apart by stamps of 16 bits
 
 def row_tasks(rows: int) -> list[tuple[int, int]]:
     """Cuts ``range(rows)`` into tasks for the threads."""
-    return _threads.split(rows, max(4 * _threads.num_threads(), -(-rows // _MOST_ROWS)))
+    return threads.split(rows, max(4 * threads.num_threads(), -(-rows // _MOST_ROWS)))
 
 
 @register_jitable

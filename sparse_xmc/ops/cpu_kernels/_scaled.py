@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode
 
 
 def weight_argument(weight: Tensor, scale: Tensor | None) -> Any:

@@ -8,8 +8,9 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._arguments import compute_dtype
-from sparse_xmc.ops.cpu_kernels._numeric import bfloat16_to_float32, float16_to_float32, kernel
+from sparse_xmc.ops.cpu_kernels._numeric import bfloat16_to_float32, float16_to_float32
 from sparse_xmc.ops.cpu_kernels._pointers import advance, at_address, pointer
 from sparse_xmc.ops.cpu_kernels._storage import BFLOAT16, FLOAT32, FLOAT64, location
 

@@ -6,7 +6,8 @@ tensors ``y`` and ``dy`` have it the other way round, so a tile is transposed in
 
 import numpy as np
 
-from sparse_xmc.ops.cpu_kernels._numeric import decode, kernel, store
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._numeric import decode, store
 from sparse_xmc.ops.cpu_kernels._simd_blocks import transpose8
 
 

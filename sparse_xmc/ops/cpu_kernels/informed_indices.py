@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops.cpu_kernels import _threads
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode
 
 
 @kernel
@@ -22,6 +23,6 @@ def _label_sums(x, rows, offsets, sums, start, stop):
 def label_sums(x: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
     """x [N, D], rows [nnz] (N = none), offsets [labels + 1] -> [labels, D] float32."""
     sums = torch.empty(offsets.shape[0] - 1, x.shape[1])
-    tasks = _threads.split(sums.shape[0], 8 * _threads.num_threads())
-    _threads.run(_label_sums, tasks, *map(as_numpy, (x.contiguous(), rows, offsets, sums)))
+    tasks = threads.split(sums.shape[0], 8 * threads.num_threads())
+    threads.run(_label_sums, tasks, *map(as_numpy, (x.contiguous(), rows, offsets, sums)))
     return sums

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._arguments import index_dtype
-from sparse_xmc.ops.cpu_kernels import _threads
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
 from sparse_xmc.ops.cpu_kernels._sampling import LANES, draw, make_distinct, row_tasks
 
 
@@ -29,5 +30,5 @@ def init_indices(
 ) -> Tensor:
     """[num_rows, fan_in], distinct in every row; ``first_row`` is added to the row in the counter."""
     out = torch.empty(num_rows, fan_in, dtype=index_dtype(in_features), device=device)
-    _threads.run(_init_indices, row_tasks(num_rows), as_numpy(out), in_features, seed, first_row)
+    threads.run(_init_indices, row_tasks(num_rows), as_numpy(out), in_features, seed, first_row)
     return out

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._arguments import compute_dtype
-from sparse_xmc.ops.cpu_kernels import _simd, _threads
+from sparse_xmc.ops.cpu_kernels import _simd
 from sparse_xmc.ops.cpu_kernels._logits import logits_tile
 from sparse_xmc.ops.cpu_kernels._memory import empty
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel, store
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, store
 from sparse_xmc.ops.cpu_kernels._scaled import weight_argument
 from sparse_xmc.ops.cpu_kernels._simd_blocks import fold, item, totals
 from sparse_xmc.ops.cpu_kernels._slab import block_width, make_slab
@@ -130,8 +132,8 @@ def _kernels(W: int) -> _Kernels:
 
 def _label_ranges(L: int, work_per_label: int) -> list[tuple[int, int]]:
     """Pieces for the threads to take: several each, but none too small to be worth handing over."""
-    pieces = min(4 * _threads.num_threads(), 1 + L * work_per_label // 1_000_000)
-    return _threads.split(L, pieces, _TILE)
+    pieces = min(4 * threads.num_threads(), 1 + L * work_per_label // 1_000_000)
+    return threads.split(L, pieces, _TILE)
 
 
 def forward(
@@ -152,7 +154,7 @@ def forward(
     bias = torch.empty(0, dtype=slab.dtype) if bias is None else bias.contiguous()
     weights = weight_argument(weight.contiguous(), weight_scale)
     tasks = [(block, *labels) for block in range(blocks) for labels in _label_ranges(L, K * W)]
-    _threads.run(
+    threads.run(
         _kernels(W).forward, tasks, as_numpy(slab), weights, *map(as_numpy, (indices.contiguous(), bias, y)), group_size
     )
     return y
@@ -170,11 +172,11 @@ def backward_input(
     W = block_width(B, in_features, dtype)
     blocks = -(-B // W)
     # A range pays for clearing and adding its partial sums with at least 64 connections per feature.
-    ranges = _threads.split(L, max(1, min(-(-_PARTIALS // blocks), L * K // (64 * in_features))), _TILE)
+    ranges = threads.split(L, max(1, min(-(-_PARTIALS // blocks), L * K // (64 * in_features))), _TILE)
     partial = torch.empty(blocks, len(ranges), in_features, W, dtype=dtype)
     tasks = [(block, part, *labels) for block in range(blocks) for part, labels in enumerate(ranges)]
     arrays = (dy.contiguous(), weight.contiguous(), indices.contiguous(), partial)
-    _threads.run(_kernels(W).backward_input, tasks, *map(as_numpy, arrays), group_size)
+    threads.run(_kernels(W).backward_input, tasks, *map(as_numpy, arrays), group_size)
     for rows, sums in zip(dx.split(W), partial, strict=True):
         total = sums[0]
         for part in sums[1:]:
@@ -191,5 +193,5 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
     dw = empty(L, K, dtype=dtype)
     slab = make_slab(x)
     arrays = (dy.contiguous(), slab, indices.contiguous(), dw)
-    _threads.run(_kernels(slab.shape[2]).backward_weight, _label_ranges(L, B * K), *map(as_numpy, arrays), group_size)
+    threads.run(_kernels(slab.shape[2]).backward_weight, _label_ranges(L, B * K), *map(as_numpy, arrays), group_size)
     return dw

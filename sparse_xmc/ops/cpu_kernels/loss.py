@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_xmc.kernels import threads
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
-from sparse_xmc.ops.cpu_kernels import _loss_sweep, _threads
+from sparse_xmc.ops.cpu_kernels import _loss_sweep
 from sparse_xmc.ops.cpu_kernels._head_structs import (
     ASYMMETRIC,
     BCE,
@@ -48,8 +49,8 @@ def _label_ranges(L: int, parts: int, group_size: int) -> list[tuple[int, int]]:
     """Ranges of whole groups, at most ``parts`` and 16, each with its own sum for dx: the same for any number of threads,
     so that no result depends on it."""
     if parts < len(_SHARES):
-        return _threads.split(L, parts, group_size)
-    pieces = iter(_threads.split(L, sum(_SHARES), group_size))
+        return threads.split(L, parts, group_size)
+    pieces = iter(threads.split(L, sum(_SHARES), group_size))
     shares = [list(itertools.islice(pieces, share)) for share in _SHARES]
     return [(share[0][0], share[-1][1]) for share in shares if share]
 
@@ -156,7 +157,7 @@ class _Sweep:
         )
         tasks = [(part, *labels) for part, labels in enumerate(self.ranges)]
         arrays = (np.array(fields, np.int64), np.array(numbers, self.number), _constants(self.number))
-        _threads.run(_loss_sweep.sweep, tasks, *arrays)
+        threads.run(_loss_sweep.sweep, tasks, *arrays)
         return self.number(losses.numpy().sum())
 
     def _numbers(self, scale: float, rule: Update, correction: float) -> Numbers:
@@ -168,8 +169,8 @@ class _Sweep:
         """``factor`` times the gradient of the input, its partial sums added in ascending order."""
         dx = torch.empty(self.B, self.D, dtype=self.dtype)
         partial = self.memory.numpy()[self.size :].reshape(len(self.ranges), self.size)
-        spans = _threads.split(self.D, min(_threads.num_threads(), 1 + partial.size // _SPAN_WORK), 16)
-        _threads.run(_loss_sweep.input_gradient, spans, partial, self.number(factor), dx.numpy())
+        spans = threads.split(self.D, min(threads.num_threads(), 1 + partial.size // _SPAN_WORK), 16)
+        threads.run(_loss_sweep.input_gradient, spans, partial, self.number(factor), dx.numpy())
         return dx if dx.dtype == self.x.dtype else dx.to(self.x.dtype)
 
     def factors(self, scaling: Scaling) -> tuple[float, float]:

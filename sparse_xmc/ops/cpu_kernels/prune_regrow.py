@@ -7,8 +7,9 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._contract import Rewiring
-from sparse_xmc.ops.cpu_kernels import _threads
 from sparse_xmc.ops.cpu_kernels._integer_lanes import (
     count_at_most,
     differs,
@@ -21,7 +22,7 @@ from sparse_xmc.ops.cpu_kernels._integer_lanes import (
     with_bit,
 )
 from sparse_xmc.ops.cpu_kernels._magnitude import lowest_counts, score_row
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, kernel, store
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, store
 from sparse_xmc.ops.cpu_kernels._philox import philox
 from sparse_xmc.ops.cpu_kernels._sampling import LANES, draw, make_distinct, ranks_to_free_features, row_tasks
 from sparse_xmc.ops.cpu_kernels._simd import load, splat
@@ -207,7 +208,7 @@ def rewire_(
         for array, to_mean in treated:
             _reset(array, to_mean, plan.group_size, pruned, start, stop)
 
-    _threads.run(rewire_rows, row_tasks(R))
+    threads.run(rewire_rows, row_tasks(R))
     return torch.tensor(sum(totals), dtype=torch.int64)
 
 
@@ -238,5 +239,5 @@ def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, fi
     """``count`` distinct features that each row does not hold: [R, count] in indices' dtype."""
     out = torch.empty(indices.shape[0], count, dtype=indices.dtype)
     tasks = row_tasks(indices.shape[0])
-    _threads.run(_free_candidates, tasks, as_numpy(indices), as_numpy(out), in_features, seed, first_row)
+    threads.run(_free_candidates, tasks, as_numpy(indices), as_numpy(out), in_features, seed, first_row)
     return out

@@ -15,8 +15,8 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
-from sparse_xmc.ops.cpu_kernels import _threads
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
 
 _TILE = 1024  # labels of one task
 _APART = 64  # numbers between two arrays that are read and written in one loop: a cache line of four vectors and more
@@ -208,7 +208,7 @@ def _by_columns(crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> 
 
 
 def _tiles(num_labels: int) -> list[tuple[int, int]]:
-    return _threads.split(num_labels, max(2, -(-num_labels // _TILE)), _WRITTEN)
+    return threads.split(num_labels, max(2, -(-num_labels // _TILE)), _WRITTEN)
 
 
 def _arrays(*tensors: Tensor) -> Sequence[np.ndarray]:
@@ -229,7 +229,7 @@ def forward(
     y = torch.empty(len(crow) - 1, weight.shape[0])
     columns = _by_columns(crow, col, values, in_features)
     layer = _arrays(weight, indices, weight.new_empty(0) if bias is None else bias)
-    _threads.run(_forward, _tiles(weight.shape[0]), columns, *layer, group_size, y.numpy())
+    threads.run(_forward, _tiles(weight.shape[0]), columns, *layer, group_size, y.numpy())
     return y
 
 
@@ -254,7 +254,7 @@ def loss_gradients(
     layer = _arrays(weight, indices, weight.new_empty(0) if bias is None else bias)
     tiles = [(i, *tile) for i, tile in enumerate(_tiles(weight.shape[0]))]
     sums = np.zeros(len(tiles))
-    _threads.run(
+    threads.run(
         _loss, tiles, columns, *layer, group_size, *_arrays(labels, rows), len(crow) - 1, loss == "squared_hinge",
         gradients, dw.numpy(), db.numpy(), sums,
     )  # fmt: skip

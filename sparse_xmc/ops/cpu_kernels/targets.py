@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.compiled import kernel
 
 _DIGIT = 8  # bits of a label that one pass sorts by
 _FINE, _BAD_START, _BAD_ROW, _BAD_END, _BAD_LABEL = range(5)

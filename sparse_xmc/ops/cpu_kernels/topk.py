@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._arguments import compute_dtype
-from sparse_xmc.ops.cpu_kernels import _threads
 from sparse_xmc.ops.cpu_kernels._logits import logits_tile
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
 from sparse_xmc.ops.cpu_kernels._scaled import weight_argument
 from sparse_xmc.ops.cpu_kernels._slab import make_slab
 
@@ -117,8 +118,8 @@ def topk(
         return x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64)
     slab = make_slab(x)
     blocks, _, W = slab.shape
-    pieces = min(2 * _threads.num_threads(), 1 + L * K * W // 1_000_000, max(1, L // (2 * k)))
-    ranges = _threads.split(L, pieces, _TILE)
+    pieces = min(2 * threads.num_threads(), 1 + L * K * W // 1_000_000, max(1, L // (2 * k)))
+    ranges = threads.split(L, pieces, _TILE)
     tasks = [(block, part, *span) for block in range(blocks) for part, span in enumerate(ranges)]
     scores = torch.full((len(ranges), B, k), -torch.inf, dtype=compute_dtype(x.dtype))
     labels = torch.full((len(ranges), B, k), L, dtype=torch.int64)
@@ -128,7 +129,7 @@ def topk(
     weights = weight_argument(weight.contiguous(), weight_scale)
     layer = [as_numpy(t) for t in (indices.contiguous(), bias)]
     results = [as_numpy(t) for t in (exclude_offsets, exclude_labels, scores, labels)]
-    _threads.run(_kernel(W), tasks, as_numpy(slab), weights, *layer, group_size, *results, L)
+    threads.run(_kernel(W), tasks, as_numpy(slab), weights, *layer, group_size, *results, L)
     labels, order = labels.transpose(0, 1).reshape(B, -1).sort(dim=1)
     scores, best = scores.transpose(0, 1).reshape(B, -1).gather(1, order).sort(dim=1, descending=True, stable=True)
     return scores[:, :k].to(x.dtype), labels.gather(1, best[:, :k])

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops.cpu_kernels import _threads
-from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, kernel
+from sparse_xmc.kernels import threads
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
 
 
 @kernel
@@ -28,14 +29,14 @@ def _place(indices, cursors, positions, part, start, stop):
 def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     """(offsets [D + 1] int64, positions [R * K]), ascending within a feature, for any number of threads."""
     indices = indices.contiguous()
-    rows = _threads.split(indices.shape[0], _threads.num_threads())
+    rows = threads.split(indices.shape[0], threads.num_threads())
     tasks = [(part, *span) for part, span in enumerate(rows)]
     counts = torch.zeros(len(rows), in_features, dtype=torch.int64)
-    _threads.run(_count, tasks, *map(as_numpy, (indices, counts)))
+    threads.run(_count, tasks, *map(as_numpy, (indices, counts)))
     offsets = torch.zeros(in_features + 1, dtype=torch.int64)
     torch.cumsum(counts.sum(0), 0, out=offsets[1:])
     cursors = offsets[:-1] + counts.cumsum(0) - counts
     dtype = torch.int32 if indices.numel() < 2**31 else torch.int64
     positions = torch.empty(indices.numel(), dtype=dtype)
-    _threads.run(_place, tasks, *map(as_numpy, (indices, cursors, positions)))
+    threads.run(_place, tasks, *map(as_numpy, (indices, cursors, positions)))
     return offsets, positions

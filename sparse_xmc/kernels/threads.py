@@ -9,10 +9,12 @@ per call.
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import torch
+_chosen: list[int] = []  # by set_num_threads, for as long as torch is not loaded
 
 
 @functools.cache
@@ -25,12 +27,37 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
+def _torch() -> Any:
+    """torch where it is loaded, which nothing here does."""
+    module = sys.modules.get("torch")
+    return module if hasattr(module, "get_num_threads") else None
+
+
 def num_threads() -> int:
-    return torch.get_num_threads()
+    """torch's number of threads where torch is loaded; else the one set, ``OMP_NUM_THREADS``, or the cores there are."""
+    torch = _torch()
+    if torch is not None:
+        return torch.get_num_threads()
+    return _chosen[-1] if _chosen else _default()
+
+
+def _default() -> int:
+    wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if wish.isdecimal() and int(wish):
+        return int(wish)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_num_threads(count: int) -> None:
+    """Sets the number of threads, torch's where it is loaded."""
+    _chosen[:] = [count]
+    torch = _torch()
+    if torch is not None:
+        torch.set_num_threads(count)
 
 
 def run(kernel: Callable[..., None], tasks: Sequence[tuple], *arguments: object) -> None:
-    """Calls ``kernel(*arguments, *task)`` for every task, on torch's number of threads, the caller's among them.
+    """Calls ``kernel(*arguments, *task)`` for every task, on ``num_threads()`` threads, the caller's among them.
 
     Which thread runs which task is left open, so tasks must write disjoint memory.
     """

@@ -9,8 +9,8 @@ nor the labels solved beside it change a result.
 import numpy as np
 from numba.extending import register_jitable
 
-from sparse_xmc.ops.cpu_kernels._heap import offer, sort_best_first
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.kernels.heap import offer, sort_best_first
 
 _SHRINK = 0.1  # gradient from which on an example that holds nothing back is left out of later passes
 _ROOM = 1 << 14  # entries of compressed examples at first

@@ -6,8 +6,8 @@ bytes of term ``id`` are ``arena[offsets[id]:offsets[id + 1]]``, the first of th
 
 import numpy as np
 
-from sparse_xmc.data.term_table import SCRIPT, SPACE, WORD
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.characters import SCRIPT, SPACE, WORD
+from sparse_xmc.kernels.compiled import kernel
 
 SCRIPT_GRAM = 3  # longest run of characters of such a script that is a term
 ADD, FIND, HASH = 0, 1, 2  # unknown terms are added, passed over, or have a column by their hash

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sparse_xmc.ops.cpu_kernels._heap import offer, sift_down, sort_best_first
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.kernels.heap import offer, sift_down, sort_best_first
 
 
 @kernel

@@ -1,6 +1,6 @@
 """Training rows of each label, from shortlists of each row: positives first, then rows that shortlist it wrongly."""
 
-from sparse_xmc.ops.cpu_kernels._numeric import kernel
+from sparse_xmc.kernels.compiled import kernel
 
 
 @kernel
