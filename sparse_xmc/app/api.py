@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.inherited import with_model_options
 from sparse_xmc.app.jobs import train as run_training
 from sparse_xmc.app.model import Model, load
 from sparse_xmc.app.options import entries
@@ -18,7 +19,7 @@ def train(*, overwrite: bool = False, report: Any = print, **options: Any) -> di
     Args:
         overwrite: begin anew in a folder that holds a run.
         report: called with each line of the report; ``lambda line: None`` for silence.
-        options: fields of ``sparse_xmc.app.config.TrainingConfig``.
+        options: fields of ``sparse_xmc.app.config.TrainingConfig``; ``from_="runs/a"`` is ``--from runs/a``.
 
     Returns:
         The metrics of the test split, nothing where there is none.
@@ -38,4 +39,5 @@ def train(*, overwrite: bool = False, report: Any = print, **options: Any) -> di
     for name in options:
         if name not in known:
             raise TypeError(f"train has no option {name!r}")
-    return run_training(TrainingConfig(**options), overwrite=overwrite, report=report)
+    config = TrainingConfig(**with_model_options(options))
+    return run_training(config, overwrite=overwrite, report=report)

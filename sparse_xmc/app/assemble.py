@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from sparse_xmc.app.beginning import Beginning, grown_model
 from sparse_xmc.app.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
@@ -28,6 +29,7 @@ class Prepared:
     inputs: Inputs
     vocabulary: LabelVocabulary
     targets: sp.csr_matrix
+    beginning: Beginning | None = None
 
     @classmethod
     def from_rows(
@@ -48,6 +50,20 @@ class Prepared:
         vocabulary = vocabulary.reordered(order)
         return cls(config, preparation, encoder, inputs, vocabulary, vocabulary.encode(rows))
 
+    @classmethod
+    def from_model(
+        cls, config: TrainingConfig, bundle: Bundle, preparation: Preparation, inputs: Inputs, rows: LabelRows
+    ) -> Prepared:
+        """Of inputs that are prepared as those of a model, which is trained on.
+
+        Raises:
+            ValueError: all labels of the model would go.
+        """
+        beginning = Beginning.of(bundle, config, inputs, rows)
+        vocabulary = beginning.vocabulary
+        targets = vocabulary.encode(rows)
+        return cls(config, preparation, bundle.model.encoder, inputs, vocabulary, targets, beginning)
+
     @property
     def num_features(self) -> int:
         """Features of the inputs, 0 for tokens."""
@@ -55,8 +71,14 @@ class Prepared:
 
     @property
     def frequencies(self) -> np.ndarray:
-        """Training rows of each label ``[L]``."""
-        return np.asarray(self.targets.sum(axis=0)).ravel().astype(np.int64)
+        """Training rows of each label ``[L]``, at least those that a model which is trained on has seen."""
+        counts = np.asarray(self.targets.sum(axis=0)).ravel().astype(np.int64)
+        return counts if self.beginning is None else np.maximum(counts, self.beginning.frequencies)
+
+    @property
+    def num_train(self) -> int:
+        """Training rows, likewise."""
+        return len(self.inputs) if self.beginning is None else max(len(self.inputs), self.beginning.bundle.num_train)
 
 
 @dataclass
@@ -84,14 +106,19 @@ def assemble(
         options: further arguments of ``Trainer``: validation, checkpoints, log.
     """
     config, inputs, targets = prepared.config, prepared.inputs, prepared.targets
-    model = build(config, prepared.encoder, inputs, targets, device, initialise=initialise, embed=embed, ranks=ranks)
+    if prepared.beginning is not None:
+        model = grown_model(config, prepared.beginning, inputs, targets, device)
+    else:
+        model = build(
+            config, prepared.encoder, inputs, targets, device, initialise=initialise, embed=embed, ranks=ranks
+        )
     bundle = Bundle(
         config,
         model,
         prepared.preparation,
         prepared.vocabulary,
         prepared.frequencies,
-        len(inputs),
+        prepared.num_train,
         prepared.num_features,
     )
     optimizers = build_optimizers(config, model)

@@ -38,7 +38,7 @@ from sparse_xmc.topology.schedule import RewireSchedule
 TERM_VALUE = 0.1  # size of a tf-idf entry: gradients below it (times the error of a row) count as small for Adagrad
 TERM_BIAS_DIVISOR = 30  # of the learning rate of a head on terms, for its bias
 _CONNECTIONS = 64  # up to which head_lr is taken as it is
-_CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
+CENTROID_ROWS = 100_000  # training rows that centroids of dense features are computed from
 
 
 def num_head_labels(config: TrainingConfig, num_labels: int) -> int:
@@ -83,10 +83,17 @@ def build_encoder(config: TrainingConfig, num_features: int, *, load_weights: bo
 
 
 def build_model(
-    config: TrainingConfig, encoder: Any, num_labels: int, clusters: Tensor | None, *, spread: bool = False
+    config: TrainingConfig,
+    encoder: Any,
+    num_labels: int,
+    clusters: Tensor | None,
+    *,
+    num_head: int | None = None,
+    spread: bool = False,
 ) -> XMCClassifier:
     """Encoder, intermediate layer, head and auxiliary objective, with random connections.
 
+    ``num_head``: labels with a dense row of a head in two parts; None: as ``num_head_labels`` says.
     With ``spread`` the fixed fan-in layers are on the meta device, for ``shard_model_`` to make.
     """
     width = encoder.out_features
@@ -101,7 +108,7 @@ def build_model(
     if config.head == "dense":
         head = DenseLinear(D, num_labels, seed=config.seed)
     elif config.head == "head_tail":
-        num_head = num_head_labels(config, num_labels)
+        num_head = num_head_labels(config, num_labels) if num_head is None else num_head
         tail_device = "meta" if spread else None
         head = HeadTailLinear(D, num_labels, fan_in, num_head=num_head, tail_device=tail_device, **shape)
     elif config.reads_terms:
@@ -140,15 +147,15 @@ def head_features(model: XMCClassifier, inputs: Inputs, rows: np.ndarray) -> Ten
     return torch.cat(parts)
 
 
+def prior_bias(loss: str, counts: Tensor, num_rows: int) -> Tensor:
+    """Bias of labels with so many of the rows, before anything is learnt."""
+    return torch.log((counts + 1) / (num_rows - counts + 1)) if loss == "bce" else torch.full_like(counts, -1)
+
+
 @torch.no_grad()
 def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs, targets: sp.csr_matrix) -> None:
     """Biases at the log prior (or the hinge's margin), weights at zero where informed, informed connections."""
-    num_rows = targets.shape[0]
     counts = torch.from_numpy(np.asarray(targets.sum(axis=0)).ravel())
-    priors = {
-        "bce": torch.log((counts + 1) / (num_rows - counts + 1)),
-        "squared_hinge": torch.full_like(counts, -1),
-    }
     head = model.head
     parts = [(head, 0)]
     if isinstance(head, HeadTailLinear):
@@ -159,7 +166,7 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
         assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
         first = start + (part.labels.start if isinstance(part, SharedRows) else 0)
         loss = config.lexical_loss if part is model.lexical else config.loss
-        part.bias.copy_(priors[loss][first : first + part.out_features])
+        part.bias.copy_(prior_bias(loss, counts, targets.shape[0])[first : first + part.out_features])
         if not isinstance(part, FixedFanInLinear):
             part.weight.mul_(0.1)
             continue
@@ -184,8 +191,8 @@ def _informed(
     first_row: int,
 ) -> Tensor:
     rows = np.arange(len(inputs))
-    if len(rows) > _CENTROID_ROWS:
-        rows = np.sort(np.random.default_rng(config.seed).choice(rows, _CENTROID_ROWS, replace=False))
+    if len(rows) > CENTROID_ROWS:
+        rows = np.sort(np.random.default_rng(config.seed).choice(rows, CENTROID_ROWS, replace=False))
     x = head_features(model, inputs, rows)[:, -part.in_features :].contiguous()
     return ops.informed_indices(
         x,

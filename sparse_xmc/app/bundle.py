@@ -36,7 +36,9 @@ from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.term_blocks import TermBlocks
-from sparse_xmc.storage.checkpoint import read_folder, write_folder
+from sparse_xmc.solver.settings import Settings
+from sparse_xmc.storage.atomic import existing_folder
+from sparse_xmc.storage.checkpoint import read_folder, read_manifest, write_folder
 from sparse_xmc.storage.errors import ArtefactError, taking_apart
 from sparse_xmc.storage.regular import data_name
 from sparse_xmc.storage.tensor_file import ALONE, Shards
@@ -53,6 +55,9 @@ class Bundle:
     Args:
         frequencies: training rows of each label ``[L]``, for propensities and bins.
         num_train: training rows.
+        calibration: of scores, where rows were held out for it.
+        settings: of the direct solver.
+        digest: of the folder that it was loaded from.
     """
 
     config: TrainingConfig
@@ -63,6 +68,8 @@ class Bundle:
     num_train: int
     num_features: int
     calibration: Calibration | None = None
+    settings: Settings | None = None
+    digest: str = ""
 
     def predict(self, inputs: Inputs, k: int, *, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields ``(scores, labels) [b, k]`` chunk by chunk, labels in the model's order."""
@@ -115,6 +122,8 @@ class Bundle:
         }
         if self.calibration is not None:
             spec["calibration"] = self.calibration.state()
+        if self.settings is not None:
+            spec["settings"] = self.settings.state()
         write_folder(
             folder,
             {
@@ -140,6 +149,7 @@ class Bundle:
         with taking_apart(folder, "model"):
             bundle = cls._from_parts(tensors, documents)
         bundle.model.to(choose_device(device))
+        bundle.digest = f"{read_manifest(existing_folder(folder)).digest:08x}"
         return bundle
 
     @classmethod
@@ -166,7 +176,8 @@ class Bundle:
             model.head.validate()
         preparation = restore_preparation(documents["preparation"], prepared, encoder=model.encoder)
         calibration = Calibration.from_state(spec.get("calibration"))
-        return cls(config, model, preparation, vocabulary, frequencies, num_train, num_features, calibration)
+        settings = Settings.from_state(spec.get("settings"))
+        return cls(config, model, preparation, vocabulary, frequencies, num_train, num_features, calibration, settings)
 
 
 def _build(
@@ -179,7 +190,9 @@ def _build(
 ) -> XMCClassifier:
     if config.solver == "direct":
         return restored_model(num_features, num_labels, weights)
-    return build_model(config, _restore_encoder(config, num_features, tensors), num_labels, clusters)
+    num_head = weights["head.head.weight"].shape[0] if config.head == "head_tail" else None
+    encoder = _restore_encoder(config, num_features, tensors)
+    return build_model(config, encoder, num_labels, clusters, num_head=num_head)
 
 
 def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:

@@ -13,7 +13,8 @@ from sparse_xmc._extras import advice
 from sparse_xmc._version import __version__
 from sparse_xmc.app.config import TrainingConfig, load_toml
 from sparse_xmc.app.first_use import announcing_compilation
-from sparse_xmc.app.options import entries
+from sparse_xmc.app.inherited import with_model_options
+from sparse_xmc.app.options import entries, spelled
 
 _DESCRIPTION = "Train and use multi-label classifiers with very wide fixed fan-in heads."
 _RESUME = "; the same command resumes from the last checkpoint"
@@ -22,7 +23,7 @@ _SHAPE = ("fan_in", "group_size", "batch_size")  # and memory
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + spelled(name).replace("_", "-")
 
 
 def _add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
@@ -119,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> None:
     values = load_toml(options.config) if options.config else {}
     values |= _given(options, [entry.name for entry in entries(TrainingConfig)])
-    config = TrainingConfig(**values)
+    config = TrainingConfig(**with_model_options(values))
     from sparse_xmc.app import jobs
 
     jobs.train(config, overwrite=options.overwrite)

@@ -14,7 +14,18 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sparse_xmc.app.direct.options import looks_direct, refuse_gradient_options
-from sparse_xmc.app.options import check, converted, entries, has_type, option, unless, when, without_effect
+from sparse_xmc.app.options import (
+    Entry,
+    check,
+    converted,
+    entries,
+    has_type,
+    option,
+    spelled,
+    unless,
+    when,
+    without_effect,
+)
 from sparse_xmc.solver.efforts import EFFORTS
 
 if TYPE_CHECKING:
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
 
 _ABSENT = object()
 _CONNECTIONS = 64  # of a label where fan_in is left open
+_LONGEST_RUN = 32  # characters of a term
 _OPEN = ("fan_in", "lexical_fan_in")  # numbers of connections that ``completed`` decides
 _FREQUENT = 20  # training rows per label, on average, from which on labels count as frequent
 _FEWEST_TERMS, _MOST_TERMS = 64, 256  # connections of a label to terms that ``completed`` chooses
@@ -58,12 +70,16 @@ class TrainingConfig:
         [],
         "fields or columns that hold the text, separated by commas or one by one; lists are joined",
         only_if=_TEXTS,
+        origin="model unless given",
     )
-    label_field: str | None = option(None, "field or column that holds the labels", only_if=_TEXTS)
+    label_field: str | None = option(
+        None, "field or column that holds the labels", only_if=_TEXTS, origin="model unless given"
+    )
     label_separator: str | None = option(
         None,
         "what separates the labels of a row in text: tab, space, comma, none or any string (default: told from all rows)",
         identity="if changed",
+        origin="model unless given",
     )
     test_filter: str | None = option(
         None,
@@ -72,6 +88,21 @@ class TrainingConfig:
         identity="never",
     )
     out: str = option("", "folder of the run: model, checkpoints, log, metrics", identity="never")
+    from_: str | None = option(
+        None,
+        "folder of a run: begin from its model, with labels that are new behind its own; what makes the model is the model's",
+        needs=[(when("auxiliary_weight", 0), "the auxiliary objective is for a model that begins from nothing")],
+        identity="if changed",
+    )
+    drop_labels: bool = option(
+        False,
+        "from: labels of the model that --train lacks leave it; else they stay",
+        only_if=unless("from_", None),
+        needs=[
+            (when("group_size", 1), "labels that share connections cannot leave one by one: drop_labels needs none")
+        ],
+        identity="if changed",
+    )
 
     encoder: str = option(
         "bow",
@@ -83,6 +114,7 @@ class TrainingConfig:
                 "encoder='transformer' needs transformer: a local folder or hub id",
             )
         ],
+        origin="model",
     )
     solver: str = option(
         "auto",
@@ -91,6 +123,7 @@ class TrainingConfig:
         choices=("auto", "direct", "gradient"),
         only_if=_BOW,
         identity="if changed",
+        origin="model",
     )
     effort: str = option(
         "normal",
@@ -98,6 +131,7 @@ class TrainingConfig:
         choices=EFFORTS,
         only_if=_DIRECT,
         identity="if changed",
+        origin="model",
     )
     held_out: float = option(
         0.05,
@@ -105,6 +139,7 @@ class TrainingConfig:
         range="[0, 0.5]",
         only_if=_DIRECT & unless("effort", "fast"),
         identity="if changed",
+        origin="model",
     )
     tail: float = option(
         0.0,
@@ -112,25 +147,61 @@ class TrainingConfig:
         range="[0, 1]",
         only_if=_DIRECT & unless("effort", "fast"),
         identity="if changed",
+        origin="model",
     )
     head_memory: int | None = option(
-        None, "direct: bytes that the head may take", range="[1, inf)", only_if=_DIRECT, identity="if changed"
+        None,
+        "direct: bytes that the head may take",
+        range="[1, inf)",
+        only_if=_DIRECT,
+        identity="if changed",
+        origin="model",
     )
     keep_stages: bool = option(
         False, "direct: keep the results of the stages when the run is finished", only_if=_DIRECT, identity="never"
     )
-    max_features: int = option(200_000, "bow: terms kept, the most frequent ones", range="[1, inf)", only_if=_BOW)
-    min_df: int = option(2, "bow: training texts that a term must occur in", range="[1, inf)", only_if=_BOW)
-    max_ngram: int = option(1, "bow: longest run of words that makes a term", range="[1, inf)", only_if=_BOW)
+    max_features: int = option(
+        200_000, "bow: terms kept, the most frequent ones", range="[1, inf)", only_if=_BOW, origin="model"
+    )
+    min_df: int = option(
+        2, "bow: training texts that a term must occur in", range="[1, inf)", only_if=_BOW, origin="model"
+    )
+    max_ngram: int = option(
+        1, "bow: longest run of words that makes a term; 0: none does", range="[0, inf)", only_if=_BOW, origin="model"
+    )
+    char_ngrams: str = option(
+        "",
+        "LOW-HIGH, such as 3-5: runs of so many characters within words are terms as well (bow)",
+        pattern=r"|[1-9]\d?-[1-9]\d?",
+        only_if=_BOW,
+        identity="if changed",
+        origin="model",
+    )
+    hashed: bool = option(
+        False,
+        "bow: max_features columns that are hashes of the terms: no vocabulary is held, and terms may share a column",
+        only_if=_BOW,
+        identity="if changed",
+        origin="model",
+    )
     embedding_dim: int = option(
-        512, "bow: size of the word embeddings; 0: the head reads the terms themselves", range="[0, inf)", only_if=_BOW
+        512,
+        "bow: size of the word embeddings; 0: the head reads the terms themselves",
+        range="[0, inf)",
+        only_if=_BOW,
+        origin="model",
     )
     svd_init: bool = option(
-        True, "bow: start the embeddings from a truncated SVD", only_if=_BOW & unless("embedding_dim", 0)
+        True,
+        "bow: start the embeddings from a truncated SVD",
+        only_if=_BOW & unless("embedding_dim", 0),
+        origin="model",
     )
-    transformer: str = option("", "transformer: local folder or hub id", only_if=_TRANSFORMER)
-    pooling: str = option("mean", "transformer: pooling", choices=("mean", "cls"), only_if=_TRANSFORMER)
-    max_length: int = option(128, "transformer: tokens kept of a text", range="[1, inf)", only_if=_TRANSFORMER)
+    transformer: str = option("", "transformer: local folder or hub id", only_if=_TRANSFORMER, origin="model")
+    pooling: str = option("mean", "transformer: pooling", choices=("mean", "cls"), only_if=_TRANSFORMER, origin="model")
+    max_length: int = option(
+        128, "transformer: tokens kept of a text", range="[1, inf)", only_if=_TRANSFORMER, origin="model"
+    )
     gradient_checkpointing: bool = option(
         False, "transformer: recompute activations to save memory", only_if=_TRANSFORMER
     )
@@ -141,9 +212,14 @@ class TrainingConfig:
         range="[0, inf)",
         only_if=_BOW & unless("embedding_dim", 0),
         none=0,
+        origin="model",
     )
     lexical_loss: str = option(
-        "squared_hinge", "loss of the second head, on terms", choices=("bce", "squared_hinge"), only_if=_LEXICAL
+        "squared_hinge",
+        "loss of the second head, on terms",
+        choices=("bce", "squared_hinge"),
+        only_if=_LEXICAL,
+        origin="model",
     )
     input_dropout: float = option(
         0.2,
@@ -160,6 +236,7 @@ class TrainingConfig:
         "kind of head",
         choices=("fixed_fan_in", "dense", "head_tail"),
         needs=[(_EMBEDS, f"a head with dense rows on sparse terms is not supported: {_EMBED}")],
+        origin="model",
     )
     fan_in: int | None = option(
         None,
@@ -167,23 +244,34 @@ class TrainingConfig:
         range="[1, inf)",
         only_if=unless("head", "dense"),
         none=_CONNECTIONS,
+        origin="model",
     )
-    group_size: int = option(1, "neighbouring labels that share their connections", range="[1, inf)", only_if=_SPARSE)
+    group_size: int = option(
+        1, "neighbouring labels that share their connections", range="[1, inf)", only_if=_SPARSE, origin="model"
+    )
     grouping: str = option(
         "frequency",
         "which labels are neighbours",
         choices=("frequency", "random", "clustered"),
         only_if=_SPARSE & unless("group_size", 1),
+        origin="model unless given",
     )
-    topology: str = option("informed", "initial connections", choices=("informed", "random"), only_if=_SPARSE)
+    topology: str = option(
+        "informed", "initial connections", choices=("informed", "random"), only_if=_SPARSE, origin="model unless given"
+    )
     head_share: float = option(
         0.1,
         "head_tail: share of the labels, the most frequent ones, with a dense row",
         range="(0, 1)",
         only_if=when("head", "head_tail"),
+        origin="model",
     )
     intermediate: int = option(
-        0, "width of a dense layer in front of the head; 0: none", range="[0, inf)", only_if=_EMBEDS
+        0,
+        "width of a dense layer in front of the head; 0: none",
+        range="[0, inf)",
+        only_if=_EMBEDS,
+        origin="model",
     )
     auxiliary_weight: float = option(
         0.0,
@@ -207,7 +295,7 @@ class TrainingConfig:
         only_if=unless("auxiliary_weight", 0),
     )
 
-    loss: str = option("bce", "loss, summed over labels", choices=("bce", "squared_hinge"))
+    loss: str = option("bce", "loss, summed over labels", choices=("bce", "squared_hinge"), origin="model")
     epochs: int = option(6, "passes over the training split", range="[1, inf)")
     batch_size: int = option(128, "rows per optimizer step", range="[1, inf)")
     accumulate: int = option(1, "pieces that a batch is cut into to save memory", range="[1, inf)")
@@ -296,12 +384,14 @@ class TrainingConfig:
         "A of the propensity model (0.5 for Wikipedia, 0.6 for Amazon sets)",
         range="(0, 10]",
         identity="never",
+        origin="model unless given",
     )
     propensity_b: float = option(
         1.5,
         "B of the propensity model (0.4 for Wikipedia, 2.6 for Amazon sets)",
         range="(0, 1e6]",
         identity="never",
+        origin="model unless given",
     )
     timeout: float = option(
         120.0,
@@ -314,6 +404,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(self)
         refuse_gradient_options(self)
+        self._check_terms()
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate={self.accumulate} cuts a batch into more pieces than its rows: at most "
@@ -321,6 +412,30 @@ class TrainingConfig:
             )
         if not looks_direct(self) and (self.head == "dense" or self.width is not None):
             self.fan_in = self.connections(self.width or _CONNECTIONS)
+
+    def _check_terms(self) -> None:
+        low, high = self.character_runs
+        if not low <= high <= _LONGEST_RUN:
+            raise ValueError(f"char_ngrams must be 1 <= LOW <= HIGH <= {_LONGEST_RUN}, got {self.char_ngrams!r}")
+        if self.max_ngram == 0 and not high:
+            raise ValueError("max_ngram=0 leaves no terms: set char_ngrams (3-5, say)")
+
+    @property
+    def character_runs(self) -> tuple[int, int]:
+        """Shortest and longest run of characters that makes a term, (0, 0) for none."""
+        low, _, high = (self.char_ngrams or "0-0").partition("-")
+        return int(low), int(high)
+
+    @property
+    def term_options(self) -> dict[str, Any]:
+        """What ``TfidfFeatures`` is made with."""
+        return {
+            "max_features": self.max_features,
+            "min_df": self.min_df,
+            "max_ngram": self.max_ngram,
+            "char_ngrams": self.character_runs,
+            "hashed": self.hashed,
+        }
 
     @property
     def reads_terms(self) -> bool:
@@ -357,8 +472,8 @@ class TrainingConfig:
         Raises:
             ValueError: an option asks for more than there is.
         """
-        if self.solver == "direct":
-            return self  # its numbers of connections are chosen while it solves
+        if self.solver == "direct" or self.from_ is not None:
+            return self  # numbers of connections are chosen while it solves, or the model has them
         fan_in = self.connections(self.width or encoder_width or num_features)
         terms = self.lexical_fan_in
         if self.encoder == "bow" and not self.reads_terms:
@@ -454,17 +569,18 @@ def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
             if name in options:
                 raise ValueError(f"{os.fspath(path)}: option {name!r} stands twice")
             options[name] = item
-    return {name: _checked(path, name, value) for name, value in options.items()}
+    by_name = {entry.spelled: entry for entry in entries(TrainingConfig)}
+    for name in options:
+        if name not in by_name:
+            raise ValueError(f"{os.fspath(path)}: unknown option {name!r}")
+    return {by_name[name].name: _checked(path, by_name[name], value) for name, value in options.items()}
 
 
-def _checked(path: str | os.PathLike[str], name: str, value: Any) -> Any:
-    entry = {entry.name: entry for entry in entries(TrainingConfig)}.get(name)
-    if entry is None:
-        raise ValueError(f"{os.fspath(path)}: unknown option {name!r}")
+def _checked(path: str | os.PathLike[str], entry: Entry, value: Any) -> Any:
     if entry.kind == "list[str]" and isinstance(value, str):
         value = value.split(",")
     if not has_type(entry.kind, value):
-        raise ValueError(f"{os.fspath(path)}: option {name!r} must be {entry.kind}, got {value!r}")
+        raise ValueError(f"{os.fspath(path)}: option {entry.spelled!r} must be {entry.kind}, got {value!r}")
     return float(value) if entry.kind == "float" else value
 
 
@@ -480,5 +596,5 @@ def to_toml(config: TrainingConfig) -> str:
             text = repr(float(value))  # TOML writes inf and nan as Python does
         else:
             text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{name} = {text}")
+        lines.append(f"{spelled(name)} = {text}")
     return "\n".join(lines) + "\n"

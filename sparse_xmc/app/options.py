@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 _MOST = (1 << 32) - 1  # of any integer: beyond it sizes overflow before memory runs out
 Identity = Literal["always", "if changed", "never"]
+Origin = Literal["run", "model", "model unless given"]
 Setting = tuple[str, Any]
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "list[str]": list}
 
@@ -91,6 +92,8 @@ class Option:
         identity: whether a run that is resumed must have the same value: ``"always"`` (it changes the result),
             ``"never"``, or ``"if changed"``: only values other than the default are recorded, as runs that were begun
             before the option was there go on without it.
+        origin: where a run that begins from a model has its value from: ``"run"`` (as any run), ``"model"`` (the model has
+            it, and another one is refused) or ``"model unless given"``.
     """
 
     help: str
@@ -101,6 +104,7 @@ class Option:
     none: Any = None
     needs: Sequence[tuple[Condition, str]] = ()
     identity: Identity = "always"
+    origin: Origin = "run"
 
 
 def option(default: Any, help: str, **properties: Any) -> Any:
@@ -118,6 +122,16 @@ class Entry:
     optional: bool
     default: Any
     option: Option
+
+    @property
+    def spelled(self) -> str:
+        """As users write it: where it is a word of Python's own, its name ends in ``_``."""
+        return spelled(self.name)
+
+
+def spelled(name: str) -> str:
+    """The name of an option as users write it."""
+    return name.rstrip("_")
 
 
 def entries(config: Any) -> list[Entry]:
@@ -146,16 +160,16 @@ def converted(entry: Entry, value: Any) -> Any:
     if not isinstance(value, bool) and entry.kind in ("int", "float") and isinstance(value, numbers.Number):
         value = _python_number(value)
     if not has_type(entry.kind, value):
-        raise ValueError(f"{entry.name} must be {entry.kind}, got {value!r}")
+        raise ValueError(f"{entry.spelled} must be {entry.kind}, got {value!r}")
     about = entry.option
     if about.choices is not None and value not in about.choices:
-        raise ValueError(f"{entry.name} must be one of {', '.join(map(str, about.choices))}, got {value!r}")
+        raise ValueError(f"{entry.spelled} must be one of {', '.join(map(str, about.choices))}, got {value!r}")
     if about.range is not None and not _inside(value, about.range):
-        raise ValueError(f"{entry.name} must lie in {about.range}, got {value}")
+        raise ValueError(f"{entry.spelled} must lie in {about.range}, got {value}")
     if entry.kind == "int" and value > _MOST:
-        raise ValueError(f"{entry.name} must be at most {_MOST}, got {value}")
+        raise ValueError(f"{entry.spelled} must be at most {_MOST}, got {value}")
     if about.pattern is not None and not re.fullmatch(about.pattern, value):
-        raise ValueError(f"{entry.name} must be {about.help}, got {value!r}")
+        raise ValueError(f"{entry.spelled} must be {about.help}, got {value!r}")
     return value
 
 
@@ -191,7 +205,7 @@ def without_effect(config: Any, entry: Entry) -> list[Setting]:
 
 def shown(settings: Sequence[Setting]) -> str:
     """Settings as messages name them."""
-    return " and ".join(f"{name}={value!r}" for name, value in settings)
+    return " and ".join(f"{spelled(name)}={value!r}" for name, value in settings)
 
 
 def check(config: Any) -> None:

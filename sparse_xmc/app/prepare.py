@@ -100,6 +100,12 @@ class Terms:
         matrix = self.tfidf.transform(iter(split))
         return SparseInputs(matrix), split.labels
 
+    def extend(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
+        """As ``transform``, with terms of these texts behind those there are."""
+        if isinstance(split, Features) or self.idf is not None:
+            return self.transform(split)
+        return SparseInputs(self.tfidf.extend_transform(iter(split))), split.labels
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.idf is not None:
             of_counts = {"counts": True} if self.counts else {}

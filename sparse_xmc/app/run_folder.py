@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import MODEL_FOLDER
 from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
+from sparse_xmc.app.options import spelled
 from sparse_xmc.app.stored import IDENTITY
 from sparse_xmc.data import DenseInputs, Inputs, SparseInputs, TokenInputs
 from sparse_xmc.storage.atomic import make_folder, write_json, write_text
@@ -27,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 _CONFIG = "config.toml"
 _MODELS = (MODEL_FOLDER, f"{MODEL_FOLDER}.old", f"{MODEL_FOLDER}.partial")
 _FILES = ("metrics.jsonl", "metrics.json", "curves.png")
-_PATHS = ("train", "train_labels", "valid", "valid_labels")  # of data whose digests are compared, wherever they lie
+_PATHS = ("train", "train_labels", "valid", "valid_labels", "from_")  # whose digests are compared, wherever they lie
 _ANEW = "choose another --out, or --overwrite to begin anew"
 _ELSEWHERE = "choose another --out, or move it away"
 _BLOCK = 1 << 20  # rows hashed at a time
@@ -86,9 +87,10 @@ def check_resumable(
             raise ValueError(f"the run in {config.out} does not tell which {name} it had: {_ANEW}")
         if earlier[name] != value:
             raise ValueError(f"the {name} have changed since the run in {config.out}: {_ANEW}")
-    changed = [name for name in config.changed_since(earlier, num_features) if name not in _PATHS]
-    if (config.valid is None) != (earlier.get("valid") is None):
-        changed.append("valid")
+    changed = [spelled(name) for name in config.changed_since(earlier, num_features) if name not in _PATHS]
+    for name in ("valid", "from_"):
+        if (getattr(config, name) is None) != (earlier.get(name) is None):
+            changed.append(spelled(name))
     if changed:
         raise ValueError(f"{config.out} holds a run with other options ({', '.join(sorted(changed))}): {_ANEW}")
 

@@ -38,7 +38,7 @@ def check_effects(config: TrainingConfig, source: TextSource | Features) -> None
     if config.label_separator is not None and not takes_separator(source):
         names.append("label_separator")
     if isinstance(source, Features) and config.encoder == "bow":
-        names += ["max_features", "max_ngram"] + ["min_df"] * (config.min_df > 1)
+        names += ["max_features", "max_ngram", "char_ngrams", "hashed"] + ["min_df"] * (config.min_df > 1)
     for name in names:
         value = getattr(config, name)
         if value != getattr(defaults, name):

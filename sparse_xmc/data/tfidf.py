@@ -95,6 +95,25 @@ class TfidfFeatures:
             TypeError: a text is no string.
             DataError: of the texts themselves, as it is.
         """
+        return self._learn(texts, None)
+
+    def extend_transform(self, texts: Iterable[str]) -> sp.csr_matrix:
+        """Learns the terms of further texts behind those there are, which keep their columns and frequencies; returns the
+        features of the texts ``[N, D']``.
+
+        New are the most frequent terms that ``min_df`` of these texts have, as far as ``max_features`` leaves room; hashed
+        columns stay as they are.
+
+        Raises:
+            ValueError: nothing was fitted.
+            TypeError, DataError: as of ``fit_transform``.
+        """
+        if self.options["hashed"]:
+            return self.transform(texts)
+        terms, idf = self.state()
+        return self._learn(texts, (terms, idf))
+
+    def _learn(self, texts: Iterable[str], known: tuple[list[str], np.ndarray] | None) -> sp.csr_matrix:
         hashed = self.options["hashed"]
         chunks = list(count_stream(texts, lambda: self._counter(None if hashed else TermTable(), True)))
         num_rows = sum(len(chunk.rows) - 1 for chunk in chunks)
@@ -103,10 +122,11 @@ class TfidfFeatures:
             maps = dict.fromkeys((id(chunk.counter) for chunk in chunks), np.arange(num_terms))
         else:
             table, maps = _merged(chunks)
+            old = table.add(*TermTable(known[0]).packed()) if known is not None else np.empty(0, dtype=np.int64)
             num_terms = len(table)
         documents, occurrences = _frequencies(chunks, maps, num_terms)
         frequent = np.flatnonzero(documents >= self.options["min_df"])
-        if not len(frequent):
+        if not len(frequent) and known is None:
             reason = (
                 f"none of {num_terms} terms occurs in {self.options['min_df']} texts" if documents.any() else "no words"
             )
@@ -116,17 +136,22 @@ class TfidfFeatures:
             columns[frequent] = frequent
             kept = np.arange(num_terms)
         else:
+            frequent = frequent[~np.isin(frequent, old)]
+            room = self.options["max_features"] - len(old)
             terms = [table.term(i) for i in frequent]
             order = sorted(range(len(terms)), key=terms.__getitem__)
-            if len(order) > self.options["max_features"]:
+            if len(order) > room:
                 total = occurrences[frequent[order]].astype(np.float32)
-                order = [order[i] for i in np.sort((-total).argsort()[: self.options["max_features"]])]
+                order = [order[i] for i in np.sort((-total).argsort()[: max(room, 0)])]
             kept = frequent[order]
-            columns[kept] = np.arange(len(kept))
-            self._terms = [terms[i] for i in order]
+            columns[old] = np.arange(len(old))
+            columns[kept] = len(old) + np.arange(len(kept))
+            self._terms = [*(known[0] if known is not None else ()), *(terms[i] for i in order)]
         self._idf = _inverse_document_frequency(documents[kept], num_rows)
         if hashed:
             self._idf[documents < self.options["min_df"]] = 0
+        elif known is not None:
+            self._idf = np.concatenate([known[1], self._idf])
         self._table, self._idle = None, []
         return _weighed(chunks, {key: columns[ids] for key, ids in maps.items()}, self._idf)
 

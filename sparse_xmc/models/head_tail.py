@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
-from sparse_xmc.models.label_changes import added_bias, added_weights, check_added, extend_, keep_, kept_labels
+from sparse_xmc.models.label_changes import (
+    added_bias,
+    added_weights,
+    check_added,
+    check_change,
+    extend_,
+    keep_,
+    kept_labels,
+)
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
@@ -315,6 +323,44 @@ class HeadTailLinear(nn.Module):
             ]
         scores, labels = parts[1]
         return merge_topk([parts[0], (scores, labels + self.num_head)], k)
+
+    @torch.no_grad()
+    def add_labels_(
+        self,
+        num_labels: int,
+        x: Any = None,
+        targets: Tensor | None = None,
+        *,
+        prior: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Puts new labels behind those there are, as ``FixedFanInLinear.add_labels_``: into the tail, however frequent."""
+        check_added(num_labels, x, targets)
+        own = None if x is None else self._parts(x)[1]
+        self.tail.add_labels_(num_labels, own, targets, prior=prior, optimizer=optimizer, seed=seed)
+        self.out_features += num_labels
+
+    @torch.no_grad()
+    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Takes labels out, as ``FixedFanInLinear.remove_labels_``.
+
+        Raises:
+            ValueError: also where the head or the tail would keep no label.
+        """
+        kept = kept_labels(labels, self.out_features)
+        gone = torch.ones(self.out_features, dtype=torch.bool)
+        gone[kept] = False
+        of_head, of_tail = gone[: self.num_head].nonzero().flatten(), gone[self.num_head :].nonzero().flatten()
+        if len(of_head) == self.num_head or len(of_tail) == self.tail.out_features:
+            name = "head" if len(of_head) == self.num_head else "tail"
+            raise ValueError(f"the {name} of a HeadTailLinear keeps at least one label: all of it would go")
+        check_change(self.tail)
+        kept_labels(of_tail, self.tail.out_features, self.tail.group_size)
+        for part, own in ((self.head, of_head), (self.tail, of_tail)):
+            if len(own):
+                part.remove_labels_(own, optimizer=optimizer)
+        self.num_head, self.out_features = self.num_head - len(of_head), len(kept)
 
     def num_bytes(self) -> int:
         return self.head.num_bytes() + self.tail.num_bytes()

@@ -68,14 +68,18 @@ class TermBlocks(nn.Module):
     def inverted(self) -> InvertedIndex:
         """The inverted index, made once."""
         if self._index is None:
-            blocks, start = [], 0
-            for i, (count, _) in enumerate(self.sizes):
-                indices = self._of("indices", i).to(torch.int32).cpu().numpy()
-                weight = self._of("weight", i).float().cpu().numpy()
-                blocks.append(Block(np.arange(start, start + count), indices, weight))
-                start += count
-            self._index = TermHead(blocks, self.get_buffer("bias").cpu().numpy()).invert(self.in_features)
+            self._index = self.solution().invert(self.in_features)
         return self._index
+
+    def solution(self) -> TermHead:
+        """The head as arrays, of which ``from_solution`` makes an equal one."""
+        blocks, start = [], 0
+        for i, (count, _) in enumerate(self.sizes):
+            indices = self._of("indices", i).to(torch.int32).cpu().numpy()
+            weight = self._of("weight", i).float().cpu().numpy()
+            blocks.append(Block(np.arange(start, start + count), indices, weight))
+            start += count
+        return TermHead(blocks, self.get_buffer("bias").cpu().numpy())
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of all labels ``[B, L]``."""

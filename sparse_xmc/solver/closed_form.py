@@ -39,7 +39,7 @@ def closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, seed: 
     """Connections to the ``fan_in`` heaviest terms of a label's row, weighted as the row is."""
     queries, own = _queries(x, targets, seed)
     block, tried, best = centroids(x, targets, fan_in), [], None
-    sizes = _sizes(x, targets)
+    sizes = row_sizes(x, targets)
     for power in POWERS:
         scaled = Block(block.labels, block.indices, block.weight * sizes[:, None] ** np.float32(power))
         head = TermHead([scaled], np.zeros(len(sizes), np.float32))
@@ -52,11 +52,12 @@ def closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, seed: 
     return ClosedForm(best.head, best.power, tried, best.judged)
 
 
-def _sizes(x: sp.csr_matrix, targets: sp.csr_matrix) -> np.ndarray:
-    """Terms of each label's row ``[L]``, 1 where it has none."""
-    result = np.ones(targets.shape[1], np.float32)
-    result[targets.indices] = np.repeat(np.maximum(np.diff(x.indptr), 1), np.diff(targets.indptr))
-    return result
+def row_sizes(x: sp.csr_matrix, targets: sp.csr_matrix) -> np.ndarray:
+    """Terms of a label's row, on average of its rows ``[L]``; 1 where it has none."""
+    by_label = targets.tocsc()
+    rows = np.diff(by_label.indptr)
+    terms = np.bincount(targets.indices, np.repeat(np.diff(x.indptr), np.diff(targets.indptr)), targets.shape[1])
+    return np.maximum(terms / np.maximum(rows, 1), 1).astype(np.float32)
 
 
 def _queries(x: sp.csr_matrix, targets: sp.csr_matrix, seed: int) -> tuple[sp.csr_matrix, np.ndarray]:

@@ -17,6 +17,7 @@ from sparse_xmc.solver.examples import examples
 from sparse_xmc.solver.head import Block, TermHead
 from sparse_xmc.solver.mixture import Mixture, Uniform, best_mixture, merged, pairs
 from sparse_xmc.solver.plan import FREQUENT, Plan, Stages, unkept
+from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.svm import OFFSET, select, solve
 
 _SHORTLIST_TERMS = 64  # of a centroid that shortlists are made with
@@ -30,13 +31,15 @@ Topology = list[np.ndarray]  # terms of the rare labels and of the frequent ones
 
 @dataclass(frozen=True)
 class Solution:
-    """The head and, in three lines, what was chosen and why. Scores are log-odds where rows were held out.
+    """The head, in three lines what was chosen and why, and the same for labels that come later. Scores are log-odds where
+    rows were held out.
 
     ``judged``: scores of the best labels of rows held out, by the head before the refit, and whether they were true.
     """
 
     head: TermHead
     lines: list[str]
+    settings: Settings
     judged: tuple[np.ndarray, np.ndarray] | None = None
 
 
@@ -112,11 +115,12 @@ def fit(
     lists = stages("shortlists", lambda: {"labels": shortlists(part)})["labels"]
     topology = _topology(part, lists, stages)
     chosen = _choose(part, lists, topology, x[away], targets[away].tocsr(), tail, propensity, stages)
-    final = [_rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
+    final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
     whole = stages("all rows", lambda: {"labels": _lists_of_all(task, part, kept, away, lists, chosen)})["labels"]
     svm = stages("refit", lambda: task.svm(whole, final, chosen.cost, "solving"))
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies)
-    return Solution(head, chosen.lines, chosen.judged)
+    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.mixture)
+    return Solution(head, chosen.lines, settings, chosen.judged)
 
 
 def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int) -> Solution:
@@ -125,7 +129,7 @@ def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int
         f"no label has a second row: {plan.rare[0]} connections a label in closed form, rows x size^{found.power:g}",
         "tried (P@1 of halves of rows): " + "; ".join(f"size^{power:g} {value:.2f}" for power, value in found.tried),
     ]
-    return Solution(found.head, lines, found.judged)
+    return Solution(found.head, lines, Settings(plan.rare[0], plan.rare[0], power=found.power), found.judged)
 
 
 def _by_rule(task: Task, stages: Stages) -> Solution:
@@ -133,9 +137,11 @@ def _by_rule(task: Task, stages: Stages) -> Solution:
     lists = stages("shortlists", lambda: {"labels": shortlists(task)})["labels"]
     topology = _topology(task, lists, stages)
     svm = stages("refit", lambda: task.svm(lists, topology, cost, "solving"))
-    head = merged(task.head(topology, svm), task.centroid(topology), Uniform(_RULE), task.frequencies)
+    mixture = Uniform(_RULE)
+    head = merged(task.head(topology, svm), task.centroid(topology), mixture, task.frequencies)
+    settings = Settings(topology[0].shape[1], topology[1].shape[1], cost, mixture)
     how = f"{_connections(task, topology)}, cost {cost:g}, centroid x {_RULE:g}"
-    return Solution(head, [f"nothing held out: {how}"])
+    return Solution(head, [f"nothing held out: {how}"], settings)
 
 
 def _connections(task: Task, topology: Topology) -> str:
@@ -157,7 +163,7 @@ def shortlists(task: Task) -> np.ndarray:
     lists.append(_sample(task, task.x.shape[0]))
     if plan.rounds > 1:
         first = np.hstack(lists)
-        topology = [_rare_terms(task, plan.rare[0]), _frequent_terms(task, first, plan.frequent[0])]
+        topology = [rare_terms(task, plan.rare[0]), frequent_terms(task, first, plan.frequent[0])]
         centroid = task.centroid(topology)
     for r in range(1, plan.rounds):
         weights = task.svm(np.hstack(lists), topology, plan.costs[0], f"solving, round {r}")
@@ -173,19 +179,21 @@ def _sample(task: Task, rows: int) -> np.ndarray:
     return rng.integers(0, len(task.frequencies), (rows, task.plan.sample)).astype(np.int32)
 
 
-def _rare_terms(task: Task, fan_in: int) -> np.ndarray:
+def rare_terms(task: Task, fan_in: int) -> np.ndarray:
+    """Terms of the rare labels: the heaviest ones of their centroids."""
     return centroids(task.x, task.targets, fan_in, task.groups[0]).indices
 
 
-def _frequent_terms(task: Task, lists: np.ndarray, fan_in: int) -> np.ndarray:
+def frequent_terms(task: Task, lists: np.ndarray, fan_in: int) -> np.ndarray:
+    """Terms of the frequent labels: those that SVMs on many more of them weigh most."""
     prior = centroids(task.x, task.targets, min(task.x.shape[1], 2 * fan_in), task.groups[1])
     found = examples(task.targets, lists)
     return select(task.x, found, prior, fan_in, seed=task.seed, progress=task.bar("topology"))
 
 
 def _topology(task: Task, lists: np.ndarray, stages: Stages) -> Topology:
-    learned = stages("topology", lambda: {"indices": _frequent_terms(task, lists, task.plan.frequent[-1])})
-    return [_rare_terms(task, task.plan.rare[-1]), learned["indices"]]
+    learned = stages("topology", lambda: {"indices": frequent_terms(task, lists, task.plan.frequent[-1])})
+    return [rare_terms(task, task.plan.rare[-1]), learned["indices"]]
 
 
 @dataclass

@@ -228,3 +228,34 @@ def test_classes_of_characters_are_pythons():
         assert bool(plain[code] & SPACE) == character.isspace()
         assert not plain[code] & SCRIPT
         assert scripts[code] == plain[code] or scripts[code] == WORD | SCRIPT
+
+
+@pytest.mark.parametrize("room", [0, 7, 10_000])
+def test_terms_of_further_texts_come_behind_those_there_are(room):
+    first, further = some_texts(0), some_texts(1)
+    features = TfidfFeatures(min_df=3)
+    features.fit_transform(first)
+    terms, idf = features.state()
+    features.options["max_features"] = len(terms) + room
+    got = features.extend_transform(further)
+    found, weights = features.state()
+    assert found[: len(terms)] == terms and np.array_equal(weights[: len(idf)], idf)
+    alone = TfidfFeatures(min_df=3)
+    alone.fit_transform(further)
+    fresh = [term for term in alone.state()[0] if term not in set(terms)]
+    assert len(found) - len(terms) == min(room, len(fresh)) and set(found[len(terms) :]) <= set(fresh)
+    if room > len(fresh):
+        own = dict(zip(*alone.state(), strict=True))
+        assert found[len(terms) :] == fresh and [own[term] for term in fresh] == weights[len(terms) :].tolist()
+    expect(got, features.transform(further))  # which counts known terms only
+    expect(TfidfFeatures.from_state(features.options, found, weights).transform(further), got)
+
+
+def test_hashed_columns_and_known_texts_bring_no_new_terms():
+    texts = some_texts(0)
+    hashed = TfidfFeatures(hashed=True, max_features=64)
+    expect(hashed.fit_transform(texts), hashed.extend_transform(texts))
+    same = TfidfFeatures()
+    expect(same.fit_transform(texts), same.extend_transform(texts))
+    with pytest.raises(ValueError, match="state needs fitted features"):
+        TfidfFeatures().extend_transform(texts)

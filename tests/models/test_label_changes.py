@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparse_xmc.models import DenseLinear, FixedFanInLinear, SparseInputLinear
+from sparse_xmc.models import DenseLinear, FixedFanInLinear, HeadTailLinear, SparseInputLinear
+from sparse_xmc.optim import FusedSGD
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="modules over the CPU kernels")
@@ -13,6 +14,8 @@ D, N = 12, 60
 def layer(kind, labels, group_size=1):
     if kind is DenseLinear:
         return DenseLinear(D, labels, seed=0)
+    if kind is HeadTailLinear:
+        return HeadTailLinear(D, labels, 3, num_head=2, group_size=group_size, seed=0)
     return kind(D, labels, 3, group_size=group_size, seed=0)
 
 
@@ -25,7 +28,7 @@ def data(labels, sparse=False):
     return (x.to_sparse_csr() if sparse else x), y.to_sparse_csr()
 
 
-@pytest.mark.parametrize("kind", [FixedFanInLinear, SparseInputLinear, DenseLinear])
+@pytest.mark.parametrize("kind", [FixedFanInLinear, SparseInputLinear, DenseLinear, HeadTailLinear])
 @pytest.mark.parametrize("informed", [False, True])
 def test_old_labels_stay_and_new_ones_learn(kind, informed):
     head = layer(kind, 5)
@@ -141,3 +144,39 @@ def test_what_cannot_be_is_refused():
     head.fuse_optimizer(FusedSGD(0.1))
     with pytest.raises(ValueError, match="a fused optimizer holds state of each label"):
         head.add_labels_(1)
+
+
+@pytest.mark.parametrize("split", [None, 4])
+def test_a_head_in_two_parts_gains_and_loses_labels_in_both(split):
+    head = HeadTailLinear(D, 7, 3, num_head=3, split=split, seed=0)
+    x, y = data(4)
+    with torch.no_grad():
+        before = head(x)
+    optimizer = torch.optim.Adam(head.parameters())
+    head.loss(x, torch.zeros(N, 7).to_sparse_csr()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        before = head(x)
+    head.add_labels_(4, x, y, optimizer=optimizer)
+    head.remove_labels_([0, 4, 10], optimizer=optimizer)
+    assert (head.num_head, head.head.out_features, head.tail.out_features, head.out_features) == (2, 2, 6, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(head(x)[:, :5], before[:, [1, 2, 3, 5, 6]])
+    scores, labels = head.topk(x, 8)
+    assert sorted(labels[0].tolist()) == list(range(8)) and torch.equal(scores[0], head(x)[0, labels[0]])
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in head.parameters()}
+    for part, labels in (("head", [0, 1]), ("tail", range(2, 8))):
+        with pytest.raises(ValueError, match=f"the {part} of a HeadTailLinear keeps at least one label"):
+            head.remove_labels_(list(labels))
+    assert head.out_features == 8
+
+
+def test_a_head_in_two_parts_stays_whole_where_labels_cannot_go():
+    head = HeadTailLinear(D, 10, 3, num_head=2, group_size=4, seed=0)
+    with pytest.raises(ValueError, match="by whole groups of 4"):
+        head.remove_labels_([0, 3])
+    assert head.head.out_features == 2 and head.num_head == 2
+    head.tail.fuse_optimizer(FusedSGD(0.1))
+    with pytest.raises(ValueError, match="a fused optimizer holds state"):
+        head.remove_labels_([0])

@@ -59,7 +59,8 @@ def solve(prepared: Prepared, plan: Plan, stages: Stages, report: Callable[[str]
         prepared.preparation,
         prepared.vocabulary,
         prepared.frequencies,
-        len(prepared.inputs),
+        prepared.num_train,
         prepared.num_features,
         calibration,
+        solution.settings,
     )

@@ -33,9 +33,11 @@ def _changed(config: Any) -> list[tuple[str, Any]]:
 
 def refuse_gradient_options(config: Any) -> None:
     """Raises:
-    ValueError: the solver is direct and an option is set that only gradients have.
+    ValueError: the solver is direct and an option is set that only gradients have, or a device that it does not run on.
     """
     if config.solver == "direct":
+        if str(config.device).startswith("cuda"):
+            raise ValueError(f"solver='direct' runs on a CPU, got device={config.device!r}")
         for name, value in _changed(config):
             raise ValueError(f"{name}={value!r} has no effect with solver='direct'")
 
@@ -50,8 +52,10 @@ def settled(config: TrainingConfig, num_ranks: int = 1) -> TrainingConfig:
     """With the solver decided; a run that was begun by gradients goes on so, and so do several ranks.
 
     Raises:
-        ValueError: several ranks were asked to solve directly.
+        ValueError: several ranks were asked to solve directly, or to begin from a model.
     """
+    if num_ranks > 1 and config.from_ is not None:
+        raise ValueError(f"a run that begins from a model runs in one process, got {num_ranks} ranks")
     if num_ranks > 1 and config.solver == "direct":
         raise ValueError(f"solver='direct' runs in one process, got {num_ranks} ranks")
     begun = _solver_of(config.out)

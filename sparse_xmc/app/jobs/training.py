@@ -19,12 +19,14 @@ from sparse_xmc.app.bundle import MODEL_FOLDER, Bundle
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.device import choose_device
 from sparse_xmc.app.direct.job import direct_plan, solve
+from sparse_xmc.app.direct.later import solve_later
 from sparse_xmc.app.direct.options import settled
 from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.hold_out import Split, hold_out
+from sparse_xmc.app.inherited import check_inherited
 from sparse_xmc.app.jobs.evaluation import calibrate_, plain, publish, score
 from sparse_xmc.app.log import RunLog, draw_curves
-from sparse_xmc.app.prepare import Precomputed, Preparation, Terms, Tokens
+from sparse_xmc.app.prepare import Precomputed, Terms, Tokens
 from sparse_xmc.app.run_folder import CHECKPOINTS, check_removable, check_resumable, claim, clear, digest, sweep
 from sparse_xmc.app.sharding import TrainingRanks, label_shards, training_ranks
 from sparse_xmc.app.splits import check_effects, check_paths, open_data, prepared_split
@@ -108,7 +110,10 @@ class _Run:
             self.report(f"the run is finished, model in {self.model_folder}")  # it is saved last of all
             return Bundle.load(config.out, device="cpu")
         stages = StageFolder(os.path.join(config.out, CHECKPOINTS), self.run, self.report)
-        bundle = solve(data.train, plan, stages, self.report)
+        if data.train.beginning is None:
+            bundle = solve(data.train, plan, stages, self.report)
+        else:
+            bundle = solve_later(data.train, plan, self.report)
         self.report(f"head: {bundle.model.head_bytes() / 2**20:.1f} MiB")
         if data.held_out is not None:
             calibrate_(bundle, *data.held_out)
@@ -121,6 +126,8 @@ class _Run:
     def prepare(self) -> _Data:
         """Reads the data; refuses a folder that holds another run."""
         config = self.config
+        if config.from_ is not None and os.path.realpath(config.from_) == os.path.realpath(config.out):
+            raise ValueError(f"from and out are the same folder ({config.out}): choose another --out")
         if self.overwrite:
             check_removable(config.out)
         else:
@@ -128,23 +135,36 @@ class _Run:
         require(*_packages(config))
         check_paths(config.test, config.test_labels, config.test_filter)
         encoder: Any = None
+        base = _model_of(config) if config.from_ is not None else None
         if config.encoder == "transformer":
-            encoder = build_encoder(config, 0)
+            encoder = build_encoder(config, 0) if base is None else base.model.encoder
             config.connections(config.width or encoder.out_features)
-        preparation = _preparation(config, encoder)
+        preparation = _preparation(config, encoder, base)
         with self.ranks.in_turn(encoder is not None):
-            source = open_data(config, config.train, config.train_labels, texts=encoder is not None)
+            texts = encoder is not None if base is None else preparation.reads_texts
+            source = open_data(config, config.train, config.train_labels, texts=texts)
             check_effects(config, source)
-            inputs, rows = preparation.fit(source)
+            if base is None:
+                inputs, rows = preparation.fit(source)
+            elif config.solver == "direct":
+                inputs, rows = preparation.extend(source)
+            else:
+                inputs, rows = preparation.transform(source)
         self.report(source.summary())
         if len(rows) == 0 or len(rows.ids) == 0:
             raise DataError(config.train, None, "no rows with labels to train on")
         held_out = None
         if config.calibration_share:
             (inputs, rows), held_out = hold_out(inputs, rows, config.calibration_share, config.seed)
-        train = Prepared.from_rows(config, preparation, inputs, rows, encoder)
+        if base is None:
+            train = Prepared.from_rows(config, preparation, inputs, rows, encoder)
+        else:
+            train = Prepared.from_model(config, base, preparation, inputs, rows)
         self.report(f"{len(inputs):,} rows, {len(train.vocabulary):,} labels, {train.num_features:,} features")
         data = _Data(train, None, held_out, {"training data": _digest(train)})
+        if train.beginning is not None:
+            self.report(train.beginning.summary())
+            data.digests["content of from"] = train.beginning.bundle.digest
         if config.valid:
             with self.ranks.in_turn(encoder is not None):
                 inputs, rows = prepared_split(
@@ -255,12 +275,27 @@ def _packages(config: TrainingConfig) -> list[str]:
     return ["sklearn"] if factorised or config.grouping == "clustered" or config.auxiliary_weight else []
 
 
-def _preparation(config: TrainingConfig, encoder: Any) -> Preparation:
+def _model_of(config: TrainingConfig) -> Bundle:
+    """The model that a run begins from.
+
+    Raises:
+        ValueError: it has other options.
+        ArtefactError: there is no intact one.
+    """
+    assert config.from_ is not None
+    bundle = Bundle.load(config.from_, device="cpu")
+    check_inherited(config, bundle.config)
+    return bundle
+
+
+def _preparation(config: TrainingConfig, encoder: Any, base: Bundle | None) -> Any:
     if config.encoder == "transformer":
         return Tokens(encoder, os.path.join(config.out, "tokens"))
+    if base is not None:
+        return base.preparation
     if config.encoder == "features":
         return Precomputed()
-    return Terms({"max_features": config.max_features, "min_df": config.min_df, "max_ngram": config.max_ngram})
+    return Terms(config.term_options)
 
 
 def _digest(train: Prepared) -> str:

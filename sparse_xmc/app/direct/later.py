@@ -1,0 +1,110 @@
+"""A directly solved model with more labels or more rows: what is new is solved, the rest stays bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sparse_xmc.app.assemble import Prepared
+from sparse_xmc.app.bundle import Bundle
+from sparse_xmc.app.direct.model import solved_model
+from sparse_xmc.data import SparseInputs
+from sparse_xmc.models.term_blocks import TermBlocks
+from sparse_xmc.solver.head import Block, TermHead
+from sparse_xmc.solver.later import fit_labels, grown
+from sparse_xmc.solver.plan import FREQUENT, Plan
+
+
+def solve_later(prepared: Prepared, plan: Plan, report: Callable[[str], object]) -> Bundle:
+    """Solves new labels, and those of which there are at least a tenth more rows than the model was trained on.
+
+    Raises:
+        ValueError: the model does not tell how it was solved, or the head would take more than ``head_memory``.
+    """
+    config, beginning = prepared.config, prepared.beginning
+    assert beginning is not None and isinstance(prepared.inputs, SparseInputs)
+    base, x, targets = beginning.bundle, prepared.inputs.matrix, prepared.targets
+    settings = base.settings
+    if settings is None:
+        raise ValueError(f"the model in {config.from_} does not tell how it was solved: train anew, without from")
+    assert isinstance(base.model.head, TermBlocks)
+    old = _kept(base.model.head.solution(), beginning.kept)
+    counts, first = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64), len(beginning.kept)
+    again = grown(beginning.frequencies[:first], counts[:first])
+    wanted = np.concatenate([again, np.arange(first, len(counts))])
+    frequent = counts[wanted] >= FREQUENT
+    frequent[: len(again)] = _connections(old)[again] == settings.frequent  # a label keeps its number of connections
+    widths = np.where(frequent[len(again) :], settings.frequent, settings.rare)
+    _check_memory(config.head_memory, [*_connections(old), *widths])
+    report(
+        f"{first - len(again):,} labels stay as they are, {len(again):,} have a tenth more rows and are solved again, "
+        f"{len(wanted) - len(again):,} are new"
+    )
+    head = old
+    if len(wanted):
+        later = fit_labels(
+            x,
+            targets[:, wanted].tocsr(),
+            settings,
+            plan,
+            frequent=frequent,
+            share=len(wanted) / len(counts),
+            seed=config.seed,
+            progress=config.progress,
+        )
+        head = _joined(old, later, wanted, first)
+    return Bundle(
+        config,
+        solved_model(head, prepared.num_features),
+        prepared.preparation,
+        prepared.vocabulary,
+        prepared.frequencies,
+        prepared.num_train,
+        prepared.num_features,
+        base.calibration,
+        settings,
+    )
+
+
+def _kept(head: TermHead, kept: np.ndarray) -> TermHead:
+    """The head of some of its labels, numbered anew."""
+    blocks = []
+    for block in head.blocks:
+        own = np.isin(block.labels, kept)
+        blocks.append(Block(np.searchsorted(kept, block.labels[own]), block.indices[own], block.weight[own]))
+    return TermHead([block for block in blocks if len(block.labels)], head.bias[kept])
+
+
+def _connections(head: TermHead) -> np.ndarray:
+    """Connections of each label ``[L]``."""
+    result = np.zeros(len(head.bias), dtype=np.int64)
+    for block in head.blocks:
+        result[block.labels] = block.indices.shape[1]
+    return result
+
+
+def _check_memory(allowed: int | None, connections: list[int]) -> None:
+    needed = 8 * sum(connections) + 4 * len(connections)
+    if allowed is not None and needed > allowed:
+        raise ValueError(f"head_memory={allowed:,} is too little for {len(connections):,} labels: {needed:,} bytes")
+
+
+def _joined(old: TermHead, later: TermHead, wanted: np.ndarray, first: int) -> TermHead:
+    """``old`` with the labels of ``later``, whose label ``i`` is ``wanted[i]``: those from ``first`` on are new."""
+    bias = np.concatenate([old.bias, np.zeros(int((wanted >= first).sum()), np.float32)])
+    bias[wanted] = later.bias
+    blocks = [Block(b.labels, b.indices.copy(), b.weight.copy()) for b in old.blocks]
+    for part in later.blocks:
+        labels = wanted[part.labels]
+        for block in blocks:
+            position = np.searchsorted(block.labels, labels)
+            there = (position < len(block.labels)) & (
+                block.labels[np.minimum(position, len(block.labels) - 1)] == labels
+            )
+            if there.any():  # else it may have another number of connections
+                block.indices[position[there]], block.weight[position[there]] = part.indices[there], part.weight[there]
+        new = labels >= first
+        if new.any():
+            blocks.append(Block(labels[new], part.indices[new], part.weight[new]))
+    return TermHead(blocks, bias)
