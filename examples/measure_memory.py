@@ -19,8 +19,8 @@ from torch import nn
 
 from sparse_xmc.app.sharding import label_shards
 from sparse_xmc.distributed import init_process_group
+from sparse_xmc.distributed.model import shard_model_
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.shared_rows import shard_model_
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.storage.checkpoint import CheckpointStore, flatten_tensors
 

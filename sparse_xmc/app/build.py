@@ -16,8 +16,8 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.prepare import batches
 from sparse_xmc.app.trainer import ScheduledOptimizer, to_device
 from sparse_xmc.data import DenseInputs, Inputs, SparseInputs, to_torch_csr
+from sparse_xmc.distributed.model import own_part, shard_model_
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.shared_rows import SharedRows, shard_model_
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import (
@@ -162,10 +162,11 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
         parts = [(head.head, 0), (head.tail, head.num_head)]
     if model.lexical is not None:
         parts.append((model.lexical, 0))
-    for part, start in parts:
+    for layer, start in parts:
+        part, own = own_part(layer)
         assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
-        first = start + (part.labels.start if isinstance(part, SharedRows) else 0)
-        loss = config.lexical_loss if part is model.lexical else config.loss
+        first = start + own
+        loss = config.lexical_loss if layer is model.lexical else config.loss
         part.bias.copy_(prior_bias(loss, counts, targets.shape[0])[first : first + part.out_features])
         if not isinstance(part, FixedFanInLinear):
             part.weight.mul_(0.1)
@@ -178,7 +179,7 @@ def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs
             assert isinstance(inputs, SparseInputs)
             indices = informed_terms(inputs.matrix, part_targets, part.fan_in, group_size=part.group_size)
         else:
-            indices = _informed(model, part, inputs, part_targets, config, (first - start) // part.group_size)
+            indices = _informed(model, part, inputs, part_targets, config, own // part.group_size)
         part.indices.copy_(indices)
 
 
@@ -245,7 +246,8 @@ def _adagrad(config: TrainingConfig, groups: list[dict[str, Any]]) -> Optimizer:
 def _head_groups(config: TrainingConfig, head: nn.Module) -> list[dict[str, Any]]:
     """Parameters by learning rate: a step of all connections of a label moves its logit by about the same amount."""
     groups = []
-    for part in (head.head, head.tail) if isinstance(head, HeadTailLinear) else (head,):
+    for layer in (head.head, head.tail) if isinstance(head, HeadTailLinear) else (head,):
+        part, _ = own_part(layer)
         assert isinstance(part, (FixedFanInLinear, DenseLinear)) and part.bias is not None
         connections = part.weight.shape[1]
         groups.append({"params": [part.weight], "lr": config.head_lr * min(1, _CONNECTIONS / connections)})
@@ -270,9 +272,9 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
         optimizer = torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
         result.append(ScheduledOptimizer(optimizer, config.encoder_schedule, config.warmup))
     heads: list[Optimizer] = []
-    sparse = model.head if isinstance(model.head, SparseInputLinear) else model.lexical
+    head = own_part(model.head)[0]
+    sparse = head if isinstance(head, SparseInputLinear) else model.lexical and own_part(model.lexical)[0]
     if sparse is not None:
-        assert sparse.bias is not None
         rate = config.lexical_lr
         heads.append(
             _adagrad(
@@ -280,12 +282,12 @@ def build_optimizers(config: TrainingConfig, model: XMCClassifier) -> list[Sched
                 [{"params": [sparse.weight], "lr": rate}, {"params": [sparse.bias], "lr": rate / TERM_BIAS_DIVISOR}],
             )
         )
-    if sparse is not model.head and config.fused:
-        assert isinstance(model.head, FixedFanInLinear)
+    if sparse is not head and config.fused:
+        assert isinstance(head, FixedFanInLinear)
         fused = FusedAdagrad(config.head_lr, eps=TERM_VALUE / config.batch_size)
-        model.head.fuse_optimizer(fused)
+        head.fuse_optimizer(fused)
         heads.append(fused)
-    elif sparse is not model.head:
+    elif sparse is not head:
         heads.append(_adagrad(config, _head_groups(config, model.head)))
     result += [ScheduledOptimizer(optimizer, config.head_schedule, config.warmup) for optimizer in heads]
     return result
@@ -296,7 +298,8 @@ def build_rewiring(
 ) -> RewireSchedule | None:
     """The schedule that rewires the fixed fan-in part of the head, None where nothing is rewired."""
     layer = model.head.tail if isinstance(model.head, HeadTailLinear) else model.head
-    if not config.rewire_fraction or not isinstance(layer, FixedFanInLinear):
+    own, _ = own_part(layer)
+    if not config.rewire_fraction or not isinstance(own, FixedFanInLinear):
         return None
     last = int(config.rewire_until * total_steps)
     if last < config.rewire_interval:
@@ -307,7 +310,7 @@ def build_rewiring(
     holders = [
         scheduled.optimizer
         for scheduled in optimizers
-        if any(p is layer.weight for group in scheduled.optimizer.param_groups for p in group["params"])
+        if any(p is own.weight for group in scheduled.optimizer.param_groups for p in group["params"])
     ]
     return RewireSchedule(
         layer,

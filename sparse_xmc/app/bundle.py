@@ -34,6 +34,7 @@ from sparse_xmc.app.stored import (
 )
 from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
+from sparse_xmc.distributed.layout import Layout
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.term_blocks import TermBlocks
 from sparse_xmc.solver.settings import Settings
@@ -127,7 +128,7 @@ class Bundle:
         write_folder(
             folder,
             {
-                "model": self.model.state_dict(),
+                "model": Layout(self.model).whole_state(),
                 "preparation": {**tensors, "frequencies": torch.from_numpy(self.frequencies.astype(np.int64))},
             },
             {"spec": spec, "preparation": document, "labels": self.vocabulary.names},

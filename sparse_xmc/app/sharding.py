@@ -23,11 +23,10 @@ from torch.optim import Optimizer
 
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.distributed.heartbeat import TIMEOUT, Heartbeat
+from sparse_xmc.distributed.layout import Layout, block
 from sparse_xmc.distributed.ranks import RankFailure, Ranks
 from sparse_xmc.distributed.restarts import join
-from sparse_xmc.distributed.shared_rows import SharedRows
-from sparse_xmc.ops._arguments import num_index_rows
-from sparse_xmc.storage.tensor_file import Block, Shards
+from sparse_xmc.storage.tensor_file import Shards
 
 # options that each rank may have for itself: data may lie elsewhere, what is in them is compared
 _OWN = {"progress", "threads", "device", "train", "train_labels", "valid", "valid_labels"}
@@ -153,21 +152,12 @@ def _versions() -> dict[str, str]:
 
 def label_shards(model: nn.Module, optimizers: Sequence[Optimizer], ranks: Ranks) -> Shards:
     """How the tensors of a model and of a trainer's checkpoints are spread; see ``Trainer.save`` for their names."""
-    blocks: dict[str, Block] = {}
-    of_parameters: dict[int, Block] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, SharedRows):
-            labels, total, size = layer.labels, layer.blocks[-1].stop, layer.group_size
-            rows = range(labels.start // size, num_index_rows(labels.stop, size))
-            for key in layer.state_dict():
-                whole = Block(rows, num_index_rows(total, size)) if key == "indices" else Block(labels, total)
-                blocks[f"{name}.{key}"] = whole
-            of_parameters |= {id(parameter): Block(labels, total) for parameter in layer.parameters()}
+    layout = Layout(model)
+    blocks = layout.model_blocks()
     for i, optimizer in enumerate(optimizers):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for j, parameter in enumerate(parameters):
-            if id(parameter) in of_parameters:
-                blocks[f"state.optimizers.{i}.state.{j}."] = of_parameters[id(parameter)]
+        for j, (_, head, _) in enumerate(layout.parameters_of(optimizer)):
+            if head is not None:
+                blocks[f"state.optimizers.{i}.state.{j}."] = block(head)
     return Shards(ranks, blocks)
 
 

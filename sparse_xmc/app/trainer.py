@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from sparse_xmc._progress import Meter
 from sparse_xmc.app.log import RunLog
 from sparse_xmc.data import Inputs, to_torch_csr
+from sparse_xmc.distributed.layout import Layout
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.optim.learning_rate import rate_factor
 from sparse_xmc.storage.checkpoint import (
@@ -224,7 +225,7 @@ class Trainer:
         structure, tensors = flatten_tensors(dynamic, "state")
         self.store.save(
             self.progress.step,
-            {"model": self.model.state_dict(), "state": tensors},
+            {"model": Layout(self.model).whole_state(), "state": tensors},
             {"structure": structure, "progress": vars(self.progress)},
         )
 

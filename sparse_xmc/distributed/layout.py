@@ -25,13 +25,8 @@ class Layout:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.heads = {name: layer for name, layer in model.named_modules() if isinstance(layer, LabelShardedLinear)}
-        self.blocks: dict[str, Block] = {}
+        self.blocks = {f"model.{name}": block for name, block in self.model_blocks().items()}
         self.parameters = {f"model.{self._place(name)[0]}" for name, _ in model.named_parameters()}
-        for name in model.state_dict():
-            whole, head = self._place(name)
-            if head is not None:
-                per_row = head.group_size if name.endswith("shard.indices") else 1
-                self.blocks[f"model.{whole}"] = _block(head, per_row)
 
     def _place(self, name: str) -> tuple[str, LabelShardedLinear | None]:
         """Name of a tensor in the whole model, and the sharded head that it belongs to."""
@@ -41,6 +36,19 @@ class Layout:
                 return (f"{prefix}." if prefix else "") + name[len(shard) :], head
         return name, None
 
+    def whole_state(self) -> dict[str, Tensor]:
+        """This rank's state dict under the names of the whole model."""
+        return {self._place(name)[0]: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def model_blocks(self) -> dict[str, Block]:
+        """This rank's rows of the tensors of ``whole_state`` that are spread."""
+        placed = [self._place(name) for name in self.model.state_dict()]
+        return {
+            name: block(head, head.group_size if name.endswith("indices") else 1)
+            for name, head in placed
+            if head is not None
+        }
+
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Modules with the beginning of their tensors' names in the whole model."""
         for name, layer in self.model.named_modules():
@@ -48,9 +56,10 @@ class Layout:
             yield whole, layer
 
     def model_state(self) -> dict[str, Tensor]:
-        return {f"model.{self._place(name)[0]}": tensor.detach() for name, tensor in self.model.state_dict().items()}
+        return {f"model.{name}": tensor for name, tensor in self.whole_state().items()}
 
-    def _parameters_of(self, optimizer: Optimizer) -> list[tuple[str, LabelShardedLinear | None, Tensor]]:
+    def parameters_of(self, optimizer: Optimizer) -> list[tuple[str, LabelShardedLinear | None, Tensor]]:
+        """An optimizer's parameters in its order: name in the whole model, sharded head, tensor."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         found = []
         for group in optimizer.param_groups:
@@ -63,7 +72,7 @@ class Layout:
     def optimizer_state(self, key: str, optimizer: Optimizer) -> dict[str, Tensor]:
         """The state's tensors by name; ``blocks`` then knows those that are spread."""
         state = {}
-        for name, head, parameter in self._parameters_of(optimizer):
+        for name, head, parameter in self.parameters_of(optimizer):
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if value is None:
                     continue
@@ -71,15 +80,15 @@ class Layout:
                 whole = f"optimizer.{key}.{name}/{kind}"
                 state[whole] = tensor
                 if head is not None and tensor.ndim and len(tensor) == len(parameter):
-                    self.blocks[whole] = _block(head)
+                    self.blocks[whole] = block(head)
         return state
 
     def optimizer_blocks(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Block]:
         """Blocks by how the names of the state's tensors begin, for state that is only to be read."""
         return {
-            f"optimizer.{key}.{name}/": _block(head)
+            f"optimizer.{key}.{name}/": block(head)
             for key, optimizer in optimizers.items()
-            for name, head, _ in self._parameters_of(optimizer)
+            for name, head, _ in self.parameters_of(optimizer)
             if head is not None
         }
 
@@ -90,7 +99,7 @@ class Layout:
             for name, value in saved.items():
                 if name != "params":
                     group[name] = tuple(value) if isinstance(group.get(name), tuple) else value
-        for name, _, parameter in self._parameters_of(optimizer):
+        for name, _, parameter in self.parameters_of(optimizer):
             prefix = f"optimizer.{key}.{name}/"
             optimizer.state.pop(parameter, None)
             for entry, tensor in tensors.items():
@@ -99,7 +108,7 @@ class Layout:
                     optimizer.state[parameter][entry[len(prefix) :]] = tensor.to(device)
 
     def group_settings(self, optimizer: Optimizer) -> list[dict[str, Any]]:
-        names = iter(name for name, _, _ in self._parameters_of(optimizer))
+        names = iter(name for name, _, _ in self.parameters_of(optimizer))
         settings = []
         for group in optimizer.param_groups:
             plain = {key: _plain(value) for key, value in group.items() if key != "params"}
@@ -117,7 +126,8 @@ class Layout:
             raise ValueError(f"optimizer {key!r} has other parameter groups than the checkpoint's")
 
 
-def _block(head: LabelShardedLinear, per_row: int = 1) -> Block:
+def block(head: LabelShardedLinear, per_row: int = 1) -> Block:
+    """This rank's rows of a tensor of the head that has a row for every ``per_row`` labels."""
     first = head.labels.start // per_row
     rows = range(first, first + num_index_rows(len(head.labels), per_row))
     return Block(rows, num_index_rows(head.out_features, per_row))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparse_xmc.distributed.blocks import label_blocks
+from sparse_xmc.distributed.mesh import process_groups
 from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.distributed.rewire import rewire_shard
-from sparse_xmc.distributed.rows import GatherRows, SumOverRanks
-from sparse_xmc.distributed.targets import ExchangedTargets, exchange_csr
+from sparse_xmc.distributed.rows import SHARINGS, OwnRows, SharedRows, SumOverRanks
+from sparse_xmc.distributed.targets import ExchangedTargets
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.models.linear import draw_seed
-from sparse_xmc.models.prior import bias_of_labels, log_odds, set_prior_
+from sparse_xmc.models.prior import bias_of_labels
 from sparse_xmc.ops import Loss, Reduction
-from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_tensor
+from sparse_xmc.ops._arguments import Targets, num_index_rows
 from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, row_weights, summed_cross_entropy
 
@@ -28,9 +29,11 @@ from sparse_xmc.ops.cross_entropy import IGNORE_INDEX, Softmax, check_classes, r
 class LabelShardedLinear(nn.Module):
     """The part of a ``FixedFanInLinear`` that this rank holds: a contiguous block of labels and how to train it.
 
-    Every rank encodes rows of its own and passes their embeddings to ``loss`` or ``topk``: the embeddings go to all
-    ranks of the label dimension, each computes its labels for all of those rows, and the embeddings' gradients come
-    back. Results equal those of one process with the whole head and all rows. All ranks must make the same calls.
+    With ``rows="own"`` every rank encodes rows of its own and passes their embeddings to ``loss`` or ``topk``: the
+    embeddings go to all ranks of the label dimension, each computes its labels for all of those rows, and the embeddings'
+    gradients come back. With ``rows="shared"`` all of these ranks run the same encoder on the same rows ("own rows" below):
+    only gradients, losses and candidates are sent. Results equal those of one process with the whole head and all rows.
+    All ranks must make the same calls.
 
     Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
     dimension, gradients of the shard are summed over it, which no fused optimizer can take part in.
@@ -47,9 +50,10 @@ class LabelShardedLinear(nn.Module):
             the labels; None: all ranks share them.
         label_dim: name of the mesh dimension that labels are spread over, or its number.
         sizes: labels on each rank of that dimension; None spreads groups of labels evenly.
+        rows: "own" or "shared", see above.
         average_gradients: whether the encoder's parameter gradients are averaged over the ranks of the mesh, as DDP and
-            FSDP do. The gradient that reaches the encoder is then multiplied by that number of ranks. False for an
-            encoder whose gradients are summed.
+            FSDP do. The gradient that reaches the encoder is then multiplied by the number of ranks with other rows. False
+            for an encoder whose gradients are summed.
 
     Attributes:
         shard: this rank's labels as a ``FixedFanInLinear``.
@@ -79,104 +83,128 @@ class LabelShardedLinear(nn.Module):
         in_features: int,
         out_features: int,
         fan_in: int,
+        bias: bool = True,
         *,
         group_size: int = 1,
-        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         seed: int | None = None,
         mesh: DeviceMesh | dist.ProcessGroup | None = None,
         label_dim: str | int = "labels",
         sizes: Sequence[int] | None = None,
+        rows: Literal["own", "shared"] = "own",
         average_gradients: bool = True,
         prior: Any = None,
     ) -> None:
         super().__init__()
-        label_group, data_group = _groups(mesh, label_dim)
-        place = torch.empty(0, device=device).device
-        if isinstance(mesh, DeviceMesh) and mesh.device_type != place.type:
-            raise ValueError(f"mesh must be of the head's devices: it is of {mesh.device_type}, device is {place}")
-        self.ranks, self.replicas = Ranks(label_group, place), Ranks(data_group, place)
-        settings = [in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type]
-        _check_agreement(self.ranks, settings)
-        _check_agreement(self.replicas, settings)
-        blocks = label_blocks(out_features, self.ranks.size, group_size=group_size, sizes=sizes)
-        self.in_features, self.out_features, self.fan_in, self.group_size = (
-            in_features,
-            out_features,
-            fan_in,
-            group_size,
+        if rows not in SHARINGS:
+            raise ValueError(f"rows must be 'own' or 'shared', got {rows!r}")
+        whole = FixedFanInLinear(
+            in_features, out_features, fan_in, bias, group_size=group_size, device="meta", dtype=dtype, prior=prior
         )
-        self.blocks, self.labels = blocks, blocks[self.ranks.rank]
-        self.gradient_scale = float(self.ranks.size * self.replicas.size) if average_gradients else 1.0
-        self.shard = FixedFanInLinear(
-            in_features, len(self.labels), fan_in, group_size=group_size, bias=bias, device="meta", dtype=dtype
-        ).to_empty(device=place)
-        set_prior_(self.shard, bias_of_labels(log_odds(prior, out_features), self.labels.start, self.labels.stop))
-        self.shard._holds_part = True
-        if seed is None:
-            seed = draw_seed()
+        place = torch.empty(0, device=device).device
+        ranks, replicas = (Ranks(group, place) for group in process_groups(mesh, label_dim, place))
+        settings = [in_features, out_features, fan_in, group_size, bias, str(dtype), sizes and list(sizes), place.type]
+        for dimension in (ranks, replicas):
+            _check_agreement(dimension, [*settings, rows])
+        self._spread(whole, ranks, replicas, sizes, rows, average_gradients)
+        self.shard.reset_parameters(self._agreed_seed(seed), first_label=self.labels.start)
+
+    @classmethod
+    def of_meta_layer(cls, layer: FixedFanInLinear, ranks: Ranks, seed: int) -> LabelShardedLinear:
+        """Of a layer on the meta device, of whichever class, on ranks that have the same rows.
+
+        ``layer`` becomes this rank's shard, with the parameters that the whole layer has by this seed.
+        """
+        head = cls.__new__(cls)
+        nn.Module.__init__(head)
+        head._spread(layer, ranks, Ranks(None, ranks.device), None, "shared", True)
+        head.shard.reset_parameters(seed, first_label=head.labels.start)
+        return head
+
+    def _spread(
+        self,
+        layer: FixedFanInLinear,
+        ranks: Ranks,
+        replicas: Ranks,
+        sizes: Sequence[int] | None,
+        rows: str,
+        average_gradients: bool,
+    ) -> None:
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.fan_in, self.group_size = layer.fan_in, layer.group_size
+        self.ranks, self.replicas = ranks, replicas
+        self.blocks = label_blocks(self.out_features, ranks.size, group_size=self.group_size, sizes=sizes)
+        self.labels = self.blocks[ranks.rank]
+        sharing = SHARINGS[rows]
+        copies = replicas.size * (ranks.size if sharing is OwnRows else 1)  # of the encoder, each with other rows
+        self._rows: OwnRows | SharedRows = sharing(ranks, float(copies) if average_gradients else 1.0)
+        _cut_(layer, self.labels, ranks.device)
+        self.shard = layer
+        for parameter in layer.parameters() if replicas.size > 1 else ():
+            parameter.register_hook(lambda gradient: replicas.sum_(gradient.clone(), "sum of the head's gradient"))
+
+    def _agreed_seed(self, seed: int | None) -> int:
+        seed = draw_seed() if seed is None else seed
         for dimension in (self.replicas, self.ranks):
             seed = dimension.gather_integers([seed], "choice of the seed")[0][0]
-        self.shard.reset_parameters(seed, first_label=self.labels.start)
-        for parameter in self.shard.parameters() if self.replicas.size > 1 else ():
-            parameter.register_hook(lambda gradient: self.replicas.sum_(gradient.clone(), "sum of the head's gradient"))
-        self._agreed: set[tuple[torch.dtype, bool]] = set()
+        return seed
 
     @classmethod
     def from_layer(cls, layer: FixedFanInLinear, **options: Any) -> LabelShardedLinear:
-        """This rank's part of a whole head that every rank holds. ``options``: mesh, label_dim, sizes, ..."""
+        """This rank's part of a whole head that every rank holds. ``options``: mesh, label_dim, sizes, rows, ..."""
         head = cls(
-            layer.in_features,
-            layer.out_features,
-            layer.fan_in,
+            *(layer.in_features, layer.out_features, layer.fan_in, layer.bias is not None),
             group_size=layer.group_size,
-            bias=layer.bias is not None,
             device=layer.weight.device,
             dtype=layer.weight.dtype,
             seed=0,
             **options,
         )
-        first_row = head.labels.start // head.group_size
         with torch.no_grad():
-            head.shard.weight.copy_(layer.weight[head.labels.start : head.labels.stop])
-            head.shard.indices.copy_(layer.indices[first_row : first_row + len(head.shard.indices)])
-            if layer.bias is not None and head.shard.bias is not None:
-                head.shard.bias.copy_(layer.bias[head.labels.start : head.labels.stop])
+            for name, tensor in head.shard.state_dict().items():
+                start = head.labels.start // (head.group_size if name == "indices" else 1)
+                tensor.copy_(layer.state_dict()[name][start : start + len(tensor)])
         return head
 
     @torch.no_grad()
     def to_layer(self) -> FixedFanInLinear:
         """The whole head, on every rank."""
         layer = FixedFanInLinear(
-            self.in_features,
-            self.out_features,
-            self.fan_in,
+            *(self.in_features, self.out_features, self.fan_in, self.shard.bias is not None),
             group_size=self.group_size,
-            bias=self.shard.bias is not None,
             device="meta",
             dtype=self.shard.weight.dtype,
         ).to_empty(device=self.shard.weight.device)
-        sizes = [len(block) for block in self.blocks]
-        layer.weight.copy_(self.ranks.gather_rows(self.shard.weight.detach(), sizes, "all-gather of the weights"))
-        if layer.bias is not None and self.shard.bias is not None:
-            layer.bias.copy_(self.ranks.gather_rows(self.shard.bias.detach(), sizes, "all-gather of the bias"))
-        rows = [-(-size // self.group_size) for size in sizes]
-        indices = self.ranks.gather_rows(self.shard.indices.int(), rows, "all-gather of the indices")
-        layer.indices.copy_(indices.to(layer.indices.dtype))
+        whole = {}
+        for name, tensor in self.shard.state_dict().items():
+            sizes = [num_index_rows(len(block), self.group_size if name == "indices" else 1) for block in self.blocks]
+            sent = tensor.int() if tensor.dtype == torch.uint16 else tensor
+            whole[name] = self.ranks.gather_rows(sent, sizes, f"all-gather of {name}").to(tensor.dtype)
+        layer.load_state_dict(whole)
         return layer
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes this rank's tensors under the whole layer's names, too, as they stand in checkpoints."""
+        for name in self.shard.state_dict():
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}shard.{name}"] = state_dict.pop(f"{prefix}{name}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def exchange_targets(self, targets: Targets) -> ExchangedTargets:
         """Starts sending this rank's targets ``[own rows, out_features]`` (CSR), to be passed to ``loss`` later.
 
         Called before the encoder runs, it hides their way behind the encoder's work.
         """
-        return exchange_csr(targets, self.ranks, self.labels, self.out_features)
+        return self._rows.exchange(targets, self.labels, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [own rows, in_features]`` to the logits of this rank's labels for the rows of all ranks."""
-        rows = self._check_input(x)
-        return self.shard(self._gather(x, rows))
+        """``x [own rows, in_features]`` to the logits of this rank's labels for the rows of all ranks.
+
+        With ``rows="shared"`` to the logits of all labels, without gradient.
+        """
+        self._rows.check(x, self.shard)
+        return self._rows.logits(self.shard, x, [len(block) for block in self.blocks])
 
     def loss(
         self,
@@ -191,7 +219,7 @@ class LabelShardedLinear(nn.Module):
 
         Args:
             x: embeddings of this rank's rows ``[own rows, in_features]``; ranks may hold different numbers of rows.
-            targets: their sparse CSR targets ``[own rows, out_features]``, the pair of its index tensors, or what
+            targets: their targets ``[own rows, out_features]`` in any form of ``FixedFanInLinear.loss``, or what
                 ``exchange_targets`` made of them; for "cross_entropy" their classes, int64 ``[own rows]``.
             loss, reduction, options: as in ``ops.fixed_fan_in_loss``; a mean counts the rows of all ranks.
                 ``pos_weight`` is of all labels, ``sample_weight`` of this rank's rows; either all ranks have it or none.
@@ -206,20 +234,19 @@ class LabelShardedLinear(nn.Module):
             raise ValueError(
                 "loss='sampled_softmax' is one of whole heads, a sharded one has the exact 'cross_entropy'"
             )
-        self._check_local(x)
+        self._rows.check(x, self.shard)
         self._check_fused_optimizer(loss)
         if loss == "cross_entropy":
             if isinstance(targets, ExchangedTargets):
                 raise TypeError("targets must be int64 classes for loss='cross_entropy', got exchanged CSR targets")
             return self._cross_entropy(x, targets, reduction, **options)
-        self._check_weights(options, len(x))
+        self._check_weights(options, x.shape[:-1].numel())
         exchanged = targets if isinstance(targets, ExchangedTargets) else self.exchange_targets(targets)
-        rows = exchanged.rows
-        self._check_agreement_on(x, rows)
-        options = self._local_weights(options, rows)
-        own = self.shard.loss(self._gather(x, rows), exchanged.wait(), loss=loss, reduction="sum", **options)
+        counts = self._rows.meet(x, self.shard, exchanged.rows)
+        options = self._local_weights(options, counts)
+        own = self.shard.loss(self._rows.spread(x, counts), exchanged.wait(), loss=loss, reduction="sum", **options)
         if reduction != "sum":
-            own = own / divisor(reduction, self._count_rows(rows), self.out_features)
+            own = own / divisor(reduction, self._count_rows(counts), self.out_features)
         return SumOverRanks.apply(own, self.ranks, self.replicas)
 
     @torch.no_grad()
@@ -231,28 +258,24 @@ class LabelShardedLinear(nn.Module):
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k must be between 1 and out_features={self.out_features}, got {k}")
-        rows = self._check_input(x)
-        gathered = self._gather(x, rows)
+        self._rows.check(x, self.shard)
+        counts, lead = self._rows.meet(x, self.shard), x.shape[:-1]
+        spread = self._rows.spread(x if x.ndim == 2 else x.reshape(-1, self.in_features), counts)
         left_out = self.exchange_targets(exclude) if isinstance(exclude, Tensor) else exclude
         if left_out is None:
-            scores, labels = self.shard.topk(gathered, min(k, len(self.labels)))
+            scores, labels = self.shard.topk(spread, min(k, len(self.labels)))
         else:
-            scores, labels = topk_without(self.shard, gathered, k, left_out.wait())
-        return merge_candidates(scores, labels, k, rows, self.ranks, self.labels.start)
+            scores, labels = topk_without(self.shard, spread, k, left_out.wait())
+        scores, labels = merge_candidates(
+            scores, labels, k, self.labels.start, lambda found, what: self._rows.candidates(found, counts, what)
+        )
+        return scores.view(*lead, k), labels.view(*lead, k)
 
-    def rewire_(
-        self,
-        *,
-        seed: int,
-        fraction: float | None = None,
-        scope: str = "row",
-        group_score: str = "mean",
-        **options: Any,
-    ) -> Tensor:
+    def rewire_(self, *, seed: int | None = None, **options: Any) -> Tensor:
         """Rewires this rank's labels as ``FixedFanInLinear.rewire_`` would the whole head with the same ``seed``.
 
-        With ``scope="global"`` the ranks agree on the weakest connections of all labels. Returns the number of slots
-        rewired on all ranks, 0-dim int64.
+        With ``scope="global"`` the ranks agree on the weakest connections of all labels, with ``seed=None`` on a seed.
+        Returns the number of slots rewired on all ranks, 0-dim int64.
         """
         return rewire_shard(
             self.shard.rewire_,
@@ -260,12 +283,13 @@ class LabelShardedLinear(nn.Module):
             self.group_size,
             self.blocks,
             self.ranks,
-            seed=seed,
-            fraction=fraction,
-            scope=scope,
-            group_score=group_score,
+            seed=self._agreed_seed(None) if seed is None else seed,
             **options,
         )
+
+    def num_bytes(self) -> int:
+        """Bytes of this rank's weights, indices and bias."""
+        return self.shard.num_bytes()
 
     def _check_weights(self, options: dict[str, Any], rows: int) -> None:
         """Before anything is sent: weights have the sizes of the whole head's labels and of this rank's rows."""
@@ -273,36 +297,40 @@ class LabelShardedLinear(nn.Module):
             if options.get(name) is not None:
                 whole_weight(name, options[name], size)
 
-    def _local_weights(self, options: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    def _local_weights(self, options: dict[str, Any], counts: list[int]) -> dict[str, Any]:
         """The weights of this rank's labels, and those of all ranks' rows."""
         local = dict(options)
         if options.get("pos_weight") is not None:
             local["pos_weight"] = options["pos_weight"][self.labels.start : self.labels.stop]
         if options.get("sample_weight") is not None:
-            local["sample_weight"] = self.ranks.gather_rows(
-                options["sample_weight"].float(), rows, "exchange of the rows' weights"
-            )
+            weights = options["sample_weight"].float()
+            local["sample_weight"] = self._rows.of_all(weights, counts, "exchange of the rows' weights")
         return local
 
     def _cross_entropy(
         self,
         x: Tensor,
-        targets: Tensor,
+        targets: Targets,
         reduction: str,
         label_smoothing: float = 0.0,
         ignore_index: int = IGNORE_INDEX,
         class_weight: Tensor | None = None,
     ) -> Tensor:
         softmax = Softmax(label_smoothing, class_weight, ignore_index, self.labels.start, self.out_features)
-        targets = check_classes(targets, x.shape[:-1], softmax, x.device)
-        rows = self._check_input(x)
-        targets = self.ranks.gather_rows(targets, rows, "exchange of the targets")
-        shard = (self.shard.weight, self.shard.indices, self.shard.bias)
+        classes = check_classes(targets, x.shape[:-1], softmax, x.device)
+        counts = self._rows.meet(x, self.shard)
+        classes = self._rows.of_all(classes, counts, "exchange of the targets")
+        layer = (self.shard.weight, self.shard.checked_indices(), self.shard.bias)
         own = summed_cross_entropy(
-            self._gather(x, rows), *shard, targets, softmax, group_size=self.group_size, combine=self._combine
+            self._rows.spread(x, counts),
+            *layer,
+            classes,
+            softmax,
+            group_size=self.group_size,
+            combine=self._combine,
         )
         if reduction == "mean":
-            own = own / self.replicas.sum_(row_weights(targets, softmax, own.dtype).sum(), "count of the batch's rows")
+            own = own / self.replicas.sum_(row_weights(classes, softmax, own.dtype).sum(), "count of the batch's rows")
         return SumOverRanks.apply(own, self.replicas)
 
     def _combine(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,11 +341,8 @@ class LabelShardedLinear(nn.Module):
         ).unbind(1)
         return log_sum.logsumexp(0), picked.sum(0), total.sum(0)
 
-    def _gather(self, x: Tensor, rows: list[int]) -> Tensor:
-        return GatherRows.apply(x, self.ranks, rows, self.gradient_scale)
-
-    def _count_rows(self, rows: list[int]) -> int:
-        counted = self.replicas.gather_integers([sum(rows)], "count of the batch's rows")
+    def _count_rows(self, counts: list[int]) -> int:
+        counted = self.replicas.gather_integers([sum(counts)], "count of the batch's rows")
         return max(1, sum(count for (count,) in counted))
 
     def _check_fused_optimizer(self, loss: str) -> None:
@@ -331,40 +356,6 @@ class LabelShardedLinear(nn.Module):
         if loss == "cross_entropy":
             raise ValueError("no fused optimizer updates a layer under loss='cross_entropy': use one of torch.optim")
 
-    def _check_local(self, x: Tensor) -> None:
-        check_float("x", x)
-        check_tensor("shard.weight", self.shard.weight)
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x must be [own rows, in_features={self.in_features}], got shape {list(x.shape)}")
-        if x.device != self.shard.weight.device:
-            raise ValueError(f"x must be on the head's device {self.shard.weight.device}, got {x.device}")
-
-    def _check_input(self, x: Tensor) -> list[int]:
-        self._check_local(x)
-        rows = [count for (count,) in self.ranks.gather_integers([len(x)], "exchange of the batch's sizes")]
-        self._check_agreement_on(x, rows)
-        return rows
-
-    def _check_agreement_on(self, x: Tensor, rows: list[int]) -> None:
-        """Ranks agree on dtype and gradient of ``x``; asked when they change, for they change on all ranks at once."""
-        if len(x) != rows[self.ranks.rank]:
-            raise ValueError(f"x and targets must have the same rows: x has {len(x)}, targets {rows[self.ranks.rank]}")
-        needs_gradient = x.requires_grad and torch.is_grad_enabled()
-        if (x.dtype, needs_gradient) in self._agreed:
-            return
-        dtypes = list(FLOAT_DTYPES)
-        mine = [dtypes.index(x.dtype), needs_gradient, _digest(self.shard.weight)]
-        said = self.ranks.gather_integers(mine, "check of the embeddings' dtype")
-        if any(one[:2] != said[0][:2] for one in said):
-            text = [f"{dtypes[dtype]}, requires_grad={bool(grad)}" for dtype, grad, _ in said]
-            raise ValueError(f"x must have the same dtype and requires_grad on every rank, got {text}")
-        if self.ranks.size > 1 and mine[2] and all(one[2] == mine[2] for one in said):
-            raise ValueError(
-                "all ranks hold the same weights for their different labels, as under DDP or FSDP: wrap the encoder, and "
-                "leave the head's parameters and buffers out"
-            )
-        self._agreed.add((x.dtype, needs_gradient))
-
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, fan_in={self.fan_in}, "
@@ -373,36 +364,18 @@ class LabelShardedLinear(nn.Module):
         )
 
 
-def _digest(weight: Tensor) -> int:
-    """A number that differs for different weights, but for chance; 0 where all are equal, as at the start of a training."""
-    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    bits = weight.detach().view(kind)
-    low, high = bits.aminmax()
-    return int(bits.sum(dtype=torch.int64)) if low != high else 0
-
-
-def _groups(
-    mesh: DeviceMesh | dist.ProcessGroup | None, label_dim: str | int
-) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """Process groups of the label and the data dimension; None for a dimension of one rank."""
-    if mesh is None:
-        return (dist.group.WORLD if dist.is_initialized() else None), None
-    if isinstance(mesh, dist.ProcessGroup):
-        return mesh, None
-    if not isinstance(mesh, DeviceMesh):
-        raise TypeError(f"mesh must be a DeviceMesh or a ProcessGroup, got {type(mesh).__name__}")
-    if mesh.ndim == 1:
-        return mesh.get_group(), None
-    if mesh.ndim != 2:
-        raise ValueError(f"mesh must have one dimension (labels) or two (data and labels), got {mesh.ndim}")
-    names = mesh.mesh_dim_names or ()
-    if isinstance(label_dim, str):
-        if label_dim not in names:
-            raise ValueError(f"label_dim must be one of the mesh's dimensions {list(names)}, got {label_dim!r}")
-        label_dim = names.index(label_dim)
-    if label_dim not in (0, 1):
-        raise ValueError(f"label_dim must be 0 or 1 for a mesh of two dimensions, got {label_dim}")
-    return mesh.get_group(label_dim), mesh.get_group(1 - label_dim)
+def _cut_(layer: FixedFanInLinear, labels: range, device: torch.device) -> None:
+    """Makes of a layer on the meta device the one of these labels on ``device``, its parameters still to be drawn."""
+    if not layer.weight.is_meta:
+        raise ValueError(f"a layer to be spread must be on the meta device, is on {layer.weight.device}")
+    rows = num_index_rows(len(labels), layer.group_size)
+    layer.weight = nn.Parameter(torch.empty_like(layer.weight[: len(labels)], device=device))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(torch.empty_like(layer.bias[: len(labels)], device=device))
+    layer.indices = torch.empty_like(layer.indices[:rows], device=device)
+    layer.out_features = len(labels)
+    layer._initial_bias = bias_of_labels(layer._initial_bias, labels.start, labels.stop)
+    layer._holds_part = True
 
 
 def _check_agreement(ranks: Ranks, settings: list[object]) -> None:
@@ -410,6 +383,6 @@ def _check_agreement(ranks: Ranks, settings: list[object]) -> None:
     differing = {rank: other for rank, other in enumerate(said) if other != said[0]}
     if differing:
         raise ValueError(
-            "the ranks disagree on (in_features, out_features, fan_in, group_size, bias, dtype, sizes, device): "
+            "the ranks disagree on (in_features, out_features, fan_in, group_size, bias, dtype, sizes, device, rows): "
             f"rank 0 has {said[0]}, others {differing}"
         )

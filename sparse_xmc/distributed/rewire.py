@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.models.linear import draw_seed
 from sparse_xmc.ops._arguments import num_index_rows
 
 _CHUNK = 1 << 22  # weights whose scores are held at a time
@@ -77,21 +76,17 @@ def rewire_shard(
     blocks: Sequence[range],
     ranks: Ranks,
     *,
-    seed: int | None = None,
     fraction: float | None = None,
     scope: str = "row",
     group_score: str = "mean",
     **options: Any,
 ) -> Tensor:
     """Calls ``rewire`` of this rank's part so that all parts together change as the whole layer would."""
-    if seed is None:
-        seed = ranks.gather_integers([draw_seed()], "choice of the seed")[0][0]
     if fraction is not None and scope == "global":
         rows = sum(num_index_rows(len(block), group_size) for block in blocks)
         weakest = math.floor(fraction * (rows * weight.shape[1]))
         options["number"] = share_of_lowest(weight.detach(), group_size, group_score, weakest, ranks)
     rewired = rewire(
-        seed=seed,
         fraction=fraction,
         scope=scope,
         group_score=group_score,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import PendingGather, Ranks
+from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import Targets
 from sparse_xmc.ops._target_forms import csr_tensor, num_target_rows
 
@@ -42,6 +43,17 @@ class ExchangedTargets:
             size=(num_rows, len(self._labels)),
             check_invariants=False,
         )
+
+
+class SharedTargets(ExchangedTargets):
+    """Those of rows that every rank has: nothing is sent."""
+
+    def __init__(self, matrix: Tensor, labels: range) -> None:
+        self.rows = [matrix.shape[0]]
+        self._matrix, self._labels = matrix, labels
+
+    def wait(self) -> Tensor:
+        return csr_columns(self._matrix, self._labels.start, self._labels.stop)
 
 
 def exchange_csr(targets: Targets, ranks: Ranks, labels: range, out_features: int) -> ExchangedTargets:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.models import FixedFanInLinear
 
 
@@ -29,22 +28,24 @@ def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Tensor) ->
 
 
 def merge_candidates(
-    scores: Tensor, labels: Tensor, k: int, rows: Sequence[int], ranks: Ranks, first_label: int
+    scores: Tensor, labels: Tensor, k: int, first_label: int, collect: Callable[[Tensor, str], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Candidates of this rank's labels for all rows, to the ``k`` best of all labels for this rank's rows.
+    """The ``k`` best of all labels from every rank's best.
 
     Args:
-        scores, labels: ``[sum(rows), at most k]``, best first, ties by smaller label; labels count from 0.
+        scores, labels: ``[rows, at most k]`` of this rank's labels, best first, ties by smaller label; labels count from 0.
         k: labels to return for each row.
-        rows: rows of each rank.
         first_label: of this rank.
+        collect: candidates ``[rows, k]`` of this rank to those of all ranks ``[ranks, rows, k]``; told what they are.
     """
     missing = k - scores.shape[1]
     scores = F.pad(scores, (0, missing), value=-float("inf"))
     labels = F.pad(labels + first_label, (0, missing), value=-1)
-    all_scores = ranks.send_rows(scores, rows, "exchange of the candidates' scores")
-    all_labels = ranks.send_rows(labels, rows, "exchange of the candidates' labels")
+    found = (
+        collect(scores, "exchange of the candidates' scores"),
+        collect(labels, "exchange of the candidates' labels"),
+    )
     # candidates in order of ranks are in order of labels among equals, which a stable sort keeps
-    all_scores, all_labels = (t.transpose(0, 1).flatten(1) for t in (all_scores, all_labels))
+    all_scores, all_labels = (t.transpose(0, 1).flatten(1) for t in found)
     best, order = all_scores.sort(dim=1, descending=True, stable=True)
     return best[:, :k], all_labels.gather(1, order[:, :k])

@@ -115,10 +115,8 @@ def check_change(layer: Any) -> None:
         raise ValueError(
             "a fused optimizer holds state of each label: fuse_optimizer(None), change labels, attach a new one"
         )
-    if not getattr(layer, "labels_may_change", True):
-        raise ValueError(
-            f"the labels of a {type(layer).__name__} are spread over ranks: change those of the whole layer"
-        )
+    if layer._holds_part:
+        raise ValueError("other ranks hold other labels of the same head: change those of the whole layer")
 
 
 def check_added(num_labels: int, x: Any, targets: Tensor | None) -> None:

@@ -16,8 +16,8 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.sharding import TrainingRanks, label_shards
 from sparse_xmc.app.trainer import Trainer
 from sparse_xmc.data import SparseInputs
+from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.shared_rows import SharedRows
 from sparse_xmc.storage import tensor_file
 from sparse_xmc.storage.checkpoint import CheckpointStore, read_folder
 
@@ -71,7 +71,7 @@ def built(kind: str) -> tuple[int, dict[str, torch.Tensor], set[str]]:
     spread = {
         f"{name}.{tensor}"
         for name, layer in model.named_modules()
-        if isinstance(layer, SharedRows)
+        if isinstance(layer, LabelShardedLinear)
         for tensor in layer.state_dict()
     }
     return rows, {name: tensor.clone() for name, tensor in model.state_dict().items()}, spread
