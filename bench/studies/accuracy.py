@@ -23,7 +23,7 @@ import torch
 from bench import environment
 from bench.rows import RowFile
 from sparse_xmc.app.assemble import Prepared, assemble
-from sparse_xmc.app.build import initialise_embeddings
+from sparse_xmc.app.build import initialise_embeddings_
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.jobs.evaluation import score
 from sparse_xmc.app.prepare import Terms
@@ -99,7 +99,7 @@ def set_embeddings(prepared: Prepared, name: str, work: str) -> None:
     if config.embedding_dim and config.svd_init:
         path = os.path.join(work, f"{features_name(name, config)}-{config.embedding_dim}.npy")
         if not os.path.exists(path):
-            initialise_embeddings(dataclasses.replace(config, seed=0), encoder, prepared.inputs)
+            initialise_embeddings_(dataclasses.replace(config, seed=0), encoder, prepared.inputs)
             np.save(path, encoder.weight.detach().numpy())
         encoder.weight.data.copy_(torch.from_numpy(np.load(path)))
 

@@ -153,7 +153,7 @@ def prior_bias(loss: str, counts: Tensor, num_rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialise_head(config: TrainingConfig, model: XMCClassifier, inputs: Inputs, targets: sp.csr_matrix) -> None:
+def initialise_head_(config: TrainingConfig, model: XMCClassifier, inputs: Inputs, targets: sp.csr_matrix) -> None:
     """Biases at the log prior (or the hinge's margin), weights at zero where informed, informed connections."""
     counts = torch.from_numpy(np.asarray(targets.sum(axis=0)).ravel())
     head = model.head
@@ -205,7 +205,7 @@ def _informed(
     )
 
 
-def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
+def initialise_embeddings_(config: TrainingConfig, encoder: BagOfWordsEncoder, inputs: SparseInputs) -> None:
     """Embeddings from a truncated SVD of the training rows, scaled so that entries of the sum are of order 1.
 
     One row or one term has no such SVD: its embeddings stay random.
@@ -222,7 +222,7 @@ def initialise_embeddings(config: TrainingConfig, encoder: BagOfWordsEncoder, in
     scale = np.sqrt(rank) / max(float(np.linalg.norm(projected, axis=1).mean()), 1e-6)
     table = np.zeros((encoder.in_features, encoder.out_features), dtype=np.float32)
     table[:, :rank] = vectors * scale
-    encoder.initialise(torch.from_numpy(table))
+    encoder.initialise_(torch.from_numpy(table))
 
 
 def label_clusters(config: TrainingConfig, inputs: Inputs, targets: sp.csr_matrix) -> Tensor | None:
@@ -345,7 +345,7 @@ def build(
     first = ranks is None or ranks.rank == 0
     if initialise and embed and first and isinstance(encoder, BagOfWordsEncoder) and config.svd_init:
         assert isinstance(inputs, SparseInputs)
-        initialise_embeddings(config, encoder, inputs)
+        initialise_embeddings_(config, encoder, inputs)
     clusters = label_clusters(config, inputs, targets)
     model = build_model(config, encoder, targets.shape[1], clusters, spread=spread)
     if ranks is not None and spread:
@@ -353,7 +353,7 @@ def build(
     else:
         model.to(device)
     if initialise:
-        initialise_head(config, model, inputs, targets)
+        initialise_head_(config, model, inputs, targets)
     return model
 
 

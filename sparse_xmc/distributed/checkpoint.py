@@ -215,7 +215,7 @@ def _fitted(
             for name, tensor in state.items():
                 tensor.copy_(tensors[name])
         for key, optimizer in optimizers.items():
-            layout.restore_optimizer(key, optimizer, document["param_groups"][key], tensors)
+            layout.restore_optimizer_(key, optimizer, document["param_groups"][key], tensors)
 
     return change
 

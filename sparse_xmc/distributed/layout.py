@@ -92,7 +92,7 @@ class Layout:
             if head is not None
         }
 
-    def restore_optimizer(
+    def restore_optimizer_(
         self, key: str, optimizer: Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
     ) -> None:
         for group, saved in zip(optimizer.param_groups, groups, strict=True):

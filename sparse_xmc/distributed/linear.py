@@ -75,6 +75,8 @@ class LabelShardedLinear(nn.Module):
         >>> int(head.rewire_(fraction=0.25, seed=1))
         200
         >>> whole = head.to_layer()
+        >>> head.num_bytes() == whole.num_bytes()
+        True
         >>> again = LabelShardedLinear.from_layer(whole)
     """
 
@@ -111,7 +113,7 @@ class LabelShardedLinear(nn.Module):
         self.shard.reset_parameters(self._agreed_seed(seed), first_label=self.labels.start)
 
     @classmethod
-    def of_meta_layer(cls, layer: FixedFanInLinear, ranks: Ranks, seed: int) -> LabelShardedLinear:
+    def _of_meta_layer(cls, layer: FixedFanInLinear, ranks: Ranks, seed: int) -> LabelShardedLinear:
         """Of a layer on the meta device, of whichever class, on ranks that have the same rows.
 
         ``layer`` becomes this rank's shard, with the parameters that the whole layer has by this seed.
@@ -368,11 +370,11 @@ def _cut_(layer: FixedFanInLinear, labels: range, device: torch.device) -> None:
     """Makes of a layer on the meta device the one of these labels on ``device``, its parameters still to be drawn."""
     if not layer.weight.is_meta:
         raise ValueError(f"a layer to be spread must be on the meta device, is on {layer.weight.device}")
-    rows = num_index_rows(len(labels), layer.group_size)
+    R = num_index_rows(len(labels), layer.group_size)
     layer.weight = nn.Parameter(torch.empty_like(layer.weight[: len(labels)], device=device))
     if layer.bias is not None:
         layer.bias = nn.Parameter(torch.empty_like(layer.bias[: len(labels)], device=device))
-    layer.indices = torch.empty_like(layer.indices[:rows], device=device)
+    layer.indices = torch.empty_like(layer.indices[:R], device=device)
     layer.out_features = len(labels)
     layer._initial_bias = bias_of_labels(layer._initial_bias, labels.start, labels.stop)
     layer._holds_part = True

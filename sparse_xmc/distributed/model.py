@@ -30,7 +30,7 @@ def shard_model_(model: nn.Module, ranks: Ranks, seed: int) -> None:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FixedFanInLinear)}
     if not layers:
         raise ValueError("the model has no fixed fan-in layer whose labels could be spread over the ranks")
-    heads = {name: LabelShardedLinear.of_meta_layer(layer, ranks, seed) for name, layer in layers.items()}
+    heads = {name: LabelShardedLinear._of_meta_layer(layer, ranks, seed) for name, layer in layers.items()}
     for name, head in heads.items():
         model.set_submodule(name, head)
     model.to(ranks.device)

@@ -83,8 +83,8 @@ def rewire_shard(
 ) -> Tensor:
     """Calls ``rewire`` of this rank's part so that all parts together change as the whole layer would."""
     if fraction is not None and scope == "global":
-        rows = sum(num_index_rows(len(block), group_size) for block in blocks)
-        weakest = math.floor(fraction * (rows * weight.shape[1]))
+        R = sum(num_index_rows(len(block), group_size) for block in blocks)
+        weakest = math.floor(fraction * (R * weight.shape[1]))
         options["number"] = share_of_lowest(weight.detach(), group_size, group_score, weakest, ranks)
     rewired = rewire(
         fraction=fraction,

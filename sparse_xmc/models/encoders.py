@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_xmc._renamed import renamed
 from sparse_xmc.models.sparse_rows import embedding_bag_csr
 from sparse_xmc.ops._arguments import check_positive_int
 
@@ -59,7 +60,7 @@ class BagOfWordsEncoder(nn.Module):
         >>> import torch
         >>> from sparse_xmc.models import BagOfWordsEncoder
         >>> encoder = BagOfWordsEncoder(1000, 64)
-        >>> encoder.initialise(torch.randn(1000, 64))
+        >>> encoder.initialise_(torch.randn(1000, 64))
         >>> rows = torch.zeros(2, 1000)
         >>> rows[0, 5] = rows[1, 7] = 1.0
         >>> encoder(rows.to_sparse_csr()).shape
@@ -79,11 +80,13 @@ class BagOfWordsEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()
-    def initialise(self, embeddings: Tensor) -> None:
+    def initialise_(self, embeddings: Tensor) -> None:
         """Starts from given embeddings ``[V, out_features]`` (of a truncated SVD, say)."""
         if embeddings.shape != self.weight.shape:
             raise ValueError(f"embeddings must be {list(self.weight.shape)}, got {list(embeddings.shape)}")
         self.weight.copy_(embeddings)
+
+    initialise = renamed("initialise", initialise_)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.layout != torch.sparse_csr or x.ndim != 2 or x.shape[1] != self.in_features:

@@ -29,15 +29,13 @@ def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Ten
 
 
 def added_indices(layer: Any, fresh: int, x: Any, targets: Tensor | None, seed: int) -> Tensor:
-    """Connections ``[rows, fan_in]`` of the ``fresh`` last of the new labels, which no group of older ones takes in."""
+    """Connections ``[R, fan_in]`` of the ``fresh`` last of the new labels, which no group of older ones takes in."""
     if not fresh:
         return layer.indices[:0]
     if x is None or targets is None:
-        rows = num_index_rows(fresh, layer.group_size)
-        first_row = len(layer.indices)
-        return ops.init_indices(
-            rows, layer.in_features, layer.fan_in, seed=seed, device=layer.indices.device, first_row=first_row
-        )
+        R = num_index_rows(fresh, layer.group_size)
+        shape = (R, layer.in_features, layer.fan_in)
+        return ops.init_indices(*shape, seed=seed, device=layer.indices.device, first_row=len(layer.indices))
     return layer._informed(x, last_columns(targets, fresh))
 
 
@@ -75,15 +73,15 @@ def extend_(layer: nn.Module, name: str, rows: Tensor, optimizer: Optimizer | No
         return torch.cat([state, state.new_full((len(rows), *state.shape[1:]), first)])
 
     old = getattr(layer, name)
-    _replace(layer, name, torch.cat([old, rows.to(old.dtype)]), optimizer, longer)
+    _replace_(layer, name, torch.cat([old, rows.to(old.dtype)]), optimizer, longer)
 
 
 def keep_(layer: nn.Module, name: str, kept: Tensor, optimizer: Optimizer | None) -> None:
     """Leaves only the ``kept`` rows of a parameter and of an optimizer's state of it."""
-    _replace(layer, name, getattr(layer, name)[kept], optimizer, lambda key, state, group: state[kept])
+    _replace_(layer, name, getattr(layer, name)[kept], optimizer, lambda key, state, group: state[kept])
 
 
-def _replace(
+def _replace_(
     layer: nn.Module,
     name: str,
     values: Tensor,

@@ -131,10 +131,10 @@ class FixedFanInLinear(CheckedIndices):
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         self._optimizer: ops.UpdateRule | None = None
-        rows = num_index_rows(out_features, group_size)
+        R = num_index_rows(out_features, group_size)
         self.weight = nn.Parameter(torch.empty(out_features, fan_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
+        self.register_buffer("indices", torch.empty(R, fan_in, device=device, dtype=index_dtype(in_features)))
         set_prior_(self, log_odds(prior, out_features))
         self._mark_unwritten("weight", "bias", "indices")
         if not self.weight.is_meta:
@@ -210,7 +210,7 @@ class FixedFanInLinear(CheckedIndices):
 
         "sampled_softmax" estimates "cross_entropy" from a sample of the labels: ``ops.fixed_fan_in_sampled_softmax``.
         With a fused optimizer ``backward`` updates the layer in place; see ``ops.fixed_fan_in_loss`` (also for
-        ``options``) and ``ops.updating_loss``.
+        ``options``) and ``ops.updating_loss_``.
 
         Examples:
             >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
@@ -232,7 +232,7 @@ class FixedFanInLinear(CheckedIndices):
             return ops.fixed_fan_in_loss(
                 *arguments, loss=loss, reduction=reduction, group_size=self.group_size, **options
             )
-        return ops.updating_loss(
+        return ops.updating_loss_(
             *arguments, self._optimizer, loss=loss, reduction=reduction, group_size=self.group_size, **options
         )
 
@@ -393,7 +393,7 @@ class FixedFanInLinear(CheckedIndices):
         self._copied = None  # a copy that rewires its own connections is no average of another's
         self._mark_written("indices")
         if replicating is not None and batch is not None:  # the ranks' batches differ
-            replicas.broadcast([self.weight, self.indices, *state.zero, *state.mean], replicating)
+            replicas.broadcast_([self.weight, self.indices, *state.zero, *state.mean], replicating)
             self._mark_written("indices")
         return rewired
 

@@ -61,11 +61,11 @@ class QuantizedFixedFanInLinear(CheckedIndices):
         check_layer_sizes(in_features, out_features, fan_in, group_size)
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
-        rows = num_index_rows(out_features, group_size)
+        R = num_index_rows(out_features, group_size)
         numbers: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.register_buffer("weight", torch.empty(out_features, fan_in, device=device, dtype=QUANTIZED_DTYPE))
         self.register_buffer("weight_scale", torch.empty(out_features, **numbers))
-        self.register_buffer("indices", torch.empty(rows, fan_in, device=device, dtype=index_dtype(in_features)))
+        self.register_buffer("indices", torch.empty(R, fan_in, device=device, dtype=index_dtype(in_features)))
         self.register_buffer("bias", torch.empty(out_features, **numbers) if bias else None)
         self._mark_unwritten("weight", "weight_scale", "indices", "bias")
         if not self.weight.is_meta:

@@ -47,7 +47,7 @@ def _join(ddp: Any, model: nn.Module) -> None:
         layer._replicas = group
         buffers = {name: buffer for name, buffer in layer._buffers.items() if buffer is not None}
         if not layer.indices.is_meta:
-            broadcast(buffers.values(), group)
+            broadcast_(buffers.values(), group)
             layer._mark_copied()
         left_out.update(f"{prefix}{name}" for name in buffers)
 
@@ -76,7 +76,7 @@ def active_group(layer: CheckedIndices) -> dist.ProcessGroup | None:
     return group if group is not None and dist.is_initialized() and dist.get_world_size(group) > 1 else None
 
 
-def broadcast(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
+def broadcast_(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     """Rank 0's values of tensors of any dtype, in place."""
     source = dist.get_global_rank(group, 0)
     for tensor in tensors:

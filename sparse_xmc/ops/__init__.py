@@ -1,5 +1,6 @@
 """The kernels, as ``torch.autograd.Function`` ops behind plain functions."""
 
+from sparse_xmc._renamed import renamed
 from sparse_xmc.ops import _old_schemas  # noqa: F401
 from sparse_xmc.ops._arguments import Targets
 from sparse_xmc.ops._contract import Positives
@@ -13,10 +14,12 @@ from sparse_xmc.ops.loss import fixed_fan_in_loss
 from sparse_xmc.ops.prune_regrow import prune_regrow_
 from sparse_xmc.ops.quantized import dequantize_weight, quantize_weight
 from sparse_xmc.ops.sampled_softmax import Sampling, fixed_fan_in_sampled_softmax
-from sparse_xmc.ops.step import fixed_fan_in_step_, updating_loss
+from sparse_xmc.ops.step import fixed_fan_in_step_, updating_loss_
 from sparse_xmc.ops.topk import fixed_fan_in_topk
 from sparse_xmc.ops.transpose import transpose_indices
 from sparse_xmc.ops.update import Update, UpdateRule
+
+updating_loss = renamed("updating_loss", updating_loss_)
 
 __all__ = [
     "Loss",
@@ -40,5 +43,5 @@ __all__ = [
     "quantize_weight",
     "sort_targets",
     "transpose_indices",
-    "updating_loss",
+    "updating_loss_",
 ]

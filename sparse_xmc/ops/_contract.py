@@ -195,13 +195,11 @@ class RewireKernels(Protocol):
     ) -> Tensor:
         """Prunes and regrows in place; the number of changed slots of ``indices``, 0-dim int64."""
 
-    def lowest_per_row(
-        self, weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int
-    ) -> Tensor:
-        """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
+    def lowest_per_row(self, weight: Tensor, R: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+        """How many of the ``number`` lowest scores lie in each row of indices, at most ``limit``: [R] int16."""
 
     def free_candidates(self, indices: Tensor, in_features: int, count: int, seed: int, first_row: int) -> Tensor:
-        """``count`` distinct features that each row does not hold: [R, count]."""
+        """``count`` distinct features that each row of indices does not hold: [R, count]."""
 
 
 class TransposeKernels(Protocol):

@@ -82,16 +82,16 @@ class RegrowBatch:
 
 
 def over_groups(scores: Tensor, group_size: int) -> Tensor:
-    """Sums ``[labels, N]`` over groups: ``[rows, N]``. The last group may be short."""
+    """Sums ``[L, N]`` over groups: ``[R, N]``. The last group may be short."""
     if group_size == 1:
         return scores
-    labels, width = scores.shape
-    rows = num_index_rows(labels, group_size)
-    return F.pad(scores, (0, 0, 0, rows * group_size - labels)).view(rows, group_size, width).sum(1)
+    L, width = scores.shape
+    R = num_index_rows(L, group_size)
+    return F.pad(scores, (0, 0, 0, R * group_size - L)).view(R, group_size, width).sum(1)
 
 
 def row_blocks(shape: LayerShape, group_size: int, width: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows such that ``[labels, width]`` of each stays below ``BLOCK_ELEMENTS`` (or is one row)."""
+    """Ranges of rows of indices; ``[labels, width]`` of each stays below ``BLOCK_ELEMENTS`` (or is one row's)."""
     step = max(1, BLOCK_ELEMENTS // (width * group_size))
     for start in range(0, shape.R, step):
         yield start, min(start + step, shape.R)

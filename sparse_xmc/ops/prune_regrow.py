@@ -60,7 +60,7 @@ def _lowest(weight: Tensor, *arguments: Any) -> Tensor:
 lowest_per_row = define(
     "lowest_per_row(Tensor weight, SymInt rows, SymInt group_size, bool use_max, SymInt number, SymInt limit) -> Tensor",
     _lowest,
-    lambda weight, rows, *arguments: weight.new_empty(rows, dtype=torch.int16),
+    lambda weight, R, *arguments: weight.new_empty(R, dtype=torch.int16),
 )
 
 

@@ -1,6 +1,6 @@
 """Fused update: the weight gradient of a label tile is applied where it is computed and never reaches memory.
 
-Two ways in: ``fixed_fan_in_step_`` computes loss, input gradient and update in one sweep; ``updating_loss`` is a loss
+Two ways in: ``fixed_fan_in_step_`` computes loss, input gradient and update in one sweep; ``updating_loss_`` is a loss
 whose ``backward`` performs the update with the true upstream gradient, for ordinary training loops. The rule of the
 update stands in ``update.py``.
 """
@@ -211,7 +211,7 @@ class _UpdatingLoss(torch.autograd.Function):
         return None, None, dx, *[None] * 10
 
 
-def updating_loss(
+def updating_loss_(
     x: Tensor,
     weight: Tensor,
     indices: Tensor,
@@ -241,7 +241,7 @@ def updating_loss(
         >>> x, weight = torch.randn(2, 16), torch.zeros(100, 8, requires_grad=True)
         >>> indices, optimizer = ops.init_indices(100, 16, 8, seed=0), FusedSGD(lr=0.1)
         >>> optimizer.attach(weight, None)
-        >>> ops.updating_loss(x, weight, indices, None, [[4, 7], [99]], optimizer).backward()
+        >>> ops.updating_loss_(x, weight, indices, None, [[4, 7], [99]], optimizer).backward()
         >>> bool((weight != 0).any()), weight.grad
         (True, None)
     """

@@ -16,7 +16,7 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.sharding import TrainingRanks, label_shards
 from sparse_xmc.app.trainer import Trainer
 from sparse_xmc.data import SparseInputs
-from sparse_xmc.distributed import LabelShardedLinear
+from sparse_xmc.distributed.layout import Layout
 from sparse_xmc.distributed.ranks import Ranks
 from sparse_xmc.storage import tensor_file
 from sparse_xmc.storage.checkpoint import CheckpointStore, read_folder
@@ -68,13 +68,8 @@ def make(kind: str) -> tuple:
 
 def built(kind: str) -> tuple[int, dict[str, torch.Tensor], set[str]]:
     _, model, _, _, _, rows = make(kind)
-    spread = {
-        f"{name}.{tensor}"
-        for name, layer in model.named_modules()
-        if isinstance(layer, LabelShardedLinear)
-        for tensor in layer.state_dict()
-    }
-    return rows, {name: tensor.clone() for name, tensor in model.state_dict().items()}, spread
+    layout = Layout(model)
+    return rows, {name: tensor.clone() for name, tensor in layout.whole_state().items()}, set(layout.model_blocks())
 
 
 @pytest.mark.parametrize("kind", list(KINDS)[:-1])

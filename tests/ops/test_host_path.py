@@ -98,7 +98,7 @@ def eager_calls(x, weight, indices, bias, targets):
     optimizer = FusedSGD(0.1)
     optimizer.attach(leaves[1], leaves[2])
     ops.fixed_fan_in_step_(x, leaves[1], indices, leaves[2], targets, optimizer)
-    ops.updating_loss(leaves[0], leaves[1], indices, leaves[2], targets, optimizer).backward()
+    ops.updating_loss_(leaves[0], leaves[1], indices, leaves[2], targets, optimizer).backward()
     ops.fixed_fan_in_topk(x, weight, indices, bias, k=2)
     ops.prune_regrow_(weight, indices, x.shape[1], fraction=0.3, seed=0)
     ops.prune_regrow_(weight, indices, x.shape[1], fraction=0.3, scope="global", seed=0)

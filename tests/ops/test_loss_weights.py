@@ -79,7 +79,7 @@ def test_steps_apply_the_gradients(kind, group_size, device):
         optimizer.attach(w, b)
         leaf = x.clone().requires_grad_()
         if way == "backward":
-            ops.updating_loss(
+            ops.updating_loss_(
                 leaf, w, indices, b, targets, optimizer, loss=kind, reduction="sum", group_size=G, **options
             ).backward()
             dx = leaf.grad

@@ -4,7 +4,9 @@ Scores are float32; NaN sorts above infinity. Sums over a group run in the order
 """
 
 import numpy as np
+import torch
 from numba.extending import register_jitable
+from torch import Tensor
 
 from sparse_xmc.kernels import threads
 from sparse_xmc.kernels.compiled import kernel
@@ -86,14 +88,14 @@ def _select(hist, rank):
     return found, rank - int(ends[found] - totals[found])
 
 
-def lowest_counts(weight, rows, group_size, use_max, number, limit, counts):
-    """Fills ``counts [R]`` with how many of the ``number`` lowest scores of all rows lie in each, at most ``limit``.
+def lowest_per_row(weight: Tensor, R: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+    """How many of the ``number`` lowest scores lie in each row of indices, at most ``limit``: [R] int16.
 
     Equal scores count in the order of rows. Exact: a selection by the high, then the low half of the bit pattern.
     """
     K = weight.shape[1]
     array = as_numpy(weight)
-    tasks = [(i, *span) for i, span in enumerate(threads.split(rows, threads.num_threads()))]
+    tasks = [(i, *span) for i, span in enumerate(threads.split(R, threads.num_threads()))]
     hist = np.zeros((len(tasks), 1 << 15), np.int64)
     threads.run(_histogram, tasks, array, K, group_size, use_max, -1, hist)
     high, rank = _select(hist, number - 1)
@@ -104,4 +106,6 @@ def lowest_counts(weight, rows, group_size, use_max, number, limit, counts):
     ties = np.empty(len(tasks), np.int64)
     threads.run(_count_ties, tasks, array, K, group_size, use_max, key, ties)
     budget = rank + 1 - (np.cumsum(ties) - ties)
+    counts = torch.empty(R, dtype=torch.int16)
     threads.run(_count_rows, tasks, array, group_size, use_max, key, budget, limit, as_numpy(counts), K)
+    return counts

@@ -21,7 +21,7 @@ from sparse_xmc.ops.cpu_kernels._integer_lanes import (
     sink_high,
     with_bit,
 )
-from sparse_xmc.ops.cpu_kernels._magnitude import lowest_counts, score_row
+from sparse_xmc.ops.cpu_kernels._magnitude import lowest_per_row, score_row  # noqa: F401 (an op of this back end)
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode, store
 from sparse_xmc.ops.cpu_kernels._philox import philox
 from sparse_xmc.ops.cpu_kernels._sampling import LANES, draw, make_distinct, ranks_to_free_features, row_tasks
@@ -210,13 +210,6 @@ def rewire_(
 
     threads.run(rewire_rows, row_tasks(R))
     return torch.tensor(sum(totals), dtype=torch.int64)
-
-
-def lowest_per_row(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
-    """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
-    counts = torch.empty(rows, dtype=torch.int16)
-    lowest_counts(weight, rows, group_size, use_max, number, limit, counts)
-    return counts
 
 
 @kernel

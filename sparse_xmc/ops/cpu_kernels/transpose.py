@@ -29,9 +29,9 @@ def _place(indices, cursors, positions, part, start, stop):
 def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     """(offsets [D + 1] int64, positions [R * K]), ascending within a feature, for any number of threads."""
     indices = indices.contiguous()
-    rows = threads.split(indices.shape[0], threads.num_threads())
-    tasks = [(part, *span) for part, span in enumerate(rows)]
-    counts = torch.zeros(len(rows), in_features, dtype=torch.int64)
+    parts = threads.split(indices.shape[0], threads.num_threads())
+    tasks = [(part, *span) for part, span in enumerate(parts)]
+    counts = torch.zeros(len(parts), in_features, dtype=torch.int64)
     threads.run(_count, tasks, *map(as_numpy, (indices, counts)))
     offsets = torch.zeros(in_features + 1, dtype=torch.int64)
     torch.cumsum(counts.sum(0), 0, out=offsets[1:])

@@ -87,28 +87,28 @@ def tile_shape(fan_in: int) -> tuple[int, int]:
     return max(1, rows), block_k
 
 
-def lowest_counts(
-    weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int, counts: Tensor
-) -> None:
-    """Fills ``counts [R]`` with how many of the ``number`` lowest scores of all rows lie in each, at most ``limit``.
+def lowest_per_row(weight: Tensor, R: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
+    """How many of the ``number`` lowest scores lie in each row of indices, at most ``limit``: [R] int16.
 
     Equal scores count in the order of rows. Exact: a selection digit by digit, which never leaves the device.
     """
     (L, K), device = weight.shape, weight.device
     tile_rows, block_k = tile_shape(K)
-    tiles = triton.cdiv(rows, tile_rows)
+    tiles = triton.cdiv(R, tile_rows)
     shape = {"USE_MAX": use_max, "ROWS": tile_rows, "BLOCK_K": block_k}
+    counts = torch.empty(R, dtype=torch.int16, device=device)
     key = torch.zeros(1, dtype=torch.int32, device=device)
     rank = torch.full((1,), number - 1, dtype=torch.int64, device=device)
     with on_device(weight):
         for shift in (24, 16, 8, 0):
             found = torch.zeros(256, dtype=torch.int64, device=device)
-            _digits[(min(tiles, _PROGRAMS),)](weight, key, found, rows, L, K, group_size, shift, **shape)
+            _digits[(min(tiles, _PROGRAMS),)](weight, key, found, R, L, K, group_size, shift, **shape)
             ends = found.cumsum(0)
             digit = (ends <= rank).sum(0, keepdim=True)
             rank = rank - (ends - found).gather(0, digit)
             key = (key * 256 + digit).int()
         ties = torch.empty(tiles, dtype=torch.int64, device=device)
-        _count_ties[(tiles,)](weight, key, ties, rows, L, K, group_size, **shape)
+        _count_ties[(tiles,)](weight, key, ties, R, L, K, group_size, **shape)
         budget = rank + 1 - (ties.cumsum(0) - ties)
-        _count_rows[(tiles,)](weight, key, budget, counts, rows, L, K, group_size, limit, **shape)
+        _count_rows[(tiles,)](weight, key, budget, counts, R, L, K, group_size, limit, **shape)
+    return counts

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_xmc.ops._contract import Rewiring
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._launch import on_device
-from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_counts, row_keys, tile_shape
+from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_per_row, row_keys, tile_shape
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 from sparse_xmc.ops.triton_kernels._sampling import draw_distinct, free_feature
 
@@ -142,13 +142,6 @@ def rewire_(
     return total
 
 
-def lowest_per_row(weight: Tensor, rows: int, group_size: int, use_max: bool, number: int, limit: int) -> Tensor:
-    """How many of the ``number`` lowest scores lie in each row, at most ``limit``: [rows] int16."""
-    counts = torch.empty(rows, dtype=torch.int16, device=weight.device)
-    lowest_counts(weight, rows, group_size, use_max, number, limit, counts)
-    return counts
-
-
 @triton.jit(do_not_specialize=["seed", "first_row"])
 def candidates_kernel(
     indices_ptr,  # [R, K]
@@ -204,13 +197,12 @@ def compile_cases() -> Iterator[CompileCase]:
     ):
         weight = torch.empty(4096, K, dtype=dtype, device="meta")
         indices = torch.empty(4096 // G, K, dtype=torch.uint16, device="meta")
-        rows = 4096 // G
 
         def launch(weight=weight, indices=indices, K=K, G=G):
             rewire_(weight, indices, [weight], [weight], Rewiring(768, G, False, 1 << 40, fixed=K // 4, bound=0.1))
 
-        def select(weight=weight, K=K, G=G, rows=rows):
-            lowest_per_row(weight, rows, G, False, 1000, K)
+        def select(weight=weight, K=K, G=G):
+            lowest_per_row(weight, 4096 // G, G, False, 1000, K)
 
         yield CompileCase(f"rewire[{dtype},K={K},G={G}]", launch)
         yield CompileCase(f"global[{dtype},K={K},G={G}]", select)
