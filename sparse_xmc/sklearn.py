@@ -169,7 +169,7 @@ class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
             scheduled.schedule, scheduled.warmup = "constant", 0.0
         self._train(
             lambda: Trainer(
-                self._bundle.model,
+                self._bundle.module,
                 inputs,
                 matrix,
                 self._optimizers,
@@ -263,7 +263,7 @@ class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
             trainer = make()
             torch.manual_seed(trainer.seed)
             trainer.fit()
-        self._bundle.model.eval()
+        self._bundle.module.eval()
         return trainer
 
     def _split(self, X: Any, *, reset: bool) -> Any:
@@ -316,11 +316,11 @@ class SparseXMCClassifier(ClassifierMixin, BaseEstimator):
 
     def _ranked(self, X: Any, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for scores, labels in self._bundle.predict(self._inputs(X), k):
-            yield self._bundle.probabilities(scores), self._columns[labels.numpy()]
+            yield self._bundle.probabilities(scores), self._columns[labels]
 
     def _all_scores(self, X: Any) -> Iterator[np.ndarray]:
         for scores in self._bundle.all_scores(self._inputs(X)):
-            yield self._widened(scores.numpy(), _NEVER)
+            yield self._widened(scores, _NEVER)
 
     def _probabilities(self, X: Any) -> Iterator[np.ndarray]:
         for scores in self._bundle.all_scores(self._inputs(X)):

@@ -9,10 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from sparse_xmc.app.beginning import Beginning, grown_model
+from sparse_xmc.app.beginning import Beginning
 from sparse_xmc.app.build import build, build_encoder, build_optimizers, build_rewiring, input_width, label_order
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.growth import grown_model
 from sparse_xmc.app.prepare import Preparation
 from sparse_xmc.app.trainer import Trainer
 from sparse_xmc.data import Inputs, LabelRows, LabelVocabulary
@@ -62,7 +63,7 @@ class Prepared:
         beginning = Beginning.of(bundle, config, inputs, rows)
         vocabulary = beginning.vocabulary
         targets = vocabulary.encode(rows)
-        return cls(config, preparation, bundle.model.encoder, inputs, vocabulary, targets, beginning)
+        return cls(config, preparation, bundle.module.encoder, inputs, vocabulary, targets, beginning)
 
     @property
     def num_features(self) -> int:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sparse_xmc._progress import Meter
-from sparse_xmc.app.build import build_encoder, build_model
 from sparse_xmc.app.calibration import Calibration
 from sparse_xmc.app.config import TrainingConfig
-from sparse_xmc.app.device import choose_device
-from sparse_xmc.app.direct.model import restored_model
-from sparse_xmc.app.prepare import FILES, Preparation, batches, restore_preparation
+from sparse_xmc.app.direct.model import TermModel
+from sparse_xmc.app.prepare import Preparation, batches, restore_preparation
 from sparse_xmc.app.stored import (
     as_json,
-    check_depth,
-    check_shapes,
     check_term_options,
     checked_count,
     checked_frequencies,
@@ -32,26 +23,35 @@ from sparse_xmc.app.stored import (
     from_json,
     run_of,
 )
-from sparse_xmc.app.trainer import to_device
 from sparse_xmc.data import Inputs, LabelVocabulary
-from sparse_xmc.distributed.layout import Layout
-from sparse_xmc.models.classifier import XMCClassifier
-from sparse_xmc.models.term_blocks import TermBlocks
 from sparse_xmc.solver.settings import Settings
 from sparse_xmc.storage.atomic import existing_folder
-from sparse_xmc.storage.checkpoint import read_folder, read_manifest, write_folder
+from sparse_xmc.storage.checkpoint import read_arrays, read_folder, read_manifest, write_folder
 from sparse_xmc.storage.errors import ArtefactError, taking_apart
-from sparse_xmc.storage.regular import data_name
+from sparse_xmc.storage.regular import read_json
 from sparse_xmc.storage.tensor_file import ALONE, Shards
+
+if TYPE_CHECKING:
+    from sparse_xmc.models.classifier import XMCClassifier
 
 MODEL_FOLDER = "model"
 _KINDS = {"bow": "terms", "features": "precomputed", "transformer": "tokens"}  # of preparation, by encoder
 _PREDICTION_ROWS = 512
 
 
+class Scorer(Protocol):
+    """What a bundle predicts with."""
+
+    def topk(self, inputs: Inputs, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def scores(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray: ...
+
+    def estimates(self, scores: np.ndarray) -> np.ndarray: ...
+
+
 @dataclasses.dataclass
 class Bundle:
-    """A model with all that surrounds it.
+    """A model with all that surrounds it. That of a direct run needs no torch.
 
     Args:
         frequencies: training rows of each label ``[L]``, for propensities and bins.
@@ -62,7 +62,7 @@ class Bundle:
     """
 
     config: TrainingConfig
-    model: XMCClassifier
+    model: XMCClassifier | TermModel
     preparation: Preparation
     vocabulary: LabelVocabulary
     frequencies: np.ndarray
@@ -72,35 +72,51 @@ class Bundle:
     settings: Settings | None = None
     digest: str = ""
 
-    def predict(self, inputs: Inputs, k: int, *, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def predict(self, inputs: Inputs, k: int, *, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields ``(scores, labels) [b, k]`` chunk by chunk, labels in the model's order."""
-        k = min(k, len(self.vocabulary))
-        device = next(itertools.chain(self.model.parameters(), self.model.buffers())).device
-        self.model.eval()
+        k, scorer = min(k, len(self.vocabulary)), self._scorer()
         meter = Meter("predicting", "rows", len(inputs), shown=progress)
-        with torch.inference_mode():
-            for rows in batches(len(inputs), self._rows()):
-                scores, labels = self.model.topk(to_device(inputs.batch(rows), device), k)
-                yield scores.float().cpu(), labels.cpu()
-                meter.update(len(rows))
+        for rows in batches(len(inputs), self._rows()):
+            yield scorer.topk(inputs, rows, k)
+            meter.update(len(rows))
         meter.close()
 
-    def all_scores(self, inputs: Inputs) -> Iterator[Tensor]:
+    def all_scores(self, inputs: Inputs) -> Iterator[np.ndarray]:
         """Yields the model's own scores of all labels ``[b, L]`` chunk by chunk."""
-        device = next(itertools.chain(self.model.parameters(), self.model.buffers())).device
-        self.model.eval()
-        with torch.inference_mode():
-            for rows in batches(len(inputs), self._rows(64)):
-                yield self.model(to_device(inputs.batch(rows), device)).float().cpu()
+        scorer = self._scorer()
+        for rows in batches(len(inputs), self._rows(64)):
+            yield scorer.scores(inputs, rows)
 
-    def probabilities(self, scores: Tensor) -> np.ndarray:
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities in ``[0, 1]``, float32, from the model's own scores of any shape."""
         estimates = self.estimates(scores)
         return estimates if self.calibration is None else self.calibration(estimates)
 
-    def estimates(self, scores: Tensor) -> np.ndarray:
+    def estimates(self, scores: np.ndarray) -> np.ndarray:
         """The model's own estimates of probabilities, as training left them, within ``[0, 1]``."""
-        return self.model.as_probabilities(scores).clamp(0, 1).numpy()
+        return self._scorer().estimates(scores)
+
+    @property
+    def module(self) -> XMCClassifier:
+        """The model of a run by gradients."""
+        assert not isinstance(self.model, TermModel)
+        return self.model
+
+    @property
+    def device(self) -> str:
+        """Where the model computes."""
+        if isinstance(self.model, TermModel):
+            return "cpu"
+        from sparse_xmc.app.module_scores import device_of
+
+        return str(device_of(self.module))
+
+    def _scorer(self) -> Scorer:
+        if isinstance(self.model, TermModel):
+            return self.model
+        from sparse_xmc.app.module_scores import ModuleScores
+
+        return ModuleScores(self.module)
 
     def _rows(self, most: int = _PREDICTION_ROWS) -> int:
         """Rows at a time."""
@@ -114,12 +130,11 @@ class Bundle:
             FloatingPointError: a weight is NaN or infinite; likewise.
         """
         document, tensors = self.preparation.state()
-        auxiliary = self.model.auxiliary
         spec = {
             "config": {name: as_json(value) for name, value in dataclasses.asdict(self.config).items()},
             "num_train": self.num_train,
             "num_features": self.num_features,
-            "auxiliary": auxiliary is not None,
+            "auxiliary": getattr(self.model, "auxiliary", None) is not None,
         }
         if self.calibration is not None:
             spec["calibration"] = self.calibration.state()
@@ -128,13 +143,20 @@ class Bundle:
         write_folder(
             folder,
             {
-                "model": Layout(self.model).whole_state(),
-                "preparation": {**tensors, "frequencies": torch.from_numpy(self.frequencies.astype(np.int64))},
+                "model": self._whole_state(),
+                "preparation": {**tensors, "frequencies": self.frequencies.astype(np.int64)},
             },
             {"spec": spec, "preparation": document, "labels": self.vocabulary.names},
             shards,
             run=run,
         )
+
+    def _whole_state(self) -> dict[str, Any]:
+        if isinstance(self.model, TermModel):
+            return dict(self.model.state_dict())
+        from sparse_xmc.distributed.layout import Layout
+
+        return Layout(self.model).whole_state()
 
     @classmethod
     def load(cls, run: str | os.PathLike[str], *, device: str = "auto") -> Bundle:
@@ -146,18 +168,25 @@ class Bundle:
         folder = os.path.join(os.fspath(run), MODEL_FOLDER)
         if not os.path.isdir(folder) and not os.path.isdir(f"{folder}.old"):
             raise ArtefactError(f"{os.fspath(run)} holds no trained model ({folder} is missing)")
-        tensors, documents = read_folder(folder, run=run_of(os.fspath(run)))
+        read: Any = read_arrays if _is_direct(folder) else read_folder
+        tensors, documents = read(folder, run=run_of(os.fspath(run)))
         with taking_apart(folder, "model"):
             bundle = cls._from_parts(tensors, documents)
-        bundle.model.to(choose_device(device))
+        if isinstance(bundle.model, TermModel):
+            if device not in ("auto", "cpu"):
+                raise ValueError(f"the model of a direct run computes on a CPU, got device={device!r}")
+        else:
+            from sparse_xmc.app.device import choose_device
+
+            bundle.model.to(choose_device(device))
         bundle.digest = f"{read_manifest(existing_folder(folder)).digest:08x}"
         return bundle
 
     @classmethod
-    def _from_parts(cls, tensors: dict[str, dict[str, Tensor]], documents: dict[str, Any]) -> Bundle:
-        spec, weights, prepared = documents["spec"], tensors["model"], tensors["preparation"]
+    def _from_parts(cls, tensors: dict[str, dict[str, Any]], documents: dict[str, Any]) -> Bundle:
+        spec, prepared = documents["spec"], tensors["preparation"]
         options = {name: from_json(name, value) for name, value in spec["config"].items()}
-        config = TrainingConfig.stored({**options, **_connections(weights)})
+        config = TrainingConfig.stored({**options, **_connections(tensors["model"])})
         vocabulary = LabelVocabulary(checked_labels(documents["labels"]))
         frequencies = checked_frequencies(prepared["frequencies"], len(vocabulary))
         if documents["preparation"]["kind"] != _KINDS[config.encoder]:
@@ -165,38 +194,32 @@ class Bundle:
                 f"encoder {config.encoder!r} reads {_KINDS[config.encoder]!r}, not {documents['preparation']!r:.80}"
             )
         check_term_options(documents["preparation"].get("options", {}))
-        if config.encoder == "transformer":
-            check_depth(prepared[f"{FILES}config.json"].numpy().tobytes(), len(weights))
         num_train, num_features = (checked_count(name, spec[name]) for name in ("num_train", "num_features"))
-        clusters = weights["auxiliary.clusters"] if spec["auxiliary"] is True else None
-        with torch.device("meta"):  # whatever sizes the spec tells, nothing is allocated before they are compared
-            check_shapes(_build(config, num_features, prepared, len(vocabulary), clusters, weights), weights)
-        model = _build(config, num_features, prepared, len(vocabulary), clusters, weights)
-        model.load_state_dict(weights)
-        if isinstance(model.head, TermBlocks):
-            model.head.validate()
-        preparation = restore_preparation(documents["preparation"], prepared, encoder=model.encoder)
+        model: Any
+        if config.solver == "direct":
+            model = TermModel.from_weights(num_features, len(vocabulary), tensors["model"])
+        else:
+            from sparse_xmc.app.restore import restored_model
+
+            auxiliary = spec["auxiliary"] is True
+            model = restored_model(config, num_features, len(vocabulary), tensors, MODEL_FOLDER, auxiliary=auxiliary)
+        encoder = getattr(model, "encoder", None)
+        preparation = restore_preparation(documents["preparation"], prepared, encoder=encoder)
         calibration = Calibration.from_state(spec.get("calibration"))
         settings = Settings.from_state(spec.get("settings"))
         return cls(config, model, preparation, vocabulary, frequencies, num_train, num_features, calibration, settings)
 
 
-def _build(
-    config: TrainingConfig,
-    num_features: int,
-    tensors: dict[str, Tensor],
-    num_labels: int,
-    clusters: Tensor | None,
-    weights: dict[str, Tensor],
-) -> XMCClassifier:
-    if config.solver == "direct":
-        return restored_model(num_features, num_labels, weights)
-    num_head = weights["head.head.weight"].shape[0] if config.head == "head_tail" else None
-    encoder = _restore_encoder(config, num_features, tensors)
-    return build_model(config, encoder, num_labels, clusters, num_head=num_head)
+def _is_direct(folder: str) -> bool:
+    """Whether a folder says that it holds the model of a direct run; what it holds is looked at when it is read."""
+    try:
+        spec = read_json(os.path.join(existing_folder(folder), "spec.json"))
+        return bool(spec["config"].get("solver") == "direct")
+    except (ArtefactError, KeyError, TypeError, AttributeError):
+        return False
 
 
-def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:
+def _connections(tensors: dict[str, Any]) -> dict[str, int]:
     """Connections per label as they are in a model, which once were cut to what its inputs have without a word."""
     found = {}
     for option, layers in (("fan_in", ("head", "head.tail")), ("lexical_fan_in", ("lexical",))):
@@ -204,21 +227,3 @@ def _connections(tensors: dict[str, Tensor]) -> dict[str, int]:
             if f"{layer}.indices" in tensors:
                 found[option] = tensors[f"{layer}.indices"].shape[1]
     return found
-
-
-def _restore_encoder(config: TrainingConfig, num_features: int, tensors: dict[str, Tensor]) -> Any:
-    """The encoder without its weights, a transformer from the files that were saved with the model."""
-    if config.encoder != "transformer":
-        return build_encoder(config, num_features, load_weights=False)
-    files = {
-        data_name(name.removeprefix(FILES), MODEL_FOLDER): t.numpy().tobytes()
-        for name, t in tensors.items()
-        if name.startswith(FILES)
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            Path(folder, name).write_bytes(content)
-        here = dataclasses.replace(config, transformer=folder)
-        encoder: Any = build_encoder(here, num_features, load_weights=False)
-    encoder.name, encoder.files = config.transformer, files
-    return encoder

@@ -252,7 +252,6 @@ def _reason(error: Exception) -> str | None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Also of torch, which says so of a CPU by a bare RuntimeError."""
-    import torch
-
-    kinds = (MemoryError, torch.OutOfMemoryError)
+    torch = sys.modules.get("torch")
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

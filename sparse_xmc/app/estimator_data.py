@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
-from torch import Tensor
 
 from sparse_xmc.data import DenseInputs, Features, Inputs, LabelRows, SparseInputs, TextSource
 
@@ -27,7 +26,7 @@ class Matrices:
         inputs = SparseInputs(split.matrix) if sp.issparse(split.matrix) else DenseInputs(split.matrix)
         return inputs, split.labels
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"kind": "matrices"}, {}
 
 

@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
-from sparse_xmc.app.device import choose_device
+from sparse_xmc.kernels.threads import set_num_threads
 
 
 def load_bundle(run: str, options: dict[str, Any] | None = None) -> Bundle:
@@ -22,11 +21,14 @@ def load_bundle(run: str, options: dict[str, Any] | None = None) -> Bundle:
     """
     options = options or {}
     device = TrainingConfig(**options).device
-    choose_device(device)
+    if device not in ("auto", "cpu"):
+        from sparse_xmc.app.device import choose_device
+
+        choose_device(device)
     bundle = Bundle.load(run, device=device)
     bundle.config = dataclasses.replace(bundle.config, **options)
     if bundle.config.threads:
-        torch.set_num_threads(bundle.config.threads)
+        set_num_threads(bundle.config.threads)
     return bundle
 
 

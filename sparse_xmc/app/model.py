@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.jobs.evaluation import score
@@ -71,7 +70,6 @@ class Model:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        bundle.model.eval()
 
     @property
     def labels(self) -> list[Any]:
@@ -85,8 +83,7 @@ class Model:
 
     def __repr__(self) -> str:
         kind = "texts" if self.reads_texts else f"{self._bundle.num_features:,} features"
-        device = next(self._bundle.model.parameters()).device
-        return f"Model({kind} -> {len(self._bundle.vocabulary):,} labels, on {device})"
+        return f"Model({kind} -> {len(self._bundle.vocabulary):,} labels, on {self._bundle.device})"
 
     def predict(self, inputs: Any, k: int = 5, threshold: float | None = None) -> list[list[tuple[Any, float]]]:
         """The ``k`` best labels of each input, best first, with their probabilities in ``[0, 1]``.
@@ -148,7 +145,7 @@ class Model:
 
     def _ranked(self, inputs: Any, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for scores, labels in self._bundle.predict(self._prepared(inputs), k):
-            yield self._bundle.probabilities(scores), labels.numpy()
+            yield self._bundle.probabilities(scores), labels
 
     def _prepared(self, inputs: Any) -> Inputs:
         return self._bundle.preparation.transform(as_split(inputs, self.reads_texts))[0]
@@ -162,7 +159,7 @@ def as_split(inputs: Any, reads_texts: bool) -> Any:
     """
     if isinstance(inputs, (str, bytes)):
         raise TypeError(f"inputs must be a list of texts, got a single {type(inputs).__name__}: put it into a list")
-    if isinstance(inputs, torch.Tensor):
+    if hasattr(inputs, "detach"):  # a tensor of torch
         inputs = inputs.detach().cpu().numpy()
     is_matrix = sp.issparse(inputs) or (isinstance(inputs, np.ndarray) and inputs.dtype.kind in "fiub")
     if is_matrix:

@@ -10,8 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
 from sparse_xmc.data import (
     DataError,
@@ -42,8 +40,8 @@ class Preparation(Protocol):
 
     def transform(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]: ...
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A JSON document and tensors from which ``restore_preparation`` makes an equal one."""
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """A JSON document and arrays from which ``restore_preparation`` makes an equal one."""
 
 
 def _source(split: TextSource | Features) -> str:
@@ -106,14 +104,14 @@ class Terms:
             return self.transform(split)
         return SparseInputs(self.tfidf.extend_transform(iter(split))), split.labels
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if self.idf is not None:
             of_counts = {"counts": True} if self.counts else {}
             features = {"kind": "terms", "options": self.tfidf.options, "terms": None, **of_counts}
-            return features, {"idf": torch.from_numpy(self.idf)}
+            return features, {"idf": self.idf}
         terms, idf = self.tfidf.state()
         return {"kind": "terms", "options": self.tfidf.options, "terms": terms}, {
-            "idf": torch.from_numpy(np.asarray(idf, dtype=np.float32))
+            "idf": np.asarray(idf, dtype=np.float32)
         }
 
 
@@ -148,7 +146,7 @@ class Precomputed:
         split.fit_width_(self.num_features)
         return DenseInputs(split.matrix), split.labels
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"kind": "precomputed", "num_features": self.num_features}, {}
 
 
@@ -205,21 +203,20 @@ class Tokens:
             raise DataError(_source(split), None, "has changed while it was read")
         return TokenInputs(rows, self.encoder.pad_id), split.labels
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The encoder's files as bytes, as a run must not need the folder that its transformer came from."""
         files = self.encoder.files.items()
-        tensors = {FILES + name: torch.from_numpy(np.frombuffer(content, np.uint8).copy()) for name, content in files}
-        return {"kind": "tokens"}, tensors
+        return {"kind": "tokens"}, {FILES + name: np.frombuffer(content, np.uint8) for name, content in files}
 
 
-def restore_preparation(document: dict[str, Any], tensors: dict[str, Tensor], *, encoder: Any = None) -> Preparation:
-    """The preparation that ``state`` described."""
+def restore_preparation(document: dict[str, Any], tensors: dict[str, Any], *, encoder: Any = None) -> Preparation:
+    """The preparation that ``state`` described; ``tensors`` of torch or NumPy."""
     if document["kind"] == "terms":
         terms = Terms(document["options"])
         if document["terms"] is None:
-            terms.idf, terms.counts = tensors["idf"].numpy(), document.get("counts", False)
+            terms.idf, terms.counts = np.asarray(tensors["idf"]), document.get("counts", False)
         else:
-            terms.tfidf = TfidfFeatures.from_state(document["options"], document["terms"], tensors["idf"].numpy())
+            terms.tfidf = TfidfFeatures.from_state(document["options"], document["terms"], np.asarray(tensors["idf"]))
         return terms
     if document["kind"] == "precomputed":
         return Precomputed(document["num_features"])

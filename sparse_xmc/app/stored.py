@@ -9,8 +9,6 @@ import re
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.storage.regular import parse_json, read_json
@@ -48,12 +46,13 @@ def checked_labels(names: Any) -> list[Any]:
     return names
 
 
-def checked_frequencies(frequencies: Tensor, num_labels: int) -> np.ndarray:
-    if frequencies.dtype != torch.int64 or frequencies.shape != (num_labels,) or bool((frequencies < 0).any()):
+def checked_frequencies(frequencies: Any, num_labels: int) -> np.ndarray:
+    frequencies = np.asarray(frequencies)
+    if frequencies.dtype != np.int64 or frequencies.shape != (num_labels,) or bool((frequencies < 0).any()):
         raise ValueError(
             f"frequencies {frequencies.dtype} {list(frequencies.shape)} are not those of {num_labels} labels"
         )
-    return frequencies.numpy()
+    return frequencies
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -80,11 +79,3 @@ def check_depth(content: bytes, num_tensors: int) -> None:
             if _REPEATED.search(key) and isinstance(value, (int, float)) and value > num_tensors:
                 raise ValueError(f"config.json tells of {key}={value}, the model has {num_tensors} tensors")
         level = [item for part in parts for item in part.values()]
-
-
-def check_shapes(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, tensor in model.state_dict().items():
-        found = weights.get(name)
-        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-            got = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise ValueError(f"{name} must be {tensor.dtype} {list(tensor.shape)}, is {got}")

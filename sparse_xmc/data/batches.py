@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
 from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Inputs(Protocol):
@@ -35,6 +36,8 @@ class Inputs(Protocol):
 @cache
 def _meet_beta_notice() -> None:
     """torch says once a process that its CSR layout is in beta: here, where nobody has to read it."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
@@ -49,6 +52,8 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
         >>> to_torch_csr(sp.csr_matrix([[0.0, 1.0], [1.0, 0.0]])).col_indices()
         tensor([1, 0])
     """
+    import torch
+
     _meet_beta_notice()
     return torch.sparse_csr_tensor(
         torch.from_numpy(matrix.indptr.astype(np.int64)),
@@ -96,6 +101,8 @@ class DenseInputs:
         return self.array.shape[0]
 
     def batch(self, rows: np.ndarray) -> Tensor:
+        import torch
+
         chosen = self.array[rows]
         return torch.from_numpy(np.asarray(chosen.toarray() if sp.issparse(chosen) else chosen, dtype=np.float32))
 
@@ -119,6 +126,8 @@ class TokenInputs:
         return len(self.cache)
 
     def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        import torch
+
         texts = [self.cache[int(row)] for row in rows]
         width = max([1, *map(len, texts)])
         ids = torch.full((len(texts), width), self.pad_id, dtype=torch.int64)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sparse_xmc.ops._arguments import check_positive_int
-from sparse_xmc.ops._target_forms import csr_of_lists
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def targets_from_lists(lists: Sequence[Any], num_labels: int) -> Tensor:
@@ -31,6 +29,9 @@ def targets_from_lists(lists: Sequence[Any], num_labels: int) -> Tensor:
         >>> targets.shape, targets.crow_indices()
         (torch.Size([3, 100]), tensor([0, 2, 2, 3]))
     """
+    from sparse_xmc.ops._arguments import check_positive_int
+    from sparse_xmc.ops._target_forms import csr_of_lists
+
     check_positive_int("num_labels", num_labels)
     if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):
         raise TypeError(f"lists must be a sequence with the label ids of every row, got {type(lists).__name__}")

@@ -25,6 +25,7 @@ _PAIRS = re.compile(r"\s*(?:[0-9]+:[^\s:]+(?:\s+|$))*")
 _LABELLED = re.compile(r"(?:[+-]?[0-9]+(?:,[+-]?[0-9]+)*)?(?:(?:^|\s)\s*[0-9]+:[^\s:]+)*\s*(?:#.*)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_PLAIN = re.compile(r"\s*(?:[0-9]{1,18}:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?(?:\s+|$))*")  # most rows there are
 _TOO_LARGE = 2.0**128 - 2.0**103  # what rounds to infinity in float32
 
 
@@ -65,6 +66,32 @@ class _Rows:
     beyond: int | None = None  # line of the first column that is there only when columns count from 1
 
     def add(self, text: str, number: int) -> None:
+        """Adds a row.
+
+        Raises:
+            DataError: it breaks the format.
+        """
+        if not self._add_plain(text):
+            self._add_pair_by_pair(text, number)
+        self.offsets.append(len(self.columns))
+
+    def _add_plain(self, text: str) -> bool:
+        """Adds a row at once, or nothing where that leaves a doubt about one of its pairs."""
+        if not _PLAIN.fullmatch(text):
+            return False
+        parts = text.replace(":", " ").split()
+        columns, values = list(map(int, parts[::2])), list(map(float, parts[1::2]))
+        if not columns:
+            return True
+        bound = self.widest if self.width is None else self.width
+        if max(columns) >= bound or len(set(columns)) < len(columns) or max(values) >= _TOO_LARGE:
+            return False
+        self.least = min(self.least, *columns)
+        self.columns.extend(columns)
+        self.values.extend(values)
+        return True
+
+    def _add_pair_by_pair(self, text: str, number: int) -> None:
         seen = set()
         for pair in text.split():
             name, _, value_text = pair.partition(":")
@@ -87,7 +114,6 @@ class _Rows:
                 self.beyond = number
             self.columns.append(column)
             self.values.append(value)
-        self.offsets.append(len(self.columns))
 
     def _outside(self, column: int) -> str:
         return f"{self.what} {column} lies outside [0, {self.width}) of the header"

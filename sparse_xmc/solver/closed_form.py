@@ -7,7 +7,7 @@ the terms of each of a sample of rows, which are to find their own row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,18 +38,20 @@ def single_rows(frequencies: np.ndarray) -> bool:
 def closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, fan_in: int, *, seed: int = 0) -> ClosedForm:
     """Connections to the ``fan_in`` heaviest terms of a label's row, weighted as the row is."""
     queries, own = _queries(x, targets, seed)
-    block, tried, best = centroids(x, targets, fan_in), [], None
-    sizes = row_sizes(x, targets)
+    block, sizes, bias = centroids(x, targets, fan_in), row_sizes(x, targets), np.zeros(targets.shape[1], np.float32)
+    index = TermHead([block], bias).invert(x.shape[1])
+    tried: list[tuple[float, float]] = []
+    judged = (np.empty(0, np.float32), np.empty(0, bool))
     for power in POWERS:
-        scaled = Block(block.labels, block.indices, block.weight * sizes[:, None] ** np.float32(power))
-        head = TermHead([scaled], np.zeros(len(sizes), np.float32))
-        scores, labels = head.invert(x.shape[1]).topk(queries, _RANKED)
+        scale = sizes ** np.float32(power)
+        scores, labels = replace(index, weights=index.weights * scale[index.labels]).topk(queries, _RANKED)
         hit = labels == own[:, None]
-        tried.append((power, 100 * float(hit[:, 0].mean()) if len(own) else 0.0))
-        if best is None or tried[-1][1] > best.tried[-1][1]:
-            best = ClosedForm(head, power, [tried[-1]], (scores.ravel(), hit.ravel()))
-    assert best is not None
-    return ClosedForm(best.head, best.power, tried, best.judged)
+        value = 100 * float(hit[:, 0].mean()) if len(own) else 0.0
+        if value > max((other for _, other in tried), default=-1.0):
+            best, judged = power, (scores.ravel(), hit.ravel())
+        tried.append((power, value))
+    scaled = Block(block.labels, block.indices, block.weight * sizes[:, None] ** np.float32(best))
+    return ClosedForm(TermHead([scaled], bias), best, tried, judged)
 
 
 def row_sizes(x: sp.csr_matrix, targets: sp.csr_matrix) -> np.ndarray:

@@ -37,12 +37,14 @@ class TermHead:
 
     def invert(self, num_features: int) -> InvertedIndex:
         """The same by term; connections of weight 0 are left out."""
-        terms = np.concatenate([b.indices.ravel() for b in self.blocks])
-        labels = np.concatenate([np.repeat(b.labels.astype(np.int32), b.indices.shape[1]) for b in self.blocks])
-        weights = np.concatenate([b.weight.ravel() for b in self.blocks])
-        used = weights != 0
-        by_term = sp.csr_matrix((weights[used], (terms[used], labels[used])), (num_features, len(self.bias)))
-        return InvertedIndex(by_term.indptr.astype(np.int64), by_term.indices.astype(np.int32), by_term.data, self.bias)
+        readers, ptr = kernels.load("inversion"), np.zeros(num_features + 1, np.int64)
+        for block in self.blocks:
+            readers.count_readers(block.indices, block.weight, ptr[1:])
+        np.cumsum(ptr, out=ptr)
+        at, labels, weights = ptr[:-1].copy(), np.empty(ptr[-1], np.int32), np.empty(ptr[-1], np.float32)
+        for block in self.blocks:
+            readers.place_readers(block.labels.astype(np.int64), block.indices, block.weight, at, labels, weights)
+        return InvertedIndex(ptr, labels, weights, self.bias)
 
     def products(self, x: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
         """``x[i] . weight`` of given labels ``[N, S]`` (-1: 0), without the bias."""

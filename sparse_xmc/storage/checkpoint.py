@@ -13,15 +13,26 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_xmc.storage.atomic import existing_folder, flush, make_folder, replace_folder
 from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import MOST_DOCUMENT_BYTES, parse_json, plain_name, read_bytes, to_json
-from sparse_xmc.storage.tensor_file import ALONE, Shards, all_finite, check_tensors, load_tensors, save_tensors
+from sparse_xmc.storage.tensor_file import (
+    ALONE,
+    Shards,
+    all_finite,
+    check_tensors,
+    load_arrays,
+    load_tensors,
+    save_tensors,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sparse_xmc.storage.tensor_file import Numbers
 
 CheckpointError = ArtefactError  # its name up to version 0.1
 Finite = Callable[[str, str], bool]
@@ -39,6 +50,8 @@ def _weights(stem: str, name: str) -> bool:
 
 def flatten_tensors(state: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
     """A nested state as JSON-ready structure, with tensors replaced by references, and the tensors by name."""
+    from torch import Tensor
+
     tensors: dict[str, Tensor] = {}
 
     def walk(value: Any, name: str) -> Any:
@@ -67,7 +80,7 @@ def restore_tensors(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def write_folder(
     folder: str,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Numbers]],
     documents: Mapping[str, Any],
     shards: Shards = ALONE,
     *,
@@ -80,6 +93,7 @@ def write_folder(
     back what it has written before that takes its name, and what fails on one rank is raised on all.
 
     Args:
+        tensors: of torch, or arrays of NumPy.
         run: identity of the run that this is a part of; None: of none.
         finite: tells by file and name whether a tensor may hold neither NaN nor infinity.
 
@@ -164,11 +178,28 @@ def read_folder(
     Raises:
         ArtefactError: a file is missing, truncated, damaged or of another run.
     """
+    return _read(folder, run, lambda path, stem: load_tensors(path, shards, finite=partial(finite, stem)))
+
+
+def read_arrays(
+    folder: str, *, run: str | None = None, finite: Finite = _weights
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """As ``read_folder``, for NumPy and without torch.
+
+    Raises:
+        ArtefactError: likewise, or NumPy lacks the dtype of a tensor.
+    """
+    return _read(folder, run, lambda path, stem: load_arrays(path, finite=partial(finite, stem)))
+
+
+def _read(
+    folder: str, run: str | None, load: Callable[[str, str], tuple[dict[str, Any], int]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     folder = existing_folder(folder)
     manifest = read_manifest(folder)
     if run is not None and manifest.run not in (None, run):
         raise ArtefactError(f"is of another run ({manifest.run}, not {run})", folder)
-    tensors: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
     documents: dict[str, Any] = {}
     for name, (size, crc) in manifest.files.items():
         path = os.path.join(folder, name)
@@ -180,7 +211,7 @@ def read_folder(
             content = read_bytes(path, size)
             found_crc = zlib.crc32(content)
         else:
-            tensors[stem], found_crc = load_tensors(path, shards, finite=partial(finite, stem))
+            tensors[stem], found_crc = load(path, stem)
         if found_crc != crc:
             raise ArtefactError(f"is damaged: its checksum differs from the one in {_MANIFEST}", path)
         if ending == ".json":
@@ -371,10 +402,14 @@ class CheckpointStore:
 
 def random_state() -> dict[str, Any]:
     """State of torch's generators: the CPU's, and the current GPU's where there is one."""
+    import torch
+
     return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
+    import torch
+
     torch.set_rng_state(state["cpu"].to(torch.uint8))
     if state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0])

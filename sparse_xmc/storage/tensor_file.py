@@ -14,43 +14,46 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import open_regular, parse_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparse_xmc.distributed.ranks import Ranks
+
+    Numbers = Tensor | np.ndarray
 
 _PIECE_BYTES = 1 << 24
 _CHECKED_BYTES = 1 << 20  # looked through while they are in the cache
+# by the dtype's name, torch's and NumPy's alike: its name in the file and its size
 _NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "int16": ("I16", 2),
+    "int8": ("I8", 1),
+    "uint16": ("U16", 2),
+    "uint8": ("U8", 1),
+    "bool": ("BOOL", 1),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
 }
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_DTYPES = {name: (dtype, size) for dtype, (name, size) in _NAMES.items()}
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_DIMENSIONS = 8
 # integers of an element's size, and the bits of its positive infinity (float8 e4m3fn has none: of its NaN)
 _BITS = {
-    torch.float64: (np.int64, np.uint64, 0x7FF0 << 48),
-    torch.float32: (np.int32, np.uint32, 0x7F80_0000),
-    torch.float16: (np.int16, np.uint16, 0x7C00),
-    torch.bfloat16: (np.int16, np.uint16, 0x7F80),
-    torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),
-    torch.float8_e5m2: (np.int8, np.uint8, 0x7C),
+    "float64": (np.int64, np.uint64, 0x7FF0 << 48),
+    "float32": (np.int32, np.uint32, 0x7F80_0000),
+    "float16": (np.int16, np.uint16, 0x7C00),
+    "bfloat16": (np.int16, np.uint16, 0x7F80),
+    "float8_e4m3fn": (np.int8, np.uint8, 0x7F),
+    "float8_e5m2": (np.int8, np.uint8, 0x7C),
 }
 
 
@@ -94,7 +97,7 @@ class Shards:
                     raise failure
                 raise FloatingPointError(said[1]) if said[0] else ArtefactError(said[1])
 
-    def held(self, name: str, tensor: Tensor) -> Block | None:
+    def held(self, name: str, tensor: Numbers) -> Block | None:
         """The block that ``tensor`` is, None for one that is not spread."""
         block = self._block(name) if tensor.ndim else None
         return block if block is not None and len(tensor) == len(block.rows) else None
@@ -116,14 +119,15 @@ ALONE = Shards()
 class Entry(NamedTuple):
     """A tensor of a file: where its bytes are, counted from the end of the header."""
 
-    dtype: torch.dtype
+    dtype: str
+    itemsize: int
     shape: list[int]
     start: int
     stop: int
 
 
-def save_tensors(path: str, tensors: Mapping[str, Tensor], shards: Shards = ALONE) -> OSError | None:
-    """Writes the whole tensors, to be called on all ranks with tensors of the same names; the first rank writes.
+def save_tensors(path: str, tensors: Mapping[str, Numbers], shards: Shards = ALONE) -> OSError | None:
+    """Writes whole tensors (or arrays of NumPy), to be called on all ranks with the same names; the first rank writes.
 
     Returns:
         What kept the first rank from writing. Raised only here it would leave the others waiting.
@@ -131,7 +135,7 @@ def save_tensors(path: str, tensors: Mapping[str, Tensor], shards: Shards = ALON
     Raises:
         ArtefactError: blocks of the ranks do not add up to a tensor.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
+    order = sorted(tensors, key=lambda name: (-_itemsize(tensors[name]), name))  # keeps every tensor aligned
     held = {name: shards.held(name, tensors[name]) for name in order}
     placed = {name: (tensors[name], held[name]) for name in order}
     if not shards.first:
@@ -153,7 +157,7 @@ def save_tensors(path: str, tensors: Mapping[str, Tensor], shards: Shards = ALON
 
 
 def _write(
-    out: BinaryIO | None, path: str, tensors: Mapping[str, tuple[Tensor, Block | None]], shards: Shards
+    out: BinaryIO | None, path: str, tensors: Mapping[str, tuple[Numbers, Block | None]], shards: Shards
 ) -> OSError | None:
     """Writes to ``out``, where there is one; takes the other ranks' pieces also when that fails. What failed."""
     failure: OSError | None = None
@@ -169,39 +173,49 @@ def _write(
     write(_header(tensors))
     for name, (tensor, block) in tensors.items():
         ranks = None if block is None else shards.ranks
-        for piece in _pieces(tensor.detach(), block, ranks, f"{path}: {name}"):
+        for piece in _pieces(tensor, block, ranks, f"{path}: {name}"):
             if out is not None:
-                write(piece.cpu().numpy().data)
+                write(piece.data if isinstance(piece, np.ndarray) else piece.cpu().numpy().data)
     return failure
 
 
-def _header(tensors: Mapping[str, tuple[Tensor, Block | None]]) -> bytes:
+def _dtype_name(numbers: Numbers) -> str:
+    return str(numbers.dtype).removeprefix("torch.")
+
+
+def _itemsize(numbers: Numbers) -> int:
+    return _NAMES[_dtype_name(numbers)][1]
+
+
+def _header(tensors: Mapping[str, tuple[Numbers, Block | None]]) -> bytes:
     entries, end = {}, 0
     for name, (tensor, block) in tensors.items():
         shape = list(tensor.shape) if block is None else [block.total, *tensor.shape[1:]]
-        start, end = end, end + torch.Size(shape).numel() * tensor.element_size()
-        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + math.prod(shape) * _itemsize(tensor)
+        entries[name] = {"dtype": _NAMES[_dtype_name(tensor)][0], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _pieces(own: Tensor, block: Block | None, ranks: Ranks | None, what: str) -> Iterator[Tensor]:
+def _pieces(own: Numbers, block: Block | None, ranks: Ranks | None, what: str) -> Iterator[Numbers]:
     """Bytes of a tensor, of a spread one those of all ranks' blocks: on the first rank; the others send theirs."""
     if ranks is None or block is None or ranks.size == 1:
         yield from _cut(own)
         return
-    row = math.prod(own.shape[1:])
+    import torch
+
+    row, size_of_one = math.prod(own.shape[1:]), _itemsize(own)
     said = ranks.gather_integers(
-        [block.rows.start, block.rows.stop, block.total, row, own.element_size()], "exchange of the blocks' sizes"
+        [block.rows.start, block.rows.stop, block.total, row, size_of_one], "exchange of the blocks' sizes"
     )
     for sender, rows in _senders(said, what):
-        size = rows * row * own.element_size()
+        size = rows * row * size_of_one
         pieces = _cut(own) if ranks.rank == sender else None
         for start in range(0, size, _PIECE_BYTES):
             length = min(_PIECE_BYTES, size - start)
             if pieces is not None:
-                piece = next(pieces).to(ranks.device)
+                piece = torch.as_tensor(next(pieces)).to(ranks.device)
             elif ranks.rank == 0:
                 piece = torch.empty(length, dtype=torch.uint8, device=ranks.device)
             else:
@@ -230,9 +244,19 @@ def _senders(said: list[list[int]], what: str) -> Iterator[tuple[int, int]]:
     yield from found
 
 
-def _cut(tensor: Tensor) -> Iterator[Tensor]:
-    if tensor.numel():
-        yield from tensor.contiguous().view(-1).view(torch.uint8).split(_PIECE_BYTES)
+def _cut(numbers: Numbers) -> Iterator[Numbers]:
+    raw = _bytes_of(numbers)
+    for start in range(0, len(raw), _PIECE_BYTES):
+        yield raw[start : start + _PIECE_BYTES]
+
+
+def _bytes_of(numbers: Numbers) -> Numbers:
+    """The bytes ``[n]`` of a tensor, where it is, or of an array."""
+    if isinstance(numbers, np.ndarray):
+        return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
+    import torch
+
+    return numbers.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def load_tensors(
@@ -251,20 +275,51 @@ def load_tensors(
     Raises:
         ArtefactError: the file is missing, no regular file or no sound safetensors file, or a number is not finite.
     """
-    tensors: dict[str, Tensor] = {}
+    import torch
+
+    def as_tensor(raw: np.ndarray, dtype: str, shape: list[int]) -> Tensor:
+        kind = getattr(torch, dtype)
+        tensor = torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8)
+        return (tensor if tensor.data_ptr() % kind.itemsize == 0 else tensor.clone()).view(kind).view(shape)
+
+    return _load(path, shards, finite, as_tensor)
+
+
+def load_arrays(path: str, *, finite: Callable[[str], bool] | None = None) -> tuple[dict[str, np.ndarray], int]:
+    """As ``load_tensors``, for NumPy and without torch.
+
+    Raises:
+        ArtefactError: likewise, or NumPy lacks the dtype of a tensor.
+    """
+
+    def as_array(raw: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
+        if dtype == "bfloat16" or dtype.startswith("float8"):
+            raise ArtefactError(f"holds {dtype}, which NumPy lacks", path)
+        aligned = raw.ctypes.data % np.dtype(dtype).itemsize == 0
+        return (raw if aligned else raw.copy()).view(dtype).reshape(shape)
+
+    return _load(path, ALONE, finite, as_array)
+
+
+def _load(
+    path: str,
+    shards: Shards,
+    finite: Callable[[str], bool] | None,
+    make: Callable[[np.ndarray, str, list[int]], Any],
+) -> tuple[dict[str, Any], int]:
+    tensors: dict[str, Any] = {}
     with open_regular(path) as file:
         entries, crc = _read_header(file, path)
         for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-            row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+            row = math.prod(entry.shape[1:]) * entry.itemsize
             block = shards.wanted(name, entry.shape)
             first, last = (
                 (0, entry.stop - entry.start) if block is None else (block.rows.start * row, block.rows.stop * row)
             )
             begin = file.tell()
             crc = _skip(file, entry.stop - entry.start, crc, path)
-            kept = _mapped(file, begin + first, last - first, entry.dtype)
             shape = entry.shape if block is None else [len(block.rows), *entry.shape[1:]]
-            tensors[name] = kept.view(entry.dtype).view(shape)
+            tensors[name] = make(_mapped(file, begin + first, last - first), entry.dtype, shape)
             if finite is not None and finite(name) and not all_finite(tensors[name]):
                 raise ArtefactError(f"is damaged: {name} holds NaN or infinity", path)
         if file.read(1):
@@ -272,14 +327,13 @@ def load_tensors(
     return tensors, crc
 
 
-def _mapped(file: BinaryIO, start: int, length: int, dtype: torch.dtype) -> Tensor:
+def _mapped(file: BinaryIO, start: int, length: int) -> np.ndarray:
     """Bytes of a file as memory that is filled when it is used; what is written to it does not reach the file."""
     if not length:
-        return torch.empty(0, dtype=torch.uint8)
+        return np.empty(0, dtype=np.uint8)
     page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     memory = mmap.mmap(file.fileno(), start - page + length, access=mmap.ACCESS_COPY, offset=page)
-    tensor = torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=start - page)
-    return tensor if tensor.data_ptr() % dtype.itemsize == 0 else tensor.clone()
+    return np.frombuffer(memory, dtype=np.uint8, count=length, offset=start - page)
 
 
 def check_tensors(path: str) -> int:
@@ -319,11 +373,11 @@ def _read_header(file: BinaryIO, path: str) -> tuple[dict[str, Entry], int]:
 
 def _entry(name: str, value: Any, path: str) -> Entry:
     found = value if isinstance(value, dict) else {}
-    dtype, shape, place = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
-    if dtype is not None and _are_sizes(shape) and _are_sizes(place) and len(place) == 2:
-        fits = place[1] - place[0] == math.prod(shape) * dtype.itemsize
+    kind, shape, place = _DTYPES.get(str(found.get("dtype"))), found.get("shape"), found.get("data_offsets")
+    if kind is not None and _are_sizes(shape) and _are_sizes(place) and len(place) == 2:
+        fits = place[1] - place[0] == math.prod(shape) * kind[1]
         if fits and len(shape) <= _MOST_DIMENSIONS:
-            return Entry(dtype, shape, *place)
+            return Entry(*kind, shape, *place)
     raise ArtefactError(f"is damaged: {name!r:.80} is described as {value!r:.200}", path)
 
 
@@ -331,9 +385,9 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
 
 
-def _fill(file: BinaryIO, target: Tensor, crc: int, path: str) -> int:
+def _fill(file: BinaryIO, target: np.ndarray, crc: int, path: str) -> int:
     """Reads until ``target`` (bytes) is full; the checksum with these bytes."""
-    view = target.numpy().data
+    view = target.data
     for start in range(0, len(view), _PIECE_BYTES):
         piece = view[start : start + _PIECE_BYTES]
         done = 0
@@ -348,21 +402,22 @@ def _fill(file: BinaryIO, target: Tensor, crc: int, path: str) -> int:
 
 def _skip(file: BinaryIO, length: int, crc: int, path: str) -> int:
     """Reads bytes for the sake of their checksum."""
-    scratch = torch.empty(min(length, _CHECKED_BYTES), dtype=torch.uint8)
+    scratch = np.empty(min(length, _CHECKED_BYTES), dtype=np.uint8)
     while length:
         crc = _fill(file, scratch[:length], crc, path)
         length -= min(length, len(scratch))
     return crc
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; on the CPU at the speed of its memory and without a copy."""
-    if tensor.dtype not in _BITS:
+def all_finite(numbers: Numbers) -> bool:
+    """Whether a tensor or an array holds neither NaN nor infinity; on the CPU at the speed of its memory, uncopied."""
+    name = _dtype_name(numbers)
+    if name not in _BITS:
         return True
-    if tensor.device.type != "cpu":
-        return all(bool(piece.isfinite().all()) for piece in tensor.detach().reshape(-1).split(_PIECE_BYTES))
-    signed, unsigned, infinity = _BITS[tensor.dtype]
-    raw = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    if not isinstance(numbers, np.ndarray) and numbers.device.type != "cpu":
+        return all(bool(piece.isfinite().all()) for piece in numbers.detach().reshape(-1).split(_PIECE_BYTES))
+    signed, unsigned, infinity = _BITS[name]
+    raw = np.asarray(_bytes_of(numbers))
     for start in range(0, len(raw), _CHECKED_BYTES):
         numbers = raw[start : start + _CHECKED_BYTES]
         highest_positive, highest_negative = numbers.view(signed).max(), numbers.view(unsigned).max()

@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import torch
+import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.options import GRADIENT, settled
 from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.jobs import train
-from sparse_xmc.models.term_blocks import TermBlocks
+from sparse_xmc.data import SparseInputs
 from sparse_xmc.solver.head import Block, TermHead
 from tests.conftest import INTERPRETING
 
@@ -48,8 +51,8 @@ def test_default_run_solves_says_what_it_chose_and_leaves_no_stages(folder):
     again = []
     assert train(config(folder, "a"), report=again.append)["P@1"] == metrics["P@1"]
     assert any("the run is finished" in line for line in again)
-    head = Bundle.load(folder / "a").model.head
-    assert isinstance(head, TermBlocks) and head.out_features == 15
+    model = Bundle.load(folder / "a").model
+    assert isinstance(model, TermModel) and len(model.bias) == 15
 
 
 class _Killed(BaseException):
@@ -77,7 +80,7 @@ def test_killed_run_goes_on_with_the_next_stage_to_the_same_model(folder, monkey
     assert any("resumed behind stage 'shortlists'" in line for line in lines)
     assert made.count("shortlists") == 1
     whole, killed = (Bundle.load(folder / name).model.state_dict() for name in ("whole", "killed"))
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert all(np.array_equal(whole[name], killed[name]) for name in whole)
     assert os.path.isdir(folder / "whole" / "checkpoints")
 
 
@@ -99,9 +102,9 @@ def test_options_of_gradients_choose_gradients_and_are_refused_beside_the_direct
 @pytest.mark.parametrize("options", [{"effort": "fast"}, {"effort": "best", "tail": 1.0}, {"fan_in": 7}])
 def test_options_of_the_solver(folder, options):
     train(config(folder, f"{options}", **options), report=lambda line: None)
-    head = Bundle.load(folder / f"{options}").model.head
+    model = Bundle.load(folder / f"{options}").model
     if "fan_in" in options:
-        assert {fan_in for _, fan_in in head.sizes} == {7}
+        assert {indices.shape[1] for indices, _ in model.blocks} == {7}
 
 
 def test_memory_that_is_too_little_is_refused_before_the_folder_is_made(folder):
@@ -110,26 +113,79 @@ def test_memory_that_is_too_little_is_refused_before_the_folder_is_made(folder):
     assert not os.path.exists(folder / "little")
 
 
-def test_blocks_score_what_their_arrays_say_and_refuse_bad_indices():
+def test_blocks_score_what_their_arrays_say():
     rng = np.random.default_rng(0)
     blocks = []
     for labels, fan_in in ((np.arange(3), 5), (np.arange(3, 9), 2)):
         indices = np.stack([rng.choice(11, fan_in, replace=False) for _ in labels]).astype(np.int32)
         blocks.append(Block(labels, indices, rng.integers(-3, 4, indices.shape).astype(np.float32)))
-    head = TermBlocks.from_solution(TermHead(blocks[::-1], rng.integers(-2, 3, 9).astype(np.float32)), 11)
-    x = torch.from_numpy(rng.integers(0, 3, (6, 11)).astype(np.float32))
-    dense = torch.zeros(9, 11)
+    model = TermModel.from_solution(TermHead(blocks[::-1], rng.integers(-2, 3, 9).astype(np.float32)), 11)
+    x = rng.integers(0, 3, (6, 11)).astype(np.float32)
+    inputs, rows = SparseInputs(sp.csr_matrix(x)), np.arange(6)
+    dense = np.zeros((9, 11), np.float32)
     for block in blocks:
         for label, indices, weight in zip(block.labels, block.indices, block.weight, strict=True):
-            dense[label, torch.from_numpy(indices).long()] = torch.from_numpy(weight)
-    expected = x @ dense.T + head.bias
-    torch.testing.assert_close(head(x.to_sparse_csr()), expected)
-    scores, labels = head.topk(x.to_sparse_csr(), 4)
-    torch.testing.assert_close(scores, expected.sort(dim=1, descending=True, stable=True).values[:, :4])
-    torch.testing.assert_close(expected.gather(1, labels), scores)
-    head.validate()
-    head.get_buffer("indices_1")[0, 1] = head.get_buffer("indices_1")[0, 0]
-    with pytest.raises(ValueError, match="twice"):
-        head.validate()
-    with pytest.raises(ValueError, match="1 to 11 connections of each, got 2 labels of 12"):
-        TermBlocks(11, [(2, 12)])
+            dense[label, indices] = weight
+    expected = x @ dense.T + model.bias
+    np.testing.assert_array_equal(model.matrix().toarray(), dense)
+    np.testing.assert_array_equal(model.scores(inputs, rows), expected)
+    scores, labels = model.topk(inputs, rows, 4)
+    np.testing.assert_array_equal(scores, -np.sort(-expected, axis=1)[:, :4])
+    np.testing.assert_array_equal(np.take_along_axis(expected, labels, axis=1), scores)
+    again = TermModel.from_weights(11, 9, model.state_dict())
+    np.testing.assert_array_equal(again.matrix().toarray(), dense)
+
+
+def _weights():
+    return {
+        "head.indices_0": np.array([[0, 2], [1, 0]], np.uint16),
+        "head.weight_0": np.ones((2, 2), np.float16),
+        "head.bias": np.zeros(2, np.float32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("head.indices_0", np.array([[0, 2], [1, 1]], np.uint16), r"indices_0\[1\] holds 1 twice"),
+        ("head.indices_0", np.array([[0, 2], [3, 1]], np.uint16), r"indices_0\[1\] holds 3, outside \[0, 3\)"),
+        ("head.indices_0", np.array([[0, 2], [1, 0]], np.int32), "must be uint16"),
+        ("head.indices_0", np.array([[0, 1, 2, 0]] * 2, np.uint16), "1 to 3 connections of each"),
+        ("head.weight_0", np.ones((2, 3), np.float16), "got indices .* weights"),
+        ("head.weight_0", np.ones(2, np.float16), "of 2 dimensions"),
+        ("head.bias", np.zeros(3, np.float32), "the blocks hold 2 labels, the bias 3"),
+        ("head.more", np.zeros(3, np.float32), "are blocks and a bias"),
+    ],
+)
+def test_weights_of_another_model_are_refused(name, array, message):
+    with pytest.raises(ValueError, match=message):
+        TermModel.from_weights(3, 2, {**_weights(), name: array})
+    with pytest.raises(ValueError, match="holds 2 labels, of 5"):
+        TermModel.from_weights(3, 5, _weights())
+
+
+_COMMANDS = """
+import sys
+from sparse_xmc.app.cli import main
+for arguments in {commands}:
+    assert main(arguments) == 0
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+print(sorted(loaded & {{"torch", "sklearn", "pandas", "transformers", "matplotlib"}}))
+"""
+
+
+def test_training_evaluating_and_predicting_load_neither_torch_nor_scikit_learn(folder, tmp_path):
+    train_file, test_file, run = str(folder / "train.jsonl"), str(folder / "test.jsonl"), str(tmp_path / "run")
+    commands = [
+        ["train", "--train", train_file, "--test", test_file, "--out", run, "--no-progress", "--threads", "2"],
+        ["evaluate", run, "--test", test_file, "--no-progress"],
+        ["predict", run, "--input", test_file, "--out", str(tmp_path / "out.jsonl"), "--no-progress"],
+        ["inspect", run],
+        ["convert", run, "--out", str(tmp_path / "csr")],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMANDS.format(commands=commands)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "head of 15 labels with " in done.stdout

@@ -34,7 +34,7 @@ def test_files_are_plain_safetensors_written_in_pieces(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tensor_file, "_PIECE_BYTES", 24)
     numbers = torch.arange(1, 31).view(5, 6)
-    tensors = {str(dtype): numbers.to(dtype) for dtype in tensor_file._NAMES}
+    tensors = {name: numbers.to(getattr(torch, name)) for name in tensor_file._NAMES}
     tensors |= {"turned": numbers.t(), "empty": torch.empty(0, 3), "one": torch.tensor(2.5), "part": numbers[2:4]}
     tensor_file.save_tensors(str(tmp_path / "t.safetensors"), tensors)
     for loaded in (load_file(tmp_path / "t.safetensors"), tensor_file.load_tensors(str(tmp_path / "t.safetensors"))[0]):

@@ -6,31 +6,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparse_xmc.app.assemble import Prepared
 from sparse_xmc.app.bundle import Bundle
-from sparse_xmc.app.direct.model import solved_model
-from sparse_xmc.data import SparseInputs
-from sparse_xmc.models.term_blocks import TermBlocks
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.direct.model import TermModel
+from sparse_xmc.app.direct.split import TermSplit
 from sparse_xmc.solver.head import Block, TermHead
 from sparse_xmc.solver.later import fit_labels, grown
 from sparse_xmc.solver.plan import FREQUENT, Plan
 
 
-def solve_later(prepared: Prepared, plan: Plan, report: Callable[[str], object]) -> Bundle:
+def solve_later(data: TermSplit, config: TrainingConfig, plan: Plan, report: Callable[[str], object]) -> Bundle:
     """Solves new labels, and those of which there are at least a tenth more rows than the model was trained on.
 
     Raises:
         ValueError: the model does not tell how it was solved, or the head would take more than ``head_memory``.
     """
-    config, beginning = prepared.config, prepared.beginning
-    assert beginning is not None and isinstance(prepared.inputs, SparseInputs)
-    base, x, targets = beginning.bundle, prepared.inputs.matrix, prepared.targets
+    beginning = data.beginning
+    assert beginning is not None
+    base, x, targets = beginning.bundle, data.inputs.matrix, data.targets
     settings = base.settings
     if settings is None:
         raise ValueError(f"the model in {config.from_} does not tell how it was solved: train anew, without from")
-    assert isinstance(base.model.head, TermBlocks)
-    old = _kept(base.model.head.solution(), beginning.kept)
-    counts, first = np.asarray(targets.sum(axis=0)).ravel().astype(np.int64), len(beginning.kept)
+    assert isinstance(base.model, TermModel)
+    old = _kept(base.model.solution(), beginning.kept)
+    counts, first = data.counts, len(beginning.kept)
     again = grown(beginning.frequencies[:first], counts[:first])
     wanted = np.concatenate([again, np.arange(first, len(counts))])
     frequent = counts[wanted] >= FREQUENT
@@ -54,17 +53,7 @@ def solve_later(prepared: Prepared, plan: Plan, report: Callable[[str], object])
             progress=config.progress,
         )
         head = _joined(old, later, wanted, first)
-    return Bundle(
-        config,
-        solved_model(head, prepared.num_features),
-        prepared.preparation,
-        prepared.vocabulary,
-        prepared.frequencies,
-        prepared.num_train,
-        prepared.num_features,
-        base.calibration,
-        settings,
-    )
+    return data.bundle(config, TermModel.from_solution(head, data.num_features), base.calibration, settings)
 
 
 def _kept(head: TermHead, kept: np.ndarray) -> TermHead:

@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from sparse_xmc.storage.checkpoint import read_folder, write_folder
+from sparse_xmc.storage.checkpoint import read_arrays, write_folder
 from sparse_xmc.storage.errors import ArtefactError
 
 
@@ -30,7 +29,7 @@ class StageFolder:
         path = os.path.join(self.folder, f"step-{self.count:010d}")
         if os.path.isdir(path) or os.path.isdir(f"{path}.old"):
             try:
-                tensors, documents = read_folder(path, run=self.run)
+                arrays, documents = read_arrays(path, run=self.run)
             except ArtefactError as error:
                 self.report(f"stage {name!r} is made anew: {error}")
             else:
@@ -38,11 +37,10 @@ class StageFolder:
                     if not self.found:
                         self.report(f"resumed behind stage {name!r}")
                     self.found += 1
-                    return {key: tensor.numpy() for key, tensor in tensors["stage_results"].items()}
+                    return arrays["stage_results"]
         results = work()
         os.makedirs(self.folder, exist_ok=True)
-        arrays = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in results.items()}
-        write_folder(path, {"stage_results": arrays}, {"stage": name}, run=self.run)
+        write_folder(path, {"stage_results": results}, {"stage": name}, run=self.run)
         return results
 
     def remove(self) -> None:

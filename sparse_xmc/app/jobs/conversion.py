@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import nn
 
 from sparse_xmc.app.bundle import Bundle
-from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
-from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.app.direct.model import TermModel
 
 
 def convert(run: str, out: str, *, form: str = "csr", report: Callable[[str], None] = print) -> None:
@@ -44,18 +41,14 @@ def convert(run: str, out: str, *, form: str = "csr", report: Callable[[str], No
 
 
 def _write(bundle: Bundle, folder: str, form: str) -> None:
-    model = bundle.model
-    heads = {"head": model.head, "lexical": model.lexical}
-    for name, head in heads.items():
-        if head is None:
-            continue
-        matrix = _matrix(head)
+    for name, matrix, bias in _heads(bundle.model):
         if form == "csr":
             sp.save_npz(os.path.join(folder, f"{name}.npz"), matrix)
         else:
             np.save(os.path.join(folder, f"{name}.npy"), matrix.toarray())
-        np.save(os.path.join(folder, f"{name}.bias.npy"), _bias(head))
-    for name, tensor in model.state_dict().items():
+        np.save(os.path.join(folder, f"{name}.bias.npy"), bias)
+    weights: dict[str, Any] = bundle.model.state_dict()
+    for name, tensor in weights.items():
         if not name.startswith(("head.", "lexical.", "auxiliary.")):
             np.save(os.path.join(folder, f"{name}.npy"), tensor.float().numpy())
     with open(os.path.join(folder, "labels.json"), "w", encoding="utf-8") as file:
@@ -65,30 +58,17 @@ def _write(bundle: Bundle, folder: str, form: str) -> None:
         with open(os.path.join(folder, "terms.json"), "w", encoding="utf-8") as file:
             json.dump(document["terms"], file)
     if "idf" in tensors:
-        np.save(os.path.join(folder, "idf.npy"), tensors["idf"].numpy())
+        np.save(os.path.join(folder, "idf.npy"), tensors["idf"])
 
 
-def _parts(head: nn.Module) -> list[Any]:
-    return [head.head, head.tail] if isinstance(head, HeadTailLinear) else [head]
+def _heads(model: Any) -> Iterator[tuple[str, sp.csr_matrix, np.ndarray]]:
+    """Name, weights ``[L, D]`` and bias ``[L]`` of each head."""
+    if isinstance(model, TermModel):
+        yield "head", model.matrix(), model.bias
+        return
+    from sparse_xmc.app.module_heads import bias_of, matrix_of
 
-
-@torch.no_grad()
-def _matrix(head: nn.Module) -> sp.csr_matrix:
-    return sp.vstack([_part_matrix(part) for part in _parts(head)], format="csr", dtype=np.float32)
-
-
-def _part_matrix(part: Any) -> sp.csr_matrix:
-    if isinstance(part, DenseLinear):
-        return sp.csr_matrix(part.weight.float().numpy())
-    assert isinstance(part, FixedFanInLinear)
-    weight = part.weight.float().numpy()
-    columns = np.repeat(part.indices.to(torch.int64).numpy(), part.group_size, axis=0)[: len(weight)]
-    offsets = np.arange(len(weight) + 1, dtype=np.int64) * weight.shape[1]
-    matrix = sp.csr_matrix((weight.ravel(), columns.ravel(), offsets), shape=(len(weight), part.in_features))
-    matrix.sort_indices()
-    return matrix
-
-
-@torch.no_grad()
-def _bias(head: nn.Module) -> np.ndarray:
-    return np.concatenate([part.bias.float().numpy() for part in _parts(head)])
+    for name in ("head", "lexical"):
+        head = getattr(model, name)
+        if head is not None:
+            yield name, matrix_of(head), bias_of(head)

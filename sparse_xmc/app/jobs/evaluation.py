@@ -101,7 +101,7 @@ def ranking(
     most = 0 if excluded is None else int(np.diff(excluded.indptr).max(initial=0))
     parts, done = [], 0
     for scores, labels in bundle.predict(inputs, width + most, progress=bundle.config.progress):
-        top, estimates = labels.numpy(), bundle.estimates(scores)
+        top, estimates = labels, bundle.estimates(scores)
         if excluded is not None:
             top, estimates = _without(top, estimates, excluded[done : done + len(top)])
         done += len(top)

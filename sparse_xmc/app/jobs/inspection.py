@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from sparse_xmc.app.bundle import MODEL_FOLDER, Bundle
 from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.jobs.evaluation import table
 from sparse_xmc.app.options import entries, shown, without_effect
 from sparse_xmc.app.run_folder import CHECKPOINTS
@@ -41,8 +40,12 @@ def _model_lines(bundle: Bundle, folder: str) -> list[str]:
     config, names = bundle.config, bundle.vocabulary.names
     reads = "texts" if bundle.preparation.reads_texts else "features"
     width = f", {bundle.num_features:,} {'terms' if reads == 'texts' else 'features'}" if bundle.num_features else ""
-    heads = f"head {config.head}" + f" of {config.fan_in} connections per label" * (config.head != "dense")
-    if config.lexical_fan_in and bundle.model.lexical is not None:
+    if isinstance(bundle.model, TermModel):
+        sizes = [f"{len(indices):,} labels with {indices.shape[1]} connections" for indices, _ in bundle.model.blocks]
+        heads = f"head of {' and '.join(sizes)}"
+    else:
+        heads = f"head {config.head}" + f" of {config.fan_in} connections per label" * (config.head != "dense")
+    if config.lexical_fan_in and getattr(bundle.model, "lexical", None) is not None:
         heads += f", and one of {config.lexical_fan_in} connections to terms"
     first = ", ".join(repr(name)[:40] for name in names[:3])
     size = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
@@ -66,11 +69,11 @@ def _other_options(config: TrainingConfig) -> str:
     return f" with {shown(changed)}".replace(" and ", ", ") if changed else ""
 
 
-def _bytes(model: nn.Module) -> dict[str, int]:
+def _bytes(model: Any) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, tensor in model.state_dict().items():
         part = name.split(".")[0]
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+        sizes[part] = sizes.get(part, 0) + tensor.nbytes
     return sizes
 
 
