@@ -1,13 +1,18 @@
-"""Bytes that a training step of a label-sharded head sends between processes of one machine, against the formula.
+"""Bytes that a training step of a label-sharded head sends between processes, against the formula.
 
-Reads the loopback interface's counters (Linux), so nothing else should use it meanwhile:
+Reads an interface's counters (Linux), so nothing else should use it meanwhile. Between processes of one machine:
 
     unshare -rn sh -c 'ip link set lo up; torchrun --nproc-per-node 4 examples/measure_traffic.py'
+
+Between machines, the same line on each (one process a machine, or bytes that stay on one are missing):
+
+    torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint host0:29500 examples/measure_traffic.py --interface eth0
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 
@@ -18,11 +23,14 @@ from bench.studies.cost_model import Head, sent_bytes
 from sparse_xmc.distributed import LabelShardedLinear, init_process_group
 
 
-def loopback_bytes() -> int:
-    """Bytes sent over the loopback interface since it came up, packet headers included."""
+def sent_so_far(interface: str) -> int:
+    """Bytes sent over the interfaces of this name since they came up, packet headers included; of all machines."""
     with open("/proc/net/dev", encoding="ascii") as file:
-        line = next(line for line in file if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[8])
+        line = next(line for line in file if line.strip().startswith(f"{interface}:"))
+    once = os.environ["LOCAL_RANK"] == "0"
+    total = torch.tensor(int(line.split(":")[1].split()[8]) if once else 0)
+    dist.all_reduce(total)
+    return int(total)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=256, help="rows of all ranks")
     parser.add_argument("--positives", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--interface", default="lo")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     init_process_group("gloo")
@@ -53,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     step()
     dist.barrier()
     time.sleep(0.2)
-    before, began = loopback_bytes(), time.monotonic()
+    before, began = sent_so_far(options.interface), time.monotonic()
     dist.barrier()
     for _ in range(options.steps):
         step()
     dist.barrier()
     elapsed = time.monotonic() - began
     time.sleep(0.2)
-    measured = (loopback_bytes() - before) / options.steps
+    measured = (sent_so_far(options.interface) - before) / options.steps
     shape = Head(options.labels, options.features, options.fan_in, rows * size, x_bytes=4, positives=options.positives)
     formula = size * sum(sent_bytes(shape, size).values())
     if dist.get_rank() == 0:

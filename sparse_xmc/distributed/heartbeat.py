@@ -17,6 +17,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sparse_xmc.distributed.launcher import end_blocked_launcher
+
 TIMEOUT = 120.0
 _LINGER = 5.0  # seconds that a failed rank waits for the others to hear of it, and they for their own end
 
@@ -24,6 +26,8 @@ _LINGER = 5.0  # seconds that a failed rank waits for the others to hear of it, 
 def give_up(text: str) -> None:
     """Ends the process from whichever thread: the main one may wait for a rank that never answers."""
     print(f"sparse_xmc: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        end_blocked_launcher()
     os._exit(1)
 
 
