@@ -98,6 +98,8 @@ def check_seed(seed: object) -> int:
 
 def autocast(x: Tensor) -> Tensor:
     """``x`` in the dtype of the active autocast region, if there is one; float64 stays."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return x
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
@@ -167,6 +169,40 @@ def check_layer(
     weight_scale: Tensor | None = None,
 ) -> LayerShape:
     """Checks the arguments that every op of the layer shares."""
+    if torch.compiler.is_compiling():
+        return _check_layer(x, weight, indices, bias, group_size, weight_scale)
+    try:
+        key = (
+            type(x), x.shape, x.dtype, x.device, type(weight), weight.shape, weight.dtype, weight.device,
+            type(indices), indices.shape, indices.dtype, indices.device, group_size, type(group_size),
+            bias if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
+        )  # fmt: skip
+        found = None if weight_scale is not None else _checked.get(key)
+    except (AttributeError, TypeError):
+        return _check_layer(x, weight, indices, bias, group_size, weight_scale)
+    if found is None:
+        found = _check_layer(x, weight, indices, bias, group_size, weight_scale)
+        if weight_scale is None:
+            if len(_checked) >= _MOST_CHECKED:
+                _checked.clear()
+            _checked[key] = found
+    return found
+
+
+_checked: dict[
+    tuple[Any, ...], LayerShape
+] = {}  # what passed: checks look at nothing but types, shapes, dtypes and devices
+_MOST_CHECKED = 1024
+
+
+def _check_layer(
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    group_size: int,
+    weight_scale: Tensor | None,
+) -> LayerShape:
     check_float("x", x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be [..., in_features] with at least one feature, got shape {list(x.shape)}")

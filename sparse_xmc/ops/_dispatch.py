@@ -67,6 +67,19 @@ def mutated(*tensors: Tensor | None) -> None:
     torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
 
 
+class NoGrad:
+    """``torch.no_grad`` at a quarter of its time, for a ``with`` statement; the object is not entered twice."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._before)
+
+
 class _FirstOrderOnly(torch.autograd.Function):
     """Passes gradients on as functions of the tensors that they were computed from, whose differentiation raises."""
 
@@ -91,9 +104,11 @@ def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *upstream)
         with torch.no_grad():
             gradients = backward(ctx, *upstream)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return gradients
         name = type(ctx).__name__.removesuffix("Backward")
         return _FirstOrderOnly.apply(name, len(gradients), *gradients, *ctx.saved_tensors, *upstream)

@@ -72,15 +72,15 @@ class _FixedFanInLinear(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, indices = ctx.saved_tensors
-        eager = direct(dy, indices)
+        eager, needed = direct(dy, indices), ctx.needs_input_grad
         dx = dw = db = None
-        if ctx.needs_input_grad[0]:
+        if needed[0]:
             backward = _backward_input if eager else linear_backward_input
             dx = backward(dy, weight, indices, ctx.in_features, ctx.group_size, ctx.deterministic)
-        if ctx.needs_input_grad[1]:
+        if needed[1]:
             backward = _backward_weight if eager else linear_backward_weight
             dw = backward(dy, x, indices, ctx.group_size, ctx.weight_dtype)
-        if ctx.needs_input_grad[3]:
+        if needed[3]:
             db = dy.sum(0, dtype=compute_dtype(dy.dtype)).to(ctx.bias_dtype)
         return dx, dw, None, db, None, None
 

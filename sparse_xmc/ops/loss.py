@@ -107,7 +107,18 @@ def loss_of(problem: Problem) -> Tensor:
     return head_loss(*problem.pack()) / problem.divisor
 
 
+def _gradients_at(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
+    """``gradients_of``, through the dispatcher where that is needed."""
+    if direct(upstream, problem.x, problem.layer.weight, problem.layer.indices):
+        return gradients_of(problem, upstream, needed)
+    found = head_gradients(*problem.pack(), upstream / problem.divisor, needed)
+    dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
+    return dx, dw, db
+
+
 class _FixedFanInLoss(torch.autograd.Function):
+    """For tracers, which look for tensors among the arguments."""
+
     @staticmethod
     def forward(ctx: Any, divisor: float, *arguments: Any) -> Tensor:
         """``arguments``: of ``Problem.pack``."""
@@ -118,15 +129,29 @@ class _FixedFanInLoss(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (*ctx.saved_tensors, *ctx.options)
+        problem = Problem.unpack((*ctx.saved_tensors, *ctx.options), ctx.divisor)
         need_x, need_weight, _, need_bias = ctx.needs_input_grad[1:5]
-        needed = Needed(need_x, need_weight, need_bias)
-        if direct(upstream, *arguments[:3]):
-            dx, dw, db = gradients_of(Problem.unpack(arguments, ctx.divisor), upstream, needed)
-        else:
-            found = head_gradients(*arguments, upstream / ctx.divisor, needed)
-            dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
+        dx, dw, db = _gradients_at(problem, upstream, Needed(need_x, need_weight, need_bias))
         return None, dx, dw, None, db, *[None] * 7
+
+
+class _EagerLoss(torch.autograd.Function):
+    """The same for eager calls: torch looks at every argument, which takes time."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The tensors: those of the problem. It is kept without what backward may change or free."""
+        ctx.save_for_backward(x, weight, problem.layer.indices, bias)
+        ctx.others = problem.layer.group_size, *problem[2:]
+        return kernels("loss", x).loss_forward(*problem)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, indices, bias = ctx.saved_tensors
+        group_size, positives, goal, divisor = ctx.others
+        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor)
+        return None, *_gradients_at(problem, upstream, Needed(*ctx.needs_input_grad[1:]))
 
 
 def prepare(
@@ -228,6 +253,8 @@ def fixed_fan_in_loss(
             **softmax_options(options),
         )
     problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
-    if differentiated(x, weight, bias):
-        return _FixedFanInLoss.apply(problem.divisor, *problem.pack())
-    return loss_of(problem)
+    if not differentiated(x, weight, bias):
+        return loss_of(problem)
+    if direct(problem.x, weight, indices, problem.positives.labels):
+        return _EagerLoss.apply(problem, problem.x, weight, bias)
+    return _FixedFanInLoss.apply(problem.divisor, *problem.pack())

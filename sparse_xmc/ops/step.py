@@ -15,7 +15,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._contract import Scaling
-from sparse_xmc.ops._dispatch import define, direct, first_order, mutated
+from sparse_xmc.ops._dispatch import NoGrad, define, direct, first_order, mutated
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction
 from sparse_xmc.ops.loss import HEAD_SCHEMA, Problem, empty_gradients, loss_of, prepare
 from sparse_xmc.ops.update import Update, UpdateRule
@@ -29,8 +29,10 @@ Results = tuple[Tensor | None, Tensor | None]
 def _check_capture(update: Update, device: torch.device) -> None:
     """A captured graph repeats the numbers of its capture: the rate would never change, and every replay would round with
     the same noise."""
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return
     numbers = [name for name in ("lr", "step") if not isinstance(getattr(update, name), Tensor)]
-    if numbers and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if numbers:
         raise RuntimeError(
             f"{' and '.join(numbers)} of the fused update must be tensors on {device} while a CUDA graph is captured: every "
             "replay would use the numbers of the capture"
@@ -164,7 +166,7 @@ def fixed_fan_in_step_(
         True
     """
     _check_in_place(weight, bias)
-    with torch.no_grad():
+    with torch.no_grad() if torch.compiler.is_compiling() else NoGrad():
         problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
         scale = optimizer.loss_scale(x.device)
         scaling = Scaling(problem.divisor, scale, scale)

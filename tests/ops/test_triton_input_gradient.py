@@ -11,7 +11,7 @@ if not INTERPRETING:
 
 from sparse_xmc.ops._contract import Layer, Objective, Scaling
 from sparse_xmc.ops._targets import sorted_positives
-from sparse_xmc.ops.triton_kernels import input_gradient, loss
+from sparse_xmc.ops.triton_kernels import input_gradient, linear, loss
 from sparse_xmc.ops.update import Update
 
 B, L, D, K = 21, 53, 30, 12
@@ -26,9 +26,15 @@ def problem(dtype: torch.dtype, G: int):
     return x, Layer(weight, indices, bias, G), positives
 
 
-def expected(x: torch.Tensor, layer: Layer, positives: torch.Tensor) -> torch.Tensor:
+def dense_weight(layer: Layer) -> torch.Tensor:
     dense = torch.zeros(L, D, dtype=torch.float64)
-    dense.scatter_(1, layer.indices.long().repeat_interleave(layer.group_size, 0)[:L], layer.weight.double())
+    return dense.scatter_(
+        1, layer.indices.long().repeat_interleave(layer.group_size, 0)[:L], layer.weight.double()
+    )  # fmt: skip
+
+
+def expected(x: torch.Tensor, layer: Layer, positives: torch.Tensor) -> torch.Tensor:
+    dense = dense_weight(layer)
     z = x.double() @ dense.t() + layer.bias.double()
     return (z.sigmoid() - positives.double()) @ dense / B
 
@@ -44,7 +50,9 @@ def step(x: torch.Tensor, layer: Layer, positives: torch.Tensor) -> tuple[torch.
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("way", "G"), [("atomic", 1), ("private", 1), ("rows", 1), ("atomic", 4), ("private", 4)])
+@pytest.mark.parametrize(
+    ("way", "G"), [("atomic", 1), ("private", 1), ("rows", 1), ("dense", 1), ("atomic", 4), ("private", 4)]
+)
 def test_agrees_with_float64_at_the_old_weights(way: str, G: int, dtype: torch.dtype, monkeypatch) -> None:
     monkeypatch.setattr(input_gradient, "CHUNK_BYTES", 20 * 32 * 4)  # several chunks of labels
     arguments = problem(dtype, G)
@@ -57,25 +65,88 @@ def test_agrees_with_float64_at_the_old_weights(way: str, G: int, dtype: torch.d
         assert torch.equal(weight, step(*arguments)[1]), "the update depends on the way of the input gradient"
 
 
-@pytest.mark.parametrize(("way", "G"), [("rows", 1), ("private", 4)])
+@pytest.mark.parametrize(("way", "G"), [("rows", 1), ("dense", 1), ("private", 4)])
 def test_deterministic_ways_give_the_same_bits_twice(way: str, G: int) -> None:
     arguments = problem(torch.float32, G)
     with input_gradient.forced(way):
         assert torch.equal(step(*arguments)[0], step(*arguments)[0])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_dense_tiles_serve_the_unfused_layer(dtype: torch.dtype, monkeypatch) -> None:
+    """Several chunks of labels, the last one short, and a gradient that is a view of another matrix."""
+    monkeypatch.setattr(input_gradient, "CHUNK_BYTES", 64 * (32 * 4 + D * 4))
+    torch.manual_seed(1)
+    labels = 150
+    weight, dy = torch.randn(labels, K).to(dtype), torch.randn(labels, B).to(dtype).t()
+    indices = ops.init_indices(labels, D, K, seed=2, device="cpu")
+    dense = torch.zeros(labels, D, dtype=torch.float64).scatter_(1, indices.long(), weight.double())
+    truth = dy.double() @ dense
+    with input_gradient.forced("dense"):
+        found = linear.backward_input(dy, weight, indices, D, 1, False)
+        assert torch.equal(found, linear.backward_input(dy, weight, indices, D, 1, False))
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=TOLERANCE[dtype] * float(truth.abs().max()))
+
+
+def headline(L: int = 670_091, D: int = 768, K: int = 32, B: int = 128, x: torch.dtype = torch.bfloat16):
+    return input_gradient.Problem(B, L, D, K, x, x)
+
+
+def test_predicted_times_order_the_ways() -> None:
+    """The assumed rates: atomics lose where labels are many, a scratch where features are, launches where labels are few."""
+    taken = {
+        "headline": input_gradient.ways(headline(), 1, torch.device("cpu")),
+        "few labels": input_gradient.ways(headline(L=1000), 1, torch.device("cpu")),
+        "many features": input_gradient.ways(headline(D=30_000), 1, torch.device("cpu")),
+        "float64": input_gradient.ways(headline(x=torch.float64), 1, torch.device("cpu")),
+        "no rows": input_gradient.ways(headline(B=0), 1, torch.device("cpu")),
+        "groups": input_gradient.ways(headline(), 32, torch.device("cpu")),
+    }
+    assert taken == {
+        "headline": ["dense", "atomic"],
+        "few labels": ["atomic", "dense"],
+        "many features": ["atomic"],
+        "float64": ["atomic"],
+        "no rows": ["atomic"],
+        "groups": ["atomic"],
+    }
+    fast_atomics = input_gradient.Rates(additions=1e14)
+    assert next(iter(input_gradient.seconds(headline(), fast_atomics))) == "atomic"
+    no_launches = input_gradient.Rates(launch=0.0)
+    assert input_gradient.seconds(headline(D=16_384), no_launches)["rows"] < 1.5e-3
+
+
+def test_measured_rates_take_the_place_of_assumed_ones(monkeypatch, tmp_path) -> None:
+    from sparse_xmc.ops.triton_kernels import tuning
+
+    monkeypatch.setenv("SPARSE_XMC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    tuning.forget()
+    device = torch.device("cuda", 0)
+    assert input_gradient.rates(device) == input_gradient.Rates()
+    input_gradient.remember_rates("Test GPU", 1e14, 4e12)
+    tuning.forget()  # as a new process would be
+    assert input_gradient.rates(device) == input_gradient.Rates(additions=1e14, l2_bytes=4e12)
+    assert input_gradient.ways(headline(), 1, device) == ["atomic", "dense"]
+    tuning.forget()
+
+
 def test_deterministic_algorithms_take_no_atomics() -> None:
-    assert input_gradient.way(1, 1, 1, 1, 1, torch.float32) == "atomic"
+    device = torch.device("cpu")
     torch.use_deterministic_algorithms(True)
     try:
-        assert input_gradient.way(1, 1, 1, 1, 1, torch.float32) == "rows"
-        assert input_gradient.way(1, 1, 1, 1, 2, torch.float32) == "private"
+        assert input_gradient.ways(headline(), 1, device) == ["rows"]
+        assert input_gradient.ways(headline(), 2, device) == ["private"]
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 def test_a_way_that_can_not_serve_a_call_is_refused() -> None:
-    with pytest.raises(ValueError, match="'rows' takes a group size of 1, got 4"), input_gradient.forced("rows"):
-        step(*problem(torch.float32, 4))
+    for way in ("rows", "dense"):
+        with pytest.raises(ValueError, match=f"'{way}' takes a group size of 1, got 4"), input_gradient.forced(way):
+            step(*problem(torch.float32, 4))
+    message = "no float64, got 21 rows, 30 features and torch.float64"
+    with pytest.raises(ValueError, match=message), input_gradient.forced("dense"):
+        step(*problem(torch.float64, 1))
     with pytest.raises(ValueError, match="'fastest'"), input_gradient.forced("fastest"):
         pass

@@ -3,6 +3,8 @@
 Triton's interpreter multiplies raw bfloat16 wrongly, so there operands are rounded to the dtype and widened again.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -68,7 +70,7 @@ def fp32_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def dot_options(activation: torch.dtype, weight: torch.dtype) -> dict[str, object]:
+def dot_options(activation: torch.dtype, weight: torch.dtype) -> dict[str, Any]:
     """Constants of a product of activations (or their gradient) with weights.
 
     Equal 16-bit dtypes are multiplied as they are. bfloat16 activations take a wider weight as the sum of two bfloat16

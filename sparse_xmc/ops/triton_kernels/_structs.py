@@ -49,8 +49,9 @@ class InputGradient(NamedTuple):
 
     dxt: Any  # [D, stride]
     dz: Any  # [labels, stride]
-    weight: Any  # [labels, K]
+    weight: Any  # [labels, K], or [labels, D] in the way "dense"
     first: Any
+    D: Any
 
 
 class Gradients(NamedTuple):
@@ -83,8 +84,8 @@ class Tile(NamedTuple):
     """Constants of the compilation.
 
     LOSS: "bce", "squared_hinge" or "asymmetric". UPDATE: whether gradients are applied instead of stored.
-    DX: "none"; "atomic": added to dxt; "private": added to dxt, which no other program touches; "rows": derivatives and
-    old weights are written down, for a kernel that sums them by feature.
+    DX: "none"; "atomic": added to dxt; "private": added to dxt, which no other program touches; "rows" and "dense":
+    derivatives and old weights are written down, for a kernel that sums them by feature or multiplies them.
     EVEN: connections and rows of the batch fill their blocks, and need no mask. WIDTH: labels in a bucket of positives.
     DOT: dtype of matrix operands. TERMS: how many of them make up a weight, or a derivative for the weight gradient.
     SHIFT: power of two that keeps small derivatives out of DOT's subnormal range.

@@ -1,4 +1,7 @@
-"""Remembered winners of the autotuner: one small json file per GPU model, readable and safe to write concurrently."""
+"""Remembered winners of searches: one small json file per GPU model, readable and safe to write concurrently.
+
+Files of the same form that ``python -m bench tune`` measured are shipped in ``tuned/`` beside this module.
+"""
 
 import contextlib
 import fcntl
@@ -9,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+SHIPPED = Path(__file__).parent / "tuned"
+
 
 def directory() -> Path:
     """``$SPARSE_XMC_CACHE_DIR``, else ``sparse_xmc`` in the user's cache directory."""
@@ -16,15 +21,26 @@ def directory() -> Path:
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparse_xmc"
 
 
+def file_name(gpu: str) -> str:
+    """Of the entries of a GPU model."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json"
+
+
 def path(gpu: str) -> Path:
-    """The file of a GPU model."""
-    return directory() / (re.sub(r"[^A-Za-z0-9.-]+", "_", gpu) + ".json")
+    """The file that this user's searches write for a GPU model."""
+    return directory() / file_name(gpu)
 
 
 @functools.cache
 def read(gpu: str) -> dict[str, dict[str, Any]]:
     """All entries of a GPU model, read once per process; a missing or broken file counts as empty."""
     return _load(path(gpu))
+
+
+@functools.cache
+def shipped(gpu: str) -> dict[str, dict[str, Any]]:
+    """The entries that came with the package for a GPU model, read once per process."""
+    return _load(SHIPPED / file_name(gpu))
 
 
 def write(gpu: str, key: str, entry: dict[str, Any]) -> None:

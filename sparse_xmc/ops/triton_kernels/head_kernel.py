@@ -25,7 +25,7 @@ def _tile(tile, layer, batch, positives, objective, dx, gradients, update, TILE:
         return group_tile(tile, layer, batch, positives, objective, dx, gradients, update, TILE)
 
 
-@triton.jit(do_not_specialize=["B", "L", "first_tile", "num_tiles"])
+@triton.jit(do_not_specialize=["B", "L", "first_tile", "num_tiles", "seed", "step"])
 def fused_head(
     xt_ptr,  # [D, stride], zeros from column B on
     weight_ptr,  # [L, K]
@@ -38,8 +38,8 @@ def fused_head(
     sample_weight_ptr,  # [B] | None
     sums_ptr,  # [programs] | None
     dxt_ptr,  # DX = "atomic": [D, stride]; "private": [programs, D, stride] | None
-    dz_ptr,  # DX = "rows": [labels of the launch, stride] | None
-    old_weight_ptr,  # DX = "rows": [labels of the launch, K] | None
+    dz_ptr,  # DX = "rows", "dense": [labels of the launch, stride] | None
+    old_weight_ptr,  # DX = "rows": [labels of the launch, K]; "dense": [labels of the launch, D], zeros | None
     dw_ptr,  # [L, K] | None
     db_ptr,  # [L] | None
     scale_ptr,  # 0-dim: of the parameters' gradients | None
@@ -113,7 +113,7 @@ def fused_head(
     positives = Positives(labels_ptr, rows_ptr, starts_ptr)
     gammas = tl.full((), gamma_pos, ACC), tl.full((), gamma_neg, ACC)
     objective = Objective(pos_weight_ptr, sample_weight_ptr, gammas[0], gammas[1], tl.full((), clip, ACC))
-    dx = InputGradient(dxt_ptr, dz_ptr, old_weight_ptr, first_tile.to(tl.int64) * BLOCK_L)
+    dx = InputGradient(dxt_ptr, dz_ptr, old_weight_ptr, first_tile.to(tl.int64) * BLOCK_L, D)
     gradients = Gradients(dw_ptr, db_ptr, scale)
     update = Update(
         weight_momentum_ptr, weight_moment_ptr, bias_momentum_ptr, bias_moment_ptr,

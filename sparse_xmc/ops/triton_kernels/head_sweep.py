@@ -1,5 +1,7 @@
 """One sweep of the fused head over all labels: the launches before, in and behind it, and the memory between them."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 
@@ -9,63 +11,30 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
 from sparse_xmc.ops._topology_cache import cached_inverse
-from sparse_xmc.ops.triton_kernels import input_gradient, linear_inverted
-from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES
-from sparse_xmc.ops.triton_kernels._launch import cdiv, launch, on_device, padded
-from sparse_xmc.ops.triton_kernels._surround import finish_kernel, prepare_kernel
-from sparse_xmc.ops.triton_kernels.head_kernel import fused_head
-from sparse_xmc.ops.triton_kernels.head_tiling import Tiling, operands, tiling
+from sparse_xmc.ops.triton_kernels import head_search, linear_dense, linear_inverted
+from sparse_xmc.ops.triton_kernels._launch import Plans, on_device, padded, ready
+from sparse_xmc.ops.triton_kernels.head_plan import Call, Part, Plan, Wanted
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 from sparse_xmc.ops.update import Update
 
-PRIVATE_BYTES = 1 << 28  # private buffers of the input gradient, all together
-MAX_PRIVATE = 512
-MAX_PROGRAMS = 1 << 16  # so many partial sums of the loss, which one program adds up
-_BLOCK = 64  # rows and features of a tile that is transposed
-_BUCKETS = 1024  # of positives that one program finds
-
-
-class Wanted(NamedTuple):
-    """What a sweep is to find beside the update: the loss, the gradient of x, and where those of parameters go."""
-
-    loss: bool = False
-    x: bool = False
-    dw: Tensor | None = None
-    db: Tensor | None = None
-
-
-class _Call(NamedTuple):
-    """The arguments of a sweep and what was decided about it. way: of the input gradient (``input_gradient``)."""
-
-    x: Tensor
-    layer: Layer
-    positives: Positives
-    objective: Objective
-    scaling: Scaling
-    wanted: Wanted
-    update: Update | None
-    plan: Tiling
-    way: str
-
-    @property
-    def in_place(self) -> bool:
-        return self.update is not None
-
-    @property
-    def need_weight(self) -> bool:
-        return self.in_place or self.wanted.dw is not None or self.wanted.db is not None
+_PLANS = Plans()
+_NO_UPDATE = Update()
 
 
 class _Memory(NamedTuple):
-    """What the launches of one sweep share; see ``fused_head`` and ``prepare_kernel`` for shapes."""
+    """What the launches of a sweep share (``Plan.memory``): tensors, or addresses in the block that is one allocation for
+    all of it. ``bad``: whether x holds inf or nan."""
 
-    xt: Tensor
-    dxt: Tensor | None
-    starts: Tensor
-    sums: Tensor | None  # [parts, programs]
-    scale: Tensor | None
-    bad: Tensor | None
-    correction: Tensor | None
+    xt: Any
+    starts: Any
+    dxt: Any = None
+    dz: Any = None
+    old_weight: Any = None
+    sums: Any = None
+    scale: Any = None
+    correction: Any = None
+    bad: Tensor | None = None
+    block: Tensor | None = None
 
 
 def sweep(
@@ -78,28 +47,40 @@ def sweep(
     update: Update | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """All labels once: (loss / divisor | None, dx | None); parameters' gradients are stored, or applied by ``update``."""
-    layer = layer._replace(indices=layer.indices.contiguous())
-    if update is None:
-        bias = None if layer.bias is None else layer.bias.contiguous()
-        layer = layer._replace(weight=layer.weight.contiguous(), bias=bias)
-    (B, D), (L, K), G = x.shape, layer.weight.shape, layer.group_size
-    way = input_gradient.way(B, L, D, K, G, x.dtype) if wanted.x else "none"
-    adaptive = update is not None and update.second_moment is not None
-    few_registers = x.dtype == layer.weight.dtype and x.element_size() == 2 and way == "atomic" and not adaptive
-    plan = tiling(B, L, K, G, x.dtype, one_label=way == "private", few_registers=few_registers)
-    call = _Call(x, layer, positives, objective, scaling, wanted, update, plan, way)
-    chunk = input_gradient.labels_at_once(padded(B), x.dtype, plan.block_l) if way == "rows" else L
-    parts = [(first, min(first + chunk, L)) for first in range(0, L, chunk)]
-    programs = min(plan.tiles, cdiv(chunk, plan.block_l) if way == "rows" else plan.tiles, _most_programs(call))
-    memory = _allocate(call, len(parts), programs)
+    weight, indices, bias, group_size = layer
+    if not (weight.is_contiguous() and indices.is_contiguous() and (bias is None or bias.is_contiguous())):
+        # parameters that are updated are contiguous: the ops see to that
+        layer = Layer(
+            weight.contiguous(), indices.contiguous(), None if bias is None else bias.contiguous(), group_size
+        )
+    call = Call(x, layer, positives, objective, scaling, wanted, update)
+    key = call.key()
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan, settled = head_search.choose(call, run)
+        if settled:
+            _PLANS.keep(key, plan)
+    return run(call, plan)
+
+
+def run(call: Call, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
+    """Carries out a call as planned."""
+    x, (weight, indices, bias, _), positives, goal = call.x, call.layer, call.positives, call.objective
+    scaling, update = call.scaling, call.update or _NO_UPDATE
+    stream = ready(
+        x, weight, indices, bias, positives.labels, positives.rows, goal.pos_weight, goal.sample_weight,
+        scaling.upstream, scaling.loss_scale, *update[:4], update.applied, update.correction,
+        update.lr if isinstance(update.lr, Tensor) else None, update.step if isinstance(update.step, Tensor) else None,
+    )  # fmt: skip
     with on_device(x):
+        memory = _allocate(call, plan, stream)
         try:
-            _prepare(call, memory)
-            for part, (first, last) in enumerate(parts):
-                _sweep_labels(call, memory, part, programs, first, last)
-            if way == "private" and memory.dxt is not None:
+            _prepare(call, plan, memory, stream)
+            for number, part in enumerate(plan.parts):
+                _sweep_labels(call, plan, memory, number, part, stream)
+            if plan.way in ("private", "dense"):
                 memory = memory._replace(dxt=memory.dxt.sum(0))
-            return _finish(call, memory)
+            return _finish(call, plan, memory, stream)
         except BaseException:
             _flag.cache_clear()  # nobody has taken it back to 0
             raise
@@ -111,106 +92,61 @@ def _flag(device: torch.device, stream: int) -> Tensor:
     return torch.zeros((), dtype=torch.int32, device=device)
 
 
-def _most_programs(call: _Call) -> int:
-    if call.way != "private":
-        return MAX_PROGRAMS
-    (B, D), acc = call.x.shape, compute_dtype(call.x.dtype)
-    return max(1, min(MAX_PRIVATE, PRIVATE_BYTES // max(1, D * padded(B) * acc.itemsize)))
-
-
-def _allocate(call: _Call, parts: int, programs: int) -> _Memory:
-    x, update, plan = call.x, call.update, call.plan
-    (B, D), acc = x.shape, compute_dtype(x.dtype)
-    shape = (D, padded(B))
-    dxt = scale = bad = correction = None
-    if call.way == "private":
-        dxt = torch.zeros(programs, *shape, dtype=acc, device=x.device)
-    elif call.way != "none":
-        dxt = torch.empty(shape, dtype=acc, device=x.device)
-    buckets = cdiv(call.layer.weight.shape[0], plan.width)
-    sums = torch.empty(parts, programs, dtype=acc, device=x.device) if call.wanted.loss else None
-    if call.need_weight:
-        scale = torch.empty((), dtype=acc, device=x.device)
+def _allocate(call: Call, plan: Plan, stream: int | None) -> _Memory:
+    device, update = call.x.device, call.update
+    bad = block = None
+    found: dict[str, Any]
     if update is not None:
-        bad = _flag(x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
-        correction = update.correction
-        if update.applied is not None:
-            correction = torch.empty((), dtype=acc, device=x.device)
-    xt = torch.empty(shape, dtype=x.dtype, device=x.device)
-    return _Memory(
-        xt, dxt, torch.empty(buckets + 1, dtype=torch.int32, device=x.device), sums, scale, bad, correction
-    )  # fmt: skip
+        bad = _flag(device, torch._C._cuda_getCurrentRawStream(call.x.get_device()) if call.x.is_cuda else 0)
+    if stream is not None and plan.way in ("atomic", "none") and plan.compiled:
+        block = torch.empty(plan.block, dtype=torch.uint8, device=device)
+        start = block.data_ptr()
+        found = {name: start + offset for name, offset in plan.offsets}
+    else:
+        found = {
+            name: (torch.zeros if part.zeros else torch.empty)(part.shape, dtype=part.dtype, device=device)
+            for name, part in plan.memory.items()
+        }
+    if update is not None and update.applied is None:
+        found["correction"] = update.correction
+    return _Memory(**found, bad=bad, block=block)
 
 
-def _prepare(call: _Call, memory: _Memory) -> None:
+def _prepare(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> None:
     x, scaling, update, labels = call.x, call.scaling, call.update, call.positives.labels
-    (B, D), buckets = x.shape, memory.starts.shape[0] - 1
-    transposing = cdiv(D, _BLOCK) * cdiv(memory.xt.shape[1], _BLOCK)
-    launch(
-        prepare_kernel, (transposing + cdiv(buckets + 1, _BUCKETS),), x, *x.stride(), memory.xt,
-        memory.dxt if call.way in ("atomic", "rows") else None, labels, memory.starts,
-        memory.bad, scaling.upstream, scaling.loss_scale if call.in_place else None, memory.scale,
+    plan.prepare(
+        stream, x, *x.stride(), memory.xt, memory.dxt if plan.way in ("atomic", "rows") else None, labels,
+        memory.starts, memory.bad, scaling.upstream, None if update is None else scaling.loss_scale, memory.scale,
         *((None, None) if update is None else (update.applied, memory.correction)),
-        B, D, memory.xt.shape[1], labels.shape[0], buckets, transposing, scaling.divisor,
+        *x.shape, padded(x.shape[0]), labels.shape[0], plan.buckets, plan.transposing, scaling.divisor,
         0.0 if update is None else update.decay,
-        WIDTH=call.plan.width, BLOCK_B=_BLOCK, BLOCK_D=_BLOCK, BLOCK_S=_BUCKETS, num_warps=4,
     )  # fmt: skip
 
 
-def _sweep_labels(call: _Call, memory: _Memory, part: int, programs: int, first: int, last: int) -> None:
-    """Launches the head over the labels ``first`` to ``last - 1`` and, in the way "rows", sums their input gradient."""
-    x, layer, plan = call.x, call.layer, call.plan
-    (B, D), (L, K), stride = x.shape, layer.weight.shape, memory.xt.shape[1]
-    tiles = (0, plan.tiles) if plan.dot else (first // plan.block_l, cdiv(last, plan.block_l))
-    dz = old = None
-    if call.way == "rows":
-        dz = torch.empty(last - first, stride, dtype=input_gradient.dz_dtype(x.dtype), device=x.device)
-        old = torch.empty(last - first, K, dtype=layer.weight.dtype, device=x.device)
-    sums = None if memory.sums is None else memory.sums[part]
-    goal, wanted, update = call.objective, call.wanted, call.update or Update()
+def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Part, stream: int | None) -> None:
+    """Launches the head over a part of the labels and, in the ways "rows" and "dense", sums their input gradient."""
+    layer, goal, wanted, update = call.layer, call.objective, call.wanted, call.update or _NO_UPDATE
+    (B, D), (L, K), stride = call.x.shape, layer.weight.shape, padded(call.x.shape[0])
+    if plan.way == "dense":
+        memory.old_weight.zero_()
     lr, lr_ptr = _number_or_pointer(update.lr)
     step, step_ptr = _number_or_pointer(update.step)
-    launch(
-        fused_head, (programs,), memory.xt, layer.weight, layer.indices, layer.bias, *call.positives[:2], memory.starts,
-        goal.pos_weight, goal.sample_weight, sums, memory.dxt, dz, old, wanted.dw, wanted.db,
+    labels, rows, _, _ = call.positives
+    part.launch(
+        stream, memory.xt, *layer[:3], labels, rows, memory.starts, goal.pos_weight, goal.sample_weight,
+        memory.sums if number == 0 or memory.sums is None else memory.sums[number],
+        memory.dxt, memory.dz, memory.old_weight, wanted.dw, wanted.db,
         memory.scale, memory.bad, *update[:4], memory.correction, lr_ptr, step_ptr,
-        B, D, stride, L, *tiles, goal.gamma_pos, goal.gamma_neg, goal.clip,
+        B, D, stride, L, *part.tiles, goal.gamma_pos, goal.gamma_neg, goal.clip,
         lr, update.momentum, update.weight_decay, update.decay, update.gain, update.eps, _signed(update.seed),
-        step % (1 << 32), **_constants(call, memory, tiles[1] - tiles[0], programs),
+        step % (1 << 32),
     )  # fmt: skip
-    if dz is not None and memory.dxt is not None:
+    dz, old, out = memory.dz, memory.old_weight, memory.dxt
+    if plan.way == "dense":
+        linear_dense.add_product_(dz[: part.last - part.first, :B], old, out)
+    elif plan.way == "rows":
         index = cached_inverse(layer.indices, D, transpose_indices)
-        linear_inverted.sum_connections(*index, dz, old, memory.dxt, first, last, K, K, weight_start=first * K)
-
-
-def _constants(call: _Call, memory: _Memory, tiles: int, programs: int) -> dict[str, Any]:
-    x, layer, plan = call.x, call.layer, call.plan
-    B, K = x.shape[0], layer.weight.shape[1]
-    operand, terms, precision = operands(x.dtype, layer.weight.dtype) if plan.dot else (None, 1, None)
-    narrow = operand is not None and TRITON_DTYPES[torch.float16] == operand
-    return {
-        "K": K,
-        "G": layer.group_size,
-        "LOSS": call.objective.loss,
-        "NEED_WEIGHT": call.need_weight,
-        "UPDATE": call.in_place,
-        "STOCHASTIC": call.update is not None and call.update.stochastic,
-        "DX": call.way,
-        "EVEN": plan.block_k == K and B % plan.block_b == 0 and (plan.dot or plan.block_l == 1),
-        "SINGLE": programs >= tiles,
-        "WIDE": memory.xt.numel() >= 1 << 31,
-        "WIDTH": plan.width,
-        "DOT": operand,
-        "TERMS": terms,
-        "PRECISION": precision,
-        "SHIFT": 2.0**14 if narrow and call.objective.loss != "squared_hinge" else 1.0,
-        "BLOCK_L": plan.block_l,
-        "BLOCK_K": plan.block_k,
-        "BLOCK_B": plan.block_b,
-        "num_warps": plan.num_warps,
-        "num_stages": plan.num_stages,
-        **({} if plan.maxnreg is None or torch.version.hip else {"maxnreg": plan.maxnreg}),
-    }
+        linear_inverted.sum_connections_(*index, dz, old, out, part.first, part.last, K, K, weight_start=part.first * K)
 
 
 def _number_or_pointer(value: Any) -> tuple[Any, Tensor | None]:
@@ -224,20 +160,17 @@ def _signed(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def _finish(call: _Call, memory: _Memory) -> tuple[Tensor | None, Tensor | None]:
-    x, scaling, (B, D), stride = call.x, call.scaling, call.x.shape, memory.xt.shape[1]
+def _finish(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> tuple[Tensor | None, Tensor | None]:
+    x, scaling, update = call.x, call.scaling, call.update
     dx = loss = None
-    programs = 1
     if memory.dxt is not None:
-        dx = torch.empty(B, D, dtype=x.dtype, device=x.device)
-        programs = max(1, cdiv(D, _BLOCK) * cdiv(stride, _BLOCK))
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if memory.sums is not None:
-        loss = torch.empty((), dtype=memory.sums.dtype, device=x.device)
-    if dx is not None or loss is not None or call.in_place:
-        launch(
-            finish_kernel, (programs,), memory.dxt, dx, memory.sums, loss, scaling.upstream, memory.scale, memory.bad,
-            None if call.update is None else call.update.applied, B, D, stride,
-            0 if memory.sums is None else memory.sums.numel(), scaling.divisor,
-            BLOCK_B=_BLOCK, BLOCK_D=_BLOCK, BLOCK_S=2048, num_warps=4,
+        loss = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
+    if plan.finish is not None:
+        plan.finish(
+            stream, memory.dxt, dx, memory.sums, loss, scaling.upstream, memory.scale, memory.bad,
+            None if update is None else update.applied, *x.shape, padded(x.shape[0]),
+            0 if loss is None else len(plan.parts) * plan.programs, scaling.divisor,
         )  # fmt: skip
     return loss, dx

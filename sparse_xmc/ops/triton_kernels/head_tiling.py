@@ -32,6 +32,11 @@ class Tiling(NamedTuple):
     num_stages: int = 3
     maxnreg: int | None = None
 
+    @property
+    def elements(self) -> int:
+        """Of the product of a tile without ``tl.dot``."""
+        return self.block_l * self.block_k * self.block_b
+
 
 @functools.cache
 def tiling(
@@ -61,6 +66,20 @@ def tiling(
     width = max(32, block_l)
     warps = max(1, min(16, block_l * block_k * block_b // 1024))
     return Tiling(False, triton.cdiv(L, block_l), width, block_l, block_k, block_b, warps)
+
+
+def alternatives(first: Tiling) -> list[Tiling]:
+    """What a search tries, the first guess first: batch tiles, warps and limits of registers that a tile fits into."""
+    tried: tuple[tuple[int, int, int | None], ...]
+    if first.dot:
+        tried = ((64, 4, 168), (64, 4, None), (64, 4, 128), (32, 4, None), (32, 4, 128), (128, 8, None), (128, 8, 128))
+    else:
+        tried = ((64, 1, None), (32, 1, None), (64, 2, None), (32, 2, None), (128, 4, None), (16, 1, None))
+    found = [first._replace(block_b=b, num_warps=w, maxnreg=r) for b, w, r in tried if b <= 2 * first.block_b]
+    return [
+        first,
+        *(tiles for tiles in found if tiles != first and (tiles.dot or tiles.elements <= 8192 * tiles.num_warps)),
+    ]
 
 
 def operands(activation: torch.dtype, weight: torch.dtype) -> tuple[tl.dtype, int, str]:

@@ -4,7 +4,8 @@
                     G = 1                        G > 1
 ==================  ===========================  ========================================================
 ``forward``         gather, multiply-add         gather once per group, ``tl.dot``
-``backward_input``  atomic row per connection    ``tl.dot``, then one atomic row per connection of a group
+``backward_input``  atomic row per connection,   ``tl.dot``, then one atomic row per connection of a group
+                    or dense tiles
 the same, determ.   inverted index over labels   ``tl.dot``, then inverted index over the groups' sums
 ``backward_weight`` gather, row sums             gather once per group, ``tl.dot``
 ==================  ===========================  ========================================================
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._topology_cache import cached_inverse
-from sparse_xmc.ops.triton_kernels import linear_gather, linear_group, linear_inverted
+from sparse_xmc.ops.triton_kernels import input_gradient, linear_dense, linear_gather, linear_group, linear_inverted
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
+from sparse_xmc.ops.triton_kernels._launch import Plans
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
+
+_WAYS = Plans()
 
 
 def forward(
@@ -47,8 +51,20 @@ def backward_input(
         inverted = cached_inverse(indices, in_features, transpose_indices)
         return linear_inverted.backward_input(dy, weight, indices, in_features, group_size, *inverted)
     if group_size == 1:
-        return linear_gather.backward_input(dy, weight, indices, in_features)
+        kernels = linear_dense if _way(dy, weight, in_features) == "dense" else linear_gather
+        return kernels.backward_input(dy, weight, indices, in_features)
     return linear_group.backward_input(dy, weight, indices, in_features, group_size)
+
+
+def _way(dy: Tensor, weight: Tensor, in_features: int) -> str:
+    """The way to the input gradient for a group size of 1, by its predicted time."""
+    key = (dy.shape, weight.shape, in_features, dy.dtype, weight.dtype, dy.device, input_gradient.choice())
+    found = _WAYS.get(key)
+    if found is None:
+        (B, L), D = dy.shape, in_features
+        problem = input_gradient.Problem(B, L, D, weight.shape[1], dy.dtype, weight.dtype)
+        found = _WAYS.keep(key, input_gradient.ways(problem, 1, dy.device)[0])
+    return found
 
 
 def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
@@ -89,7 +105,13 @@ def _cases(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> Ite
     names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, weight_dtype)))
     name = f"[{names},K={K},G={G}]"
     yield CompileCase(f"forward{name}", lambda: forward(x, weight, indices, bias, G))
-    yield CompileCase(f"backward_input{name}", lambda: backward_input(dy, weight, indices, D, G, False))
+    for way in ("atomic", "dense") if G == 1 and dtype != torch.float64 else ("atomic",):
+
+        def launch(way: str = way) -> Tensor:
+            with input_gradient.forced(way):
+                return backward_input(dy, weight, indices, D, G, False)
+
+        yield CompileCase(f"backward_input{'_dense' * (way == 'dense')}{name}", launch)
     yield CompileCase(f"backward_input_deterministic{name}", lambda: backward_input(dy, weight, indices, D, G, True))
     wgmma = K >= 64
     yield CompileCase(f"backward_weight{name}", lambda: backward_weight(dy, x, indices, G, weight_dtype), wgmma)

@@ -4,6 +4,8 @@
 a tile of the batch; programs that share a batch tile are neighbours, so that the slab ``[D, BLOCK_B]`` stays in cache.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -12,28 +14,29 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator
-from sparse_xmc.ops.triton_kernels._launch import batch_major, empty_logits, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._launch import cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._layout import batch_major, empty_logits, feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 SLAB_BYTES = 128 << 10
 
 
-def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
+def _configs(tiles: list[tuple[int, int, int, int]]) -> list[tuning.Config]:
     return [
-        triton.Config({"BLOCK_L": block_l, "BLOCK_B": block_b, "UNROLL": unroll}, num_warps=warps, num_stages=1)
+        {"BLOCK_L": block_l, "BLOCK_B": block_b, "UNROLL": unroll, "num_warps": warps, "num_stages": 1}
         for block_l, block_b, unroll, warps in tiles
     ]
 
 
-def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
+def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
     """The batch tile is between a quarter of the batch and all of it; the label tile keeps the sums in registers."""
     widest = min(shape.B, 256)
     tile = config["BLOCK_L"] * config["BLOCK_B"]
     return widest <= 4 * config["BLOCK_B"] <= 4 * widest and tile <= (1024 if shape.itemsize == 8 else 4096)
 
 
-def _suits_slab(config: dict[str, int], shape: tuning.Shape) -> bool:
+def _suits_slab(config: tuning.Config, shape: tuning.Shape) -> bool:
     """Also, where a narrower tile is allowed: the slab of x that neighbouring programs gather from fits the L1 cache."""
     narrowest = 4 * config["BLOCK_B"] <= max(64, min(shape.B, 256))
     fits = shape.D * config["BLOCK_B"] * shape.x_bytes <= SLAB_BYTES
@@ -82,8 +85,7 @@ _BACKWARD_WEIGHT = _configs(
 )
 
 
-@tuning.autotune(_FORWARD, _suits_slab)
-@triton.jit(do_not_specialize=["B", "bucket"])
+@triton.jit(do_not_specialize=["B"])
 def forward_kernel(
     xt_ptr,  # [D, stride_x], zeros from column B on
     stride_x,
@@ -95,7 +97,6 @@ def forward_kernel(
     stride_y,
     B,
     L,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -126,8 +127,7 @@ def forward_kernel(
     tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=inside)
 
 
-@tuning.autotune(_BACKWARD_INPUT, _suits, scratch=["dxt_ptr"])
-@triton.jit(do_not_specialize=["B", "bucket"])
+@triton.jit(do_not_specialize=["B"])
 def backward_input_kernel(
     dy_ptr,  # [B, L]
     stride_db,
@@ -138,7 +138,6 @@ def backward_input_kernel(
     stride_x,
     B,
     L,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -162,8 +161,7 @@ def backward_input_kernel(
         tl.atomic_add(dx_ptrs, weight[:, None] * dy, mask=mask_x, sem="relaxed")
 
 
-@tuning.autotune(_BACKWARD_WEIGHT, _suits_slab)
-@triton.jit(do_not_specialize=["B", "bucket"])
+@triton.jit(do_not_specialize=["B"])
 def backward_weight_kernel(
     dy_ptr,  # [B, L]
     stride_db,
@@ -174,7 +172,6 @@ def backward_weight_kernel(
     dw_ptr,  # [L, K]
     B,
     L,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -208,6 +205,15 @@ def backward_weight_kernel(
     )
 
 
+FORWARD = tuning.Tuned(forward_kernel, _FORWARD, _suits_slab)
+BACKWARD_INPUT = tuning.Tuned(backward_input_kernel, _BACKWARD_INPUT, _suits)
+BACKWARD_WEIGHT = tuning.Tuned(backward_weight_kernel, _BACKWARD_WEIGHT, _suits_slab)
+
+
+def _tiles(L: int, B: int) -> Callable[[tuning.Config], tuple[int, ...]]:
+    return lambda config: (cdiv(L, config["BLOCK_L"]) * cdiv(B, config["BLOCK_B"]),)
+
+
 def forward(
     x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, weight_scale: Tensor | None = None
 ) -> Tensor:
@@ -216,24 +222,17 @@ def forward(
     y = empty_logits(x, L)
     if B == 0:
         return y
-    xt = feature_major(x)
+    xt, weight = feature_major(x), as_stored(weight)
+    arguments = (xt, xt.stride(0), weight, indices, bias, weight_scale, y, y.stride(0), B, L)
+    dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
+    key = (B, D, L, K, dtypes, x.device)
+    launch = FORWARD.plans.get(key)
     with on_device(x):
-        forward_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(B, meta["BLOCK_B"]),)](
-            xt,
-            xt.stride(0),
-            as_stored(weight),
-            indices,
-            bias,
-            weight_scale,
-            y,
-            y.stride(0),
-            B,
-            L,
-            tuning.bucket(B, L, D),
-            K=K,
-            G=1,
-            ACC=accumulator(x.dtype),
-        )
+        if launch is None:
+            constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype)}
+            shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
+            launch = FORWARD.choose(key, shape, _tiles(L, B), constants, arguments)
+        launch(ready(weight, indices, bias, weight_scale), *arguments)
     return y
 
 
@@ -242,21 +241,16 @@ def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int
     (B, L), K = dy.shape, weight.shape[1]
     dxt = torch.zeros(in_features, padded(B), dtype=compute_dtype(dy.dtype), device=dy.device)
     if B:
+        strides = dy.stride()
+        arguments = (dy, *strides, weight, indices, dxt, dxt.stride(0), B, L)
+        key = (B, in_features, L, K, strides, dy.dtype, weight.dtype, indices.dtype, dy.device)
+        launch = BACKWARD_INPUT.plans.get(key)
         with on_device(dy):
-            backward_input_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(B, meta["BLOCK_B"]),)](
-                dy,
-                *dy.stride(),
-                weight,
-                indices,
-                dxt,
-                dxt.stride(0),
-                B,
-                L,
-                tuning.bucket(B, L, in_features),
-                K=K,
-                G=1,
-                ACC=accumulator(dy.dtype),
-            )
+            if launch is None:
+                constants = {"K": K, "G": 1, "ACC": accumulator(dy.dtype)}
+                shape = tuning.Shape.of(B, L, in_features, K, 1, dxt.element_size())
+                launch = BACKWARD_INPUT.choose(key, shape, _tiles(L, B), constants, arguments, scratch=dxt)
+            launch(ready(dy, weight, indices), *arguments)
     return batch_major(dxt, B, dy.dtype)
 
 
@@ -264,22 +258,19 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, dtype: torch.dtype) 
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
     (B, L), D, K = dy.shape, x.shape[1], indices.shape[1]
     dw = torch.empty(L, K, dtype=dtype, device=dy.device)
-    xt = feature_major(x)
-    block_k = min(triton.next_power_of_2(K), 32)
+    xt, strides = feature_major(x), dy.stride()
+    arguments = (dy, *strides, xt, xt.stride(0), indices, dw, B, L)
+    key = (B, D, L, K, strides, dy.dtype, x.dtype, indices.dtype, dtype, dy.device)
+    launch = BACKWARD_WEIGHT.plans.get(key)
     with on_device(dy):
-        backward_weight_kernel[lambda meta: (triton.cdiv(L, meta["BLOCK_L"]) * triton.cdiv(K, block_k),)](
-            dy,
-            *dy.stride(),
-            xt,
-            xt.stride(0),
-            indices,
-            dw,
-            B,
-            L,
-            tuning.bucket(B, L, D),
-            K=K,
-            G=1,
-            ACC=accumulator(x.dtype),
-            BLOCK_K=block_k,
-        )
+        if launch is None:
+            block_k = min(power_of_2(K), 32)
+            constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype), "BLOCK_K": block_k}
+            shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
+
+            def grid(config: tuning.Config) -> tuple[int, ...]:
+                return (cdiv(L, config["BLOCK_L"]) * cdiv(K, block_k),)
+
+            launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
+        launch(ready(dy, indices), *arguments)
     return dw

@@ -6,6 +6,8 @@ group has often fewer labels than the 64 rows that Hopper's wgmma needs. Groups 
 masked up to ``BLOCK_G``.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,15 +15,9 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
-from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight
-from sparse_xmc.ops.triton_kernels._launch import (
-    batch_major,
-    empty_logits,
-    feature_major,
-    on_device,
-    padded,
-    readable_labels,
-)
+from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight, fp32_precision
+from sparse_xmc.ops.triton_kernels._launch import cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._layout import batch_major, empty_logits, feature_major, readable_labels
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
@@ -29,21 +25,21 @@ from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 SMALLEST_DOT = 16
 
 
-def _configs(tiles: list[tuple[int, int, int, int]]) -> list[triton.Config]:
+def _configs(tiles: list[tuple[int, int, int, int]]) -> list[tuning.Config]:
     return [
-        triton.Config({"BLOCK_B": block_b, "BLOCK_K": block_k}, num_warps=warps, num_stages=stages)
+        {"BLOCK_B": block_b, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
         for block_b, block_k, warps, stages in tiles
     ]
 
 
-def _suits(config: dict[str, int], shape: tuning.Shape) -> bool:
+def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
     """Tiles between a quarter of the problem and all of it.
 
     float32 products without tensor cores keep their operands in registers: 64 x 32 at most. float64 builds the
     product [BLOCK_B, BLOCK_K, BLOCK_G].
     """
     widest_b, widest_k = {2: (128, 128), 4: (64, 32), 8: (16, 16)}[shape.itemsize]
-    widest_b, widest_k = min(shape.B, widest_b), max(min(triton.next_power_of_2(shape.K), widest_k), 16)
+    widest_b, widest_k = min(shape.B, widest_b), max(min(power_of_2(shape.K), widest_k), 16)
     return (
         widest_b <= 4 * config["BLOCK_B"] <= 4 * widest_b
         and widest_k <= 4 * config["BLOCK_K"] <= 4 * widest_k
@@ -69,8 +65,7 @@ _CONFIGS = _configs(
 )
 
 
-@tuning.autotune(_CONFIGS, _suits)
-@triton.jit(do_not_specialize=["B", "bucket"])
+@triton.jit(do_not_specialize=["B"])
 def forward_kernel(
     xt_ptr,  # [D, stride_x], zeros from column B on
     stride_x,
@@ -83,7 +78,6 @@ def forward_kernel(
     B,
     L,
     R,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -122,8 +116,7 @@ def forward_kernel(
     tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=inside)
 
 
-@tuning.autotune(_CONFIGS, _suits, scratch=["dxt_ptr"])
-@triton.jit(do_not_specialize=["B", "first", "bucket"])
+@triton.jit(do_not_specialize=["B", "first"])
 def backward_input_kernel(
     dy_ptr,  # [B, readable]
     stride_db,
@@ -137,7 +130,6 @@ def backward_input_kernel(
     L,
     first,  # first group
     num_groups,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -182,8 +174,7 @@ def backward_input_kernel(
         tl.store(dx_ptrs, tl.trans(sums), mask=mask_x)
 
 
-@tuning.autotune(_CONFIGS, _suits)
-@triton.jit(do_not_specialize=["B", "bucket"])
+@triton.jit(do_not_specialize=["B"])
 def backward_weight_kernel(
     dy_ptr,  # [B, readable]
     stride_db,
@@ -195,7 +186,6 @@ def backward_weight_kernel(
     dw_ptr,  # [L, K]
     B,
     L,
-    bucket,  # only a tuning key
     K: tl.constexpr,
     G: tl.constexpr,
     ACC: tl.constexpr,
@@ -233,6 +223,11 @@ def backward_weight_kernel(
     tl.store(dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=mask_k[:, None] & mask_g[None, :])
 
 
+FORWARD = tuning.Tuned(forward_kernel, _CONFIGS, _suits)
+BACKWARD_INPUT = tuning.Tuned(backward_input_kernel, _CONFIGS, _suits)
+BACKWARD_WEIGHT = tuning.Tuned(backward_weight_kernel, _CONFIGS, _suits)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -246,29 +241,22 @@ def forward(
     y = empty_logits(x, L)
     if B == 0:
         return y
-    xt = feature_major(x)
-    block_g = _block_g(group_size, x.dtype)
-    chunks = triton.cdiv(group_size, block_g)
+    xt, stored = feature_major(x), as_stored(weight)
+    arguments = (xt, xt.stride(0), stored, indices, bias, weight_scale, y, y.stride(0), B, L, R)
+    dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
+    key = (B, D, L, K, group_size, dtypes, fp32_precision(), x.device)
+    launch = FORWARD.plans.get(key)
     with on_device(x):
-        forward_kernel[lambda meta: (chunks * R * triton.cdiv(B, meta["BLOCK_B"]),)](
-            xt,
-            xt.stride(0),
-            as_stored(weight),
-            indices,
-            bias,
-            weight_scale,
-            y,
-            y.stride(0),
-            B,
-            L,
-            R,
-            tuning.bucket(B, L, D),
-            K=K,
-            G=group_size,
-            ACC=accumulator(x.dtype),
-            BLOCK_G=block_g,
-            **dot_options(x.dtype, weight.dtype),
-        )
+        if launch is None:
+            constants, itemsize = _constants(K, group_size, x.dtype, weight.dtype)
+            parts = cdiv(group_size, constants["BLOCK_G"]) * R
+
+            def grid(config: tuning.Config) -> tuple[int, ...]:
+                return (parts * cdiv(B, config["BLOCK_B"]),)
+
+            shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
+            launch = FORWARD.choose(key, shape, grid, constants, arguments)
+        launch(ready(stored, indices, bias, weight_scale), *arguments)
     return y
 
 
@@ -277,18 +265,18 @@ def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int
     B, R = dy.shape[0], indices.shape[0]
     dxt = torch.zeros(in_features, padded(B), dtype=compute_dtype(dy.dtype), device=dy.device)
     if B:
-        _multiply_weight(dy, weight, indices, dxt, in_features, group_size, 0, R, atomic=True)
+        _multiply_weight_(dy, weight, indices, dxt, in_features, group_size, 0, R, atomic=True)
     return batch_major(dxt, B, dy.dtype)
 
 
-def connection_sums(
+def connection_sums_(
     dy: Tensor, weight: Tensor, indices: Tensor, out: Tensor, in_features: int, group_size: int, first: int, last: int
 ) -> None:
     """Writes to ``out [(last - first) * K, padded(B)]`` what each connection of the groups adds to its feature."""
-    _multiply_weight(dy, weight, indices, out, in_features, group_size, first, last, atomic=False)
+    _multiply_weight_(dy, weight, indices, out, in_features, group_size, first, last, atomic=False)
 
 
-def _multiply_weight(
+def _multiply_weight_(
     dy: Tensor,
     weight: Tensor,
     indices: Tensor,
@@ -300,64 +288,55 @@ def _multiply_weight(
     *,
     atomic: bool,
 ) -> None:
-    (B, L), K = dy.shape, weight.shape[1]
+    (B, L), K, strides = dy.shape, weight.shape[1], dy.stride()
     groups, readable = last - first, readable_labels(dy)
+    stride = out.stride(0)
+    arguments = (dy, *strides, readable, weight, indices, out, stride, B, L, first, groups)
+    dtypes = (dy.dtype, weight.dtype, indices.dtype)
+    key = (B, in_features, L, K, group_size, groups, strides, readable, atomic, dtypes, fp32_precision(), dy.device)
+    launch = BACKWARD_INPUT.plans.get(key)
     with on_device(dy):
-        backward_input_kernel[
-            lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * groups * triton.cdiv(out.stride(0), meta["BLOCK_B"]),)
-        ](
-            dy,
-            *dy.stride(),
-            readable,
-            weight,
-            indices,
-            out,
-            out.stride(0),
-            B,
-            L,
-            first,
-            groups,
-            tuning.bucket(B, L, in_features),
-            K=K,
-            G=group_size,
-            ACC=accumulator(dy.dtype),
-            ATOMIC=atomic,
-            GAPS=readable > L,
-            BLOCK_G=_block_g(group_size, dy.dtype),
-            **dot_options(dy.dtype, weight.dtype),
-        )
+        if launch is None:
+            constants, itemsize = _constants(K, group_size, dy.dtype, weight.dtype)
+            constants |= {"GAPS": readable > L, "ATOMIC": atomic}
+
+            def grid(config: tuning.Config) -> tuple[int, ...]:
+                return (cdiv(K, config["BLOCK_K"]) * groups * cdiv(stride, config["BLOCK_B"]),)
+
+            shape = tuning.Shape.of(B, L, in_features, K, group_size, itemsize)
+            launch = BACKWARD_INPUT.choose(key, shape, grid, constants, arguments, scratch=out if atomic else None)
+        launch(ready(dy, weight, indices), *arguments)
 
 
 def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
-    (B, L), D, (R, K) = dy.shape, x.shape[1], indices.shape
+    (B, L), D, (R, K), strides = dy.shape, x.shape[1], indices.shape, dy.stride()
     dw = torch.empty(L, K, dtype=dtype, device=dy.device)
-    xt = feature_major(x)
-    block_g = _block_g(group_size, x.dtype)
-    options, readable = dot_options(x.dtype, dy.dtype), readable_labels(dy)
+    xt, readable = feature_major(x), readable_labels(dy)
+    arguments = (dy, *strides, readable, xt, xt.stride(0), indices, dw, B, L)
+    dtypes = (dy.dtype, x.dtype, indices.dtype, dtype)
+    key = (B, D, L, K, group_size, strides, readable, dtypes, fp32_precision(), dy.device)
+    launch = BACKWARD_WEIGHT.plans.get(key)
     with on_device(dy):
-        backward_weight_kernel[lambda meta: (triton.cdiv(K, meta["BLOCK_K"]) * triton.cdiv(group_size, block_g) * R,)](
-            dy,
-            *dy.stride(),
-            readable,
-            xt,
-            xt.stride(0),
-            indices,
-            dw,
-            B,
-            L,
-            tuning.bucket(B, L, D),
-            K=K,
-            G=group_size,
-            ACC=accumulator(x.dtype),
-            DOT=options["DOT"],
-            PRECISION=options["PRECISION"],
-            GAPS=readable > L,
-            BLOCK_G=block_g,
-        )
+        if launch is None:
+            constants, itemsize = _constants(K, group_size, x.dtype, dy.dtype)
+            constants["GAPS"] = readable > L
+            del constants["SPLIT"]
+            parts = cdiv(group_size, constants["BLOCK_G"]) * R
+
+            def grid(config: tuning.Config) -> tuple[int, ...]:
+                return (cdiv(K, config["BLOCK_K"]) * parts,)
+
+            shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
+            launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
+        launch(ready(dy, indices), *arguments)
     return dw
 
 
-def _block_g(group_size: int, dtype: torch.dtype) -> int:
-    largest = SMALLEST_DOT if dtype == torch.float64 else 64
-    return max(SMALLEST_DOT, min(triton.next_power_of_2(group_size), largest))
+def _constants(K: int, group_size: int, activation: torch.dtype, other: torch.dtype) -> tuple[dict[str, Any], int]:
+    """Constants of a kernel that multiplies these dtypes, and the bytes of an operand."""
+    options = dot_options(activation, other)
+    largest = SMALLEST_DOT if activation == torch.float64 else 64
+    block_g = max(SMALLEST_DOT, min(power_of_2(group_size), largest))
+    constants = {"K": K, "G": group_size, "ACC": accumulator(activation), "BLOCK_G": block_g, **options}
+    return constants, options["DOT"].primitive_bitwidth // 8

@@ -13,10 +13,12 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import linear_group
 from sparse_xmc.ops.triton_kernels._dot import accumulator
-from sparse_xmc.ops.triton_kernels._launch import batch_major, feature_major, on_device, padded
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._layout import batch_major, feature_major
 
 # bytes of the rows that one launch gathers from: about half of the L2 cache of an H100 or H200
 CHUNK_BYTES = 24 << 20
+_PLANS = Plans()
 
 
 @triton.jit
@@ -97,13 +99,13 @@ def backward_input(
             rows = feature_major(dy[:, first:last])
         else:
             rows = torch.empty((last - first) * K, padded(B), dtype=acc, device=dy.device)
-            linear_group.connection_sums(dy, weight, indices, rows, in_features, group_size, first, last)
+            linear_group.connection_sums_(dy, weight, indices, rows, in_features, group_size, first, last)
         per_row, scale = (K, weight) if group_size == 1 else (1, None)
-        sum_connections(offsets, positions, rows, scale, dxt, first, last, K, per_row)
+        sum_connections_(offsets, positions, rows, scale, dxt, first, last, K, per_row)
     return batch_major(dxt, B, dy.dtype)
 
 
-def sum_connections(
+def sum_connections_(
     offsets: Tensor,
     positions: Tensor,
     rows: Tensor,
@@ -118,24 +120,20 @@ def sum_connections(
     """Adds to ``out [D, stride]``, for every position ``p`` of a feature that lies in rows ``first`` to ``last - 1`` of
     the indices, row ``(p - first * K) // per_row`` of ``rows [:, stride]``, times ``weight``'s element ``p - weight_start``."""
     in_features, stride = out.shape
-    block_b = max(16, min(128, triton.next_power_of_2(stride)))
-    with on_device(out):
-        sum_connections_kernel[(in_features * triton.cdiv(stride, block_b),)](
-            offsets,
-            positions,
-            rows,
-            weight,
-            out,
-            stride,
-            first,
-            last,
-            weight_start,
-            K=fan_in,
-            PER_ROW=per_row,
-            ACC=accumulator(out.dtype),
-            # a feature stands at most once in a row of indices
-            STEPS=(positions.shape[0] // fan_in).bit_length(),
-            BLOCK_P=16,
-            BLOCK_B=block_b,
-            num_warps=4,
+    arguments = (offsets, positions, rows, weight, out, stride, first, last, weight_start)
+    number, sizes = positions.shape[0], (in_features, stride, fan_in, per_row)
+    wide = max(first, last, weight_start) >= 1 << 31
+    dtypes = (positions.dtype, rows.dtype, weight is not None and weight.dtype, out.dtype)
+    key = (*sizes, number, wide, dtypes, out.device)
+    launch = _PLANS.get(key)
+    if launch is None:
+        block_b = max(16, min(128, power_of_2(stride)))
+        # a feature stands at most once in a row of indices
+        constants = {"K": fan_in, "PER_ROW": per_row, "STEPS": (number // fan_in).bit_length(), "BLOCK_P": 16}
+        grid = (in_features * cdiv(stride, block_b),)
+        chosen = Launch(
+            sum_connections_kernel, grid, ACC=accumulator(out.dtype), BLOCK_B=block_b, num_warps=4, **constants
         )
+        launch = _PLANS.keep(key, chosen)
+    with on_device(out):
+        launch(ready(out, offsets, positions, rows, weight), *arguments)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
+from sparse_xmc.ops.triton_kernels import input_gradient
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels.head_sweep import Wanted, sweep
+from sparse_xmc.ops.triton_kernels.head_plan import Wanted
+from sparse_xmc.ops.triton_kernels.head_sweep import sweep
 from sparse_xmc.ops.update import Update
 
 
@@ -73,10 +75,16 @@ def compile_cases() -> Iterator[CompileCase]:
     for K, G in ((32, 1), (64, 32)):
         yield _step_case((half, half), K, G, "squared_hinge", momentum=True, moment=True)
         yield _step_case((half, half), K, G, "bce", moment=True)
-        yield _step_case((half, half), K, G, "bce", deterministic=True)
+        for way in ("rows", "dense") if G == 1 else ("private",):
+            yield _step_case((half, half), K, G, "bce", way=way)
         yield _step_case((half, half), K, G, "bce", need_loss=False)
-        problem = (*_meta_problem(half, half, K, G), Objective(), Scaling(), Needed(True, True, True))
-        yield CompileCase(f"gradients[K={K},G={G}]", functools.partial(loss_gradients, *problem))
+        yield CompileCase(f"gradients[K={K},G={G}]", functools.partial(_gradients, K, G))
+
+
+def _gradients(K: int, G: int) -> None:
+    problem = _meta_problem(torch.bfloat16, torch.bfloat16, K, G)
+    with input_gradient.forced("atomic"):
+        loss_gradients(*problem, Objective(), Scaling(), Needed(True, True, True))
 
 
 def _meta_problem(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> tuple[Tensor, Layer, Positives]:
@@ -97,7 +105,7 @@ def _step_case(
     *,
     momentum: bool = False,
     moment: bool = False,
-    deterministic: bool = False,
+    way: str = "atomic",
     need_loss: bool = True,
 ) -> CompileCase:
     x, layer, positives = _meta_problem(*dtypes, K, G)
@@ -110,15 +118,9 @@ def _step_case(
     )  # fmt: skip
 
     def launch() -> None:
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(deterministic)
-        try:
+        with input_gradient.forced(way):
             loss_step_(x, layer, positives, Objective(loss), Scaling(2.0), update, need_loss=need_loss, need_x=True)
-        finally:
-            torch.use_deterministic_algorithms(before)
 
     names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
-    state = (
-        ",momentum" * momentum + ",moment" * moment + ",deterministic" * deterministic + ",no loss" * (not need_loss)
-    )
+    state = ",momentum" * momentum + ",moment" * moment + f",{way}" * (way != "atomic") + ",no loss" * (not need_loss)
     return CompileCase(f"step[{names},K={K},G={G},{loss}{state}]", launch)

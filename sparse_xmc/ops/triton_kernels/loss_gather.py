@@ -43,9 +43,12 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
     else:
         column = column.to(tl.int32)
     x_offs = column[:, :, None] * batch.stride + tl.arange(0, BLOCK_B)[None, None, :]
-    if TILE.DX == "rows":
+    if TILE.DX == "rows" or TILE.DX == "dense":
         own = first - dx.first
-        tl.store(dx.weight + own * K + weight_offs, stored, mask=connected)
+        if TILE.DX == "rows":
+            tl.store(dx.weight + own * K + weight_offs, stored, mask=connected)
+        else:
+            tl.store(dx.weight + (own + member)[:, None] * dx.D + column, stored, mask=connected)
     bucket = tile * BLOCK_L // TILE.WIDTH
     position = tl.load(positives.starts + bucket)
     last = tl.load(positives.starts + bucket + 1)
@@ -88,7 +91,7 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
             dz *= of_row[None, :]
         if NEED_LOSS:
             total += tl.sum(value, 0)
-        if TILE.DX == "rows":
+        if TILE.DX == "rows" or TILE.DX == "dense":
             dz_ptrs = dx.dz + (own + member)[:, None] * batch.stride + offs_b[None, :]
             fits = known[:, None] & (offs_b < batch.stride)[None, :]
             tl.store(dz_ptrs, round_nearest(dz, dx.dz.dtype.element_ty), mask=fits)

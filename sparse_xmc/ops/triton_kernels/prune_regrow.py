@@ -1,6 +1,7 @@
 """Triton kernels of ``prune_regrow_``: a block of rows is scored, pruned and regrown in registers."""
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import triton
@@ -8,12 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops._contract import Rewiring
+from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import on_device
+from sparse_xmc.ops.triton_kernels._launch import Plans, cdiv, on_device, power_of_2
 from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_per_row, row_keys, tile_shape
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 from sparse_xmc.ops.triton_kernels._sampling import draw_distinct, free_feature
 
+SEARCHED_ROWS = 1 << 16  # of the copies that a search works on
+_CONFIGS = Plans()
 _REGROW, _CANDIDATES, _WEIGHTS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # streams of random numbers
 
 
@@ -126,20 +130,64 @@ def rewire_(
     weight: Tensor, indices: Tensor, state: Sequence[Tensor], mean_state: Sequence[Tensor], plan: Rewiring
 ) -> Tensor:
     """Prunes and regrows in place; the number of changed slots of ``indices``."""
-    (R, K), L = indices.shape, weight.shape[0]
-    rows, block_k = tile_shape(K)
-    grid = (triton.cdiv(R, rows),)
+    R, K = indices.shape
     total = torch.zeros((), dtype=torch.int64, device=weight.device)
-    key = int(torch.tensor(plan.threshold, dtype=torch.float32).view(torch.int32))
-    shape = {"USE_MAX": plan.use_max, "ROWS": rows, "BLOCK_K": block_k}
+    dtypes = (weight.dtype, indices.dtype, *(t.dtype for t in state), None, *(t.dtype for t in mean_state))
+    listed = (plan.counts is None, plan.candidates is not None and plan.candidates.dtype)
+    key = (R, K, plan.in_features, plan.group_size, plan.use_max, plan.bound > 0, dtypes, listed, weight.device)
     with on_device(weight):
-        listed = 0 if plan.candidates is None else plan.candidates.shape[1]
-        rewire_kernel[grid](
-            tuple(state), tuple(mean_state), weight, indices, plan.counts, plan.candidates, total, key, plan.fixed,
-            plan.seed, plan.first_row, plan.bound, R, L, K, plan.in_features, listed, plan.group_size,
-            UNIFORM=plan.bound > 0, **shape,
-        )  # fmt: skip
+        config = _CONFIGS.get(key)
+        if config is None:
+            config = _choose(key, weight, indices, state, mean_state, plan)
+        _rewire_(weight, indices, state, mean_state, plan, total, config)
     return total
+
+
+def _rewire_(
+    weight: Tensor,
+    indices: Tensor,
+    state: Sequence[Tensor],
+    mean_state: Sequence[Tensor],
+    plan: Rewiring,
+    total: Tensor,
+    config: tuning.Config,
+) -> None:
+    (R, K), L = indices.shape, weight.shape[0]
+    threshold = struct.unpack("<i", struct.pack("<f", plan.threshold))[0]
+    listed = 0 if plan.candidates is None else plan.candidates.shape[1]
+    rewire_kernel[(cdiv(R, config["ROWS"]),)](
+        tuple(state), tuple(mean_state), weight, indices, plan.counts, plan.candidates, total, threshold, plan.fixed,
+        plan.seed, plan.first_row, plan.bound, R, L, K, plan.in_features, listed, plan.group_size,
+        USE_MAX=plan.use_max, UNIFORM=plan.bound > 0, BLOCK_K=power_of_2(K), **config,
+    )  # fmt: skip
+
+
+def _choose(
+    key: tuple[object, ...],
+    weight: Tensor,
+    indices: Tensor,
+    state: Sequence[Tensor],
+    mean_state: Sequence[Tensor],
+    plan: Rewiring,
+) -> tuning.Config:
+    """The configuration for calls like this one, searched on copies of the first rows."""
+    (R, K), G = indices.shape, plan.group_size
+    rows, _ = tile_shape(K)
+    tried = ((rows, 4), (rows, 8), (rows, 2), (rows // 2, 4), (rows // 2, 2), (rows * 2, 8))
+    candidates: list[tuning.Config] = [{"ROWS": n, "num_warps": warps} for n, warps in tried if n]
+
+    def attempt(config: tuning.Config) -> Callable[[], None]:
+        number = min(R, SEARCHED_ROWS)
+        own, *copies = (t[: number * G].clone() for t in (weight, *state, *mean_state))
+        places, total = indices[:number].clone(), torch.zeros((), dtype=torch.int64, device=weight.device)
+        return lambda: _rewire_(own, places, copies[: len(state)], copies[len(state) :], plan, total, config)
+
+    shape = tuning.Shape.of(16, weight.shape[0], plan.in_features, K, G, weight.element_size())
+    kinds = {"kinds": str(key[4:-1]).replace("torch.", "")}
+    config, settled = tuning.fastest(
+        weight.device, lambda: tuning.key_of(rewire_kernel, shape, kinds), candidates, attempt
+    )
+    return _CONFIGS.keep(key, config) if settled else config
 
 
 @triton.jit(do_not_specialize=["seed", "first_row"])
@@ -179,10 +227,10 @@ def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, fi
     """``count`` distinct features that each row does not hold: [R, count] in indices' dtype."""
     R, K = indices.shape
     out = torch.empty(R, count, dtype=indices.dtype, device=indices.device)
-    block_k, block_c = triton.next_power_of_2(K), triton.next_power_of_2(count)
-    rows = max(1, min(32, 4096 // triton.next_power_of_2(block_k + block_c)))
+    block_k, block_c = power_of_2(K), power_of_2(count)
+    rows = max(1, min(32, 4096 // power_of_2(block_k + block_c)))
     with on_device(indices):
-        candidates_kernel[(triton.cdiv(R, rows),)](
+        candidates_kernel[(cdiv(R, rows),)](
             indices, out, seed, first_row, R, K, count, in_features, ROWS=rows, BLOCK_K=block_k, BLOCK_C=block_c
         )
     return out

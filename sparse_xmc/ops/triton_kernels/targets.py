@@ -12,9 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import launch, on_device
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, on_device, power_of_2, ready
 
 MAX_ENTRIES = 4096  # of one program
+_PLANS = Plans()
 
 
 @triton.jit
@@ -76,12 +77,14 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     labels = torch.empty(nnz, dtype=torch.int64, device=col.device)
     rows = torch.empty(nnz, dtype=torch.int32, device=col.device)
     good = torch.empty((), dtype=torch.bool, device=col.device)
-    entries = max(32, 1 << (nnz - 1).bit_length())
+    crow, col = crow.contiguous(), col.contiguous()
+    entries = max(32, power_of_2(nnz))
+    key = (entries, crow.dtype, col.dtype, col.device)
+    launch = _PLANS.get(key)
+    if launch is None:
+        launch = _PLANS.keep(key, Launch(sort_kernel, (1,), N=entries, num_warps=max(1, min(8, entries // 128))))
     with on_device(col):
-        launch(
-            sort_kernel, (1,), crow.contiguous(), col.contiguous(), labels, rows, good, num_rows, nnz, num_labels,
-            N=entries, num_warps=max(1, min(8, entries // 128)),
-        )  # fmt: skip
+        launch(ready(col, crow), crow, col, labels, rows, good, num_rows, nnz, num_labels)
     torch._assert_async(
         good,
         f"crow_indices of targets must ascend from 0 to their number {nnz}, and their labels lie in [0, {num_labels})",

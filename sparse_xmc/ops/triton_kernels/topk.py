@@ -7,8 +7,8 @@ float64 layers (``topk_float64``).
 """
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._backend import interpreting
-from sparse_xmc.ops.triton_kernels import topk_by_tiles, topk_float64
+from sparse_xmc.ops.triton_kernels import topk_by_tiles, topk_float64, tuning
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._dot import dot_terms
+from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack, unpack
-from sparse_xmc.ops.triton_kernels._launch import cdiv, feature_major, launch, on_device, power_of_2
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
@@ -29,6 +30,7 @@ MAX_KEEP = 128
 MAX_SPLITS = 64
 PROGRAMS = 512
 BY_RANK = interpreting()
+_PLANS = Plans()
 
 
 @triton.jit
@@ -210,6 +212,38 @@ def topk(
     return unpack(found[0] if len(found) == 1 else torch.cat(found, dim=1), x.dtype)
 
 
+class _Sweep(NamedTuple):
+    """A launch of ``_topk`` for calls of one kind, and what its grid follows from."""
+
+    launch: Launch
+    splits: int
+    tiles: int
+    keep: int
+
+
+def _candidates(B: int, keep: int, group_size: int) -> list[tuning.Config]:
+    """Tiles of labels and rows, the first guess first."""
+    rows = max(16, power_of_2(B))
+    if group_size > 1:
+        labels = min(max(16, power_of_2(group_size)), 64)
+        tried = [(labels, 16, 4), (labels, 32, 4), (labels, 16, 8), (labels, 16, 2), (labels, 32, 8)]
+    else:
+        own = max(8, min(power_of_2(max(B, 1)), 1024 // keep, 32))
+        tried = [(64, own, 4), (128, own, 4), (32, own, 4), (64, 2 * own, 4), (64, own, 2), (64, own, 8)]
+    return [{"BLOCK_L": a, "BLOCK_B": b, "num_warps": w} for a, b, w in tried if b <= rows]
+
+
+def _sweep(
+    x: Tensor, weight: Tensor, group_size: int, k: int, config: tuning.Config, constants: dict[str, Any]
+) -> _Sweep:
+    B, L = x.shape[0], weight.shape[0]
+    block_l = config["BLOCK_L"]
+    tiles = cdiv(L, group_size) * cdiv(group_size, block_l) if group_size > 1 else cdiv(L, block_l)
+    batch_tiles = cdiv(B, config["BLOCK_B"])
+    splits = 1 if interpreting() else max(1, min(PROGRAMS // max(batch_tiles, 1), tiles, MAX_SPLITS))
+    return _Sweep(Launch(_topk, (batch_tiles * splits,), **constants, **config), splits, tiles, constants["KEEP"])
+
+
 def _best_keys(
     x: Tensor,
     xt: Tensor,
@@ -224,31 +258,42 @@ def _best_keys(
     ceiling: Tensor | None,
 ) -> Tensor:
     """The k greatest keys below the ceiling, [B, k] in descending order."""
-    B = x.shape[0]
-    L, K = weight.shape
-    keep = max(8, power_of_2(k))
-    dot = group_size > 1
-    operand, terms, precision = operands(x.dtype, weight.dtype) if dot else (None, 1, None)
-    block_b = 16 if dot else max(8, min(power_of_2(max(B, 1)), 1024 // keep, 32))
-    block_k = max(16, min(power_of_2(K), 64))
-    if dot:
-        block_l = min(max(16, power_of_2(group_size)), 64)
-        num_tiles = cdiv(L, group_size) * cdiv(group_size, block_l)
-    else:
-        block_l = 64
-        num_tiles = cdiv(L, block_l)
-    batch_tiles = cdiv(B, block_b)
-    splits = 1 if interpreting() else max(1, min(PROGRAMS // max(batch_tiles, 1), num_tiles, MAX_SPLITS))
-    keys = torch.empty(B, splits * keep, dtype=torch.int64, device=x.device)
-    if B:
-        with on_device(x):
-            launch(
-                _topk, (batch_tiles * splits,), xt, as_stored(weight), indices, bias, weight_scale, exclude_crow, exclude_col,
-                ceiling, keys,
-                B, xt.shape[1], L, num_tiles, cdiv(num_tiles, splits), splits,
-                K=K, G=group_size, DOT=operand, TERMS=terms, PRECISION=precision, KEEP=keep,
-                BY_RANK=BY_RANK, BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
-            )  # fmt: skip
+    B, (L, K), weight = x.shape[0], weight.shape, as_stored(weight)
+    tensors = (xt, weight, indices, bias, weight_scale, exclude_crow, exclude_col, ceiling)
+
+    def start(sweep: _Sweep, stream: int | None) -> Tensor:
+        keys = torch.empty(B, sweep.splits * sweep.keep, dtype=torch.int64, device=x.device)
+        if B:
+            per_split = cdiv(sweep.tiles, sweep.splits)
+            sweep.launch(stream, *tensors, keys, B, xt.shape[1], L, sweep.tiles, per_split, sweep.splits)
+        return keys
+
+    dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
+    lists = (exclude_crow is not None and exclude_crow.dtype, exclude_col is not None and exclude_col.dtype)
+    key = (x.shape, weight.shape, k, group_size, dtypes, lists, ceiling is None, fp32_precision(), x.device)
+    with on_device(x):
+        sweep = _PLANS.get(key)
+        if sweep is None:
+            keep = max(8, power_of_2(k))
+            dot, terms, precision = operands(x.dtype, weight.dtype) if group_size > 1 else (None, 1, None)
+            constants = {"K": K, "G": group_size, "DOT": dot, "TERMS": terms, "PRECISION": precision, "KEEP": keep}
+            constants |= {"BY_RANK": BY_RANK, "BLOCK_K": max(16, min(power_of_2(K), 64))}
+            shape = tuning.Shape.of(B, L, x.shape[1], K, group_size, weight.element_size(), x.element_size())
+
+            def attempt(config: tuning.Config) -> Callable[[], Tensor]:
+                tried = _sweep(x, weight, group_size, k, config, constants)
+                return lambda: start(tried, None)
+
+            config, settled = tuning.fastest(
+                x.device,
+                lambda: tuning.key_of(_topk, shape, {**constants, "kinds": (dtypes, lists)}),
+                _candidates(B, keep, group_size),
+                attempt,
+            )
+            sweep = _sweep(x, weight, group_size, k, config, constants)
+            if settled:
+                _PLANS.keep(key, sweep)
+        keys = start(sweep, ready(weight, indices, bias, weight_scale, exclude_crow, exclude_col, ceiling))
     return keys.topk(k, dim=1).values
 
 

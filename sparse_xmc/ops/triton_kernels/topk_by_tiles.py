@@ -7,16 +7,18 @@ stands in the sweep, and its batch tile is as wide as that of the forward pass. 
 differently: tiles whose maxima differ by less than that count as equal.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_xmc.ops.triton_kernels._dot import dot_terms
+from sparse_xmc.ops.triton_kernels import tuning
+from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
-from sparse_xmc.ops.triton_kernels._launch import cdiv, feature_major, launch, on_device, power_of_2
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
@@ -137,6 +139,28 @@ def rescore_kernel(
     tl.store(keys_ptr + (row * count + place) * BLOCK_L + member, keys)
 
 
+def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
+    """Tiles between a quarter of the problem and all of it; float32 products without tensor cores keep their operands in
+    registers."""
+    widest_b, widest_k = (128, 64) if shape.itemsize == 2 else (32, 32)
+    widest_b, widest_k = min(widest_b, shape.B), min(widest_k, max(16, power_of_2(shape.K)))
+    rows, slots = config["BLOCK_B"], config["BLOCK_K"]
+    return widest_b <= 4 * rows <= 4 * widest_b and widest_k <= 4 * slots <= 4 * widest_k
+
+
+TILE_MAXIMA = tuning.Tuned(
+    tile_maxima_kernel,
+    [
+        {"BLOCK_B": rows, "BLOCK_K": slots, "num_warps": warps}
+        for warps in (4, 8)
+        for rows in (128, 64, 32, 16)
+        for slots in (64, 32, 16)
+    ],
+    _suits,
+)
+_RESCORES = Plans()
+
+
 def best_keys(
     x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, scale: Tensor | None, k: int, group_size: int
 ) -> Tensor:
@@ -145,36 +169,49 @@ def best_keys(
     block_l = min(max(16, power_of_2(group_size)), 64)
     tiles = indices.shape[0] * cdiv(group_size, block_l)
     rows = max(16, MAXIMA_BYTES // (8 * tiles) // 16 * 16)
-    precision = operands(x.dtype, weight.dtype)
     with on_device(x):
-        parts = [_best_keys(part.contiguous(), layer, k, tiles, block_l, precision) for part in x.split(rows)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+        if x.shape[0] <= rows:
+            return _best_keys(x.contiguous(), layer, k, tiles, block_l)
+        return torch.cat([_best_keys(part.contiguous(), layer, k, tiles, block_l) for part in x.split(rows)])
 
 
-def _best_keys(
-    x: Tensor, layer: _Layer, k: int, tiles: int, block_l: int, precision: tuple[tl.dtype, int, str]
-) -> Tensor:
-    (B, D), (L, K), G = x.shape, layer.weight.shape, layer.group_size
+def _best_keys(x: Tensor, layer: _Layer, k: int, tiles: int, block_l: int) -> Tensor:
+    (B, D), (L, K), G, device = x.shape, layer.weight.shape, layer.group_size, x.device
     if B == 0:
-        return torch.empty(0, k, dtype=torch.int64, device=x.device)
+        return torch.empty(0, k, dtype=torch.int64, device=device)
+    weight, indices, bias, scale, _ = layer
+    stream = ready(x, weight, indices, bias, scale)
+    kinds = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, scale is None)
+    key = (B, D, L, K, G, kinds, fp32_precision(), device)
     xt = feature_major(x)
     stride = xt.shape[1]
-    # float32 products without tensor cores keep their operands in registers
-    widest_b, widest_k = (128, 64) if precision[0].primitive_bitwidth == 16 else (32, 32)
-    block_b = min(widest_b, max(16, power_of_2(B)))
-    block_k = min(widest_k, max(16, power_of_2(K)))
-    maxima = torch.empty(tiles, stride, dtype=torch.int64, device=x.device)
-    operand, terms, product = precision
-    launch(
-        tile_maxima_kernel, (tiles * cdiv(stride, block_b),), xt, *layer[:4], maxima, stride, L, tiles,
-        K=K, G=G, DOT=operand, TERMS=terms, PRECISION=product, EVEN=K % block_k == 0 and stride % block_b == 0,
-        BLOCK_L=block_l, BLOCK_K=block_k, BLOCK_B=block_b, num_warps=4,
-    )  # fmt: skip
+    maxima = torch.empty(tiles, stride, dtype=torch.int64, device=device)
+    arguments = (xt, weight, indices, bias, scale, maxima, stride, L, tiles)
+    sweep = TILE_MAXIMA.plans.get(key)
+    if sweep is None:
+        sweep = _choose(key, layer, arguments, (B, D), block_l)
+    sweep(stream, *arguments)
     count = min(k, tiles)
     chosen = maxima[:, :B].topk(count, dim=0).values.contiguous()
-    keys = torch.empty(B, count * block_l, dtype=torch.int64, device=x.device)
-    launch(
-        rescore_kernel, (B * count,), x, *layer[:4], chosen, keys, B, D, L, count,
-        K=K, G=G, BLOCK_L=block_l, BLOCK_K=block_k, num_warps=2,
-    )  # fmt: skip
+    keys = torch.empty(B, count * block_l, dtype=torch.int64, device=device)
+    rescore = _RESCORES.get((count, *key))
+    if rescore is None:
+        blocks = {"BLOCK_L": block_l, "BLOCK_K": max(16, min(power_of_2(K), 64)), "num_warps": 2}
+        rescore = _RESCORES.keep((count, *key), Launch(rescore_kernel, (B * count,), K=K, G=G, **blocks))
+    rescore(stream, x, weight, indices, bias, scale, chosen, keys, B, D, L, count)
     return keys.topk(k, dim=1).values
+
+
+def _choose(
+    key: tuple[Any, ...], layer: _Layer, arguments: tuple[Any, ...], sizes: tuple[int, int], block_l: int
+) -> Launch:
+    """The launch that finds the maxima of tiles in calls like this one."""
+    (B, D), (L, K), stride, tiles = sizes, layer.weight.shape, arguments[6], arguments[8]
+    operand, terms, precision = operands(arguments[0].dtype, layer.weight.dtype)
+    shape = tuning.Shape.of(B, L, D, K, layer.group_size, operand.primitive_bitwidth // 8)
+    widest = tuning.suitable(TILE_MAXIMA.configs, _suits, shape)[0]
+    constants = {
+        "K": K, "G": layer.group_size, "DOT": operand, "TERMS": terms, "PRECISION": precision, "BLOCK_L": block_l,
+        "EVEN": K % widest["BLOCK_K"] == 0 and stride % widest["BLOCK_B"] == 0,
+    }  # fmt: skip
+    return TILE_MAXIMA.choose(key, shape, lambda c: (tiles * cdiv(stride, c["BLOCK_B"]),), constants, arguments)

@@ -1,24 +1,27 @@
-"""Choice of block sizes, warps and stages for the matrix kernels.
+"""Choice of block sizes, warps and other constants of the kernels.
 
-A kernel lists its configurations, best guess first, and a rule says which of them suit a shape and dtype. ``autotune``
-puts them behind ``triton.autotune``, which calls back here when it meets a new key:
+A kernel lists its configurations, best guess first. The first call of a kind chooses among them:
 
 ========  ==========================================================================================
-``off``   the first suitable configuration: a pure function of shape and dtype
-``quick`` the remembered winner, else the fastest of the first 8 suitable ones (the default)
-``full``  the winner remembered from a full search, else the fastest of all suitable ones
+``off``   the first configuration: a pure function of shape and dtype
+``quick`` the remembered winner, else the fastest of the first 8 (the default)
+``full``  the winner remembered from a full search, else the fastest of all
 ========  ==========================================================================================
 
 ``SPARSE_XMC_AUTOTUNE`` sets the mode. Keys hold powers of two in place of B, L and D, so that a new batch size does not
 tune again. Winners are remembered in ``$SPARSE_XMC_CACHE_DIR/<GPU>.json`` (default ``~/.cache/sparse_xmc``), under
-the kernel, a hash of its source, and Triton's version. In the interpreter nothing is ever searched.
+the kernel, a hash of its source, and Triton's version; those that are shipped with the package count where there is no
+such entry. Nothing is searched in the interpreter nor while a CUDA graph is captured.
 
-Only kernels that overwrite their output belong here, or ones that add to a scratch tensor named in ``scratch``: a
-search runs the kernel many times on the tensors of the call that triggered it.
+A search runs a kernel many times. Kernels that overwrite their output, or add to a tensor that may be zeroed, are
+run on the tensors of the call that asked (``Tuned``); those that change parameters in place run on copies of a part of them,
+which their launchers make.
 
-Triton's ``cache_results`` was not used: it keys by compiler target, not by GPU, drops every timing when one
-configuration is added to a list, and keeps no record that can be read, compared or shipped.
+Triton's ``autotune`` was not used: it runs on the call's tensors only, takes longer than a launch even where it has
+nothing to do, and its ``cache_results`` keys by compiler target, not by GPU.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -27,22 +30,27 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
+from triton.compiler.errors import CompileTimeAssertionFailure
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from sparse_xmc.ops._backend import interpreting
 from sparse_xmc.ops.triton_kernels import _tuning_store as store
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans
 
 MODES = ("off", "quick", "full")
 QUICK_CONFIGS = 8
 _WARMUP_REP_MS = {"quick": (5, 20), "full": (25, 100)}
 _FORCED_MODES: list[str] = []
-_KERNELS: list[Any] = []
+
+Config = dict[str, Any]  # constants of a kernel, and options of its compilation such as num_warps
 
 
 class Shape(NamedTuple):
     """What a configuration may depend on.
 
     B, L and D are powers of two, not below the true sizes. itemsize: bytes of an operand of ``tl.dot`` (constant
-    ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it. x_bytes: of an element of ``xt_ptr``.
+    ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it. x_bytes: of an element of ``x``.
     """
 
     B: int
@@ -54,15 +62,10 @@ class Shape(NamedTuple):
     x_bytes: int = 2
 
     @staticmethod
-    def of(bucket: int, K: int, G: int, itemsize: int, x_bytes: int = 2) -> "Shape":
-        B, L, D = (1 << (bucket >> shift & 0xFF) for shift in (0, 8, 16))
+    def of(B: int, L: int, D: int, K: int, G: int, itemsize: int, x_bytes: int = 2) -> Shape:
+        """That of a call with these sizes."""
+        B, L, D = (1 << (max(size, 16) - 1).bit_length() for size in (B, L, D))
         return Shape(B, L, D, K, G, itemsize, x_bytes)
-
-
-def bucket(B: int, L: int, D: int) -> int:
-    """The powers of two that hold B, L and D as one integer, which kernels take as the argument ``bucket``."""
-    exponents = ((max(size, 16) - 1).bit_length() for size in (B, L, D))
-    return sum(exponent << shift for exponent, shift in zip(exponents, (0, 8, 16), strict=True))
 
 
 def mode() -> str:
@@ -91,104 +94,121 @@ def forced(chosen: str) -> Iterator[None]:
 
 def forget() -> None:
     """Drops this process's choices (not those on disk), as a change of mode or of the file needs."""
-    for kernel in _KERNELS:
-        kernel.cache.clear()
+    Plans.forget()
     store.read.cache_clear()
+    store.shipped.cache_clear()
 
 
-Suits = Callable[[dict[str, int], Shape], bool]
+Suits = Callable[[Config, Shape], bool]
 
 
-def suitable(configs: Sequence[triton.Config], suits: Suits, shape: Shape) -> list[triton.Config]:
-    """The configurations whose constants suit a shape, in the order of the list; the last one if none does."""
-    return [c for c in configs if suits(c.kwargs, shape)] or [configs[-1]]
+def suitable(configs: Sequence[Config], suits: Suits, shape: Shape) -> list[Config]:
+    """The configurations that suit a shape, in the order of the list; the last one if none does."""
+    return [config for config in configs if suits(config, shape)] or [configs[-1]]
 
 
-def autotune(configs: Sequence[triton.Config], suits: Suits, scratch: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """Decorates a kernel that has the arguments ``bucket``, ``K``, ``G`` and ``ACC``.
+def key_of(kernel: Any, shape: Shape, constants: dict[str, Any]) -> str:
+    """Under what a winner is remembered: kernel and version of its source, Triton's version, sizes and constants."""
+    version = f"{kernel.fn.__module__}.{kernel.fn.__name__} {kernel.cache_key[:16]}"
+    sizes = " ".join(f"{name}<={getattr(shape, name)}" for name in "BLD")
+    named = " ".join(f"{name}={value}" for name, value in sorted(constants.items()))
+    return f"{version} triton={triton.__version__} {sizes} K={shape.K} G={shape.G} {named}"
+
+
+def fastest(
+    device: torch.device,
+    key: Callable[[], str],
+    candidates: Sequence[Config],
+    attempt: Callable[[Config], Callable[[], Any]],
+) -> tuple[Config, bool]:
+    """The configuration to take on a device, and whether that is settled (False: a later call may search).
 
     Args:
+        key: what the winner is remembered under.
+        candidates: best guess first.
+        attempt: returns a function that launches with a configuration, on memory that a search may write to.
+    """
+    chosen = mode()
+    if chosen == "off" or len(candidates) == 1:
+        return candidates[0], True
+    gpu, name = torch.cuda.get_device_name(device), key()
+    known = store.read(gpu).get(name) or store.shipped(gpu).get(name)
+    if known and known["config"] in candidates and (chosen == "quick" or known["mode"] == "full"):
+        return known["config"], True
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return candidates[0], False
+    if chosen == "quick":
+        candidates = candidates[:QUICK_CONFIGS]
+    times = [_milliseconds(attempt, config, *_WARMUP_REP_MS[chosen]) for config in candidates]
+    best = times.index(min(times))
+    if times[best] == float("inf"):
+        return candidates[0], True
+    figures = {"ms": times[best], "first_ms": times[0], "candidates": len(times), "mode": chosen}
+    store.write(gpu, name, {"config": candidates[best], **figures})
+    return candidates[best], True
+
+
+def _milliseconds(attempt: Callable[[Config], Callable[[], Any]], config: Config, warmup: int, rep: int) -> float:
+    """Median time of a candidate; infinity where it does not fit the device."""
+    try:
+        return float(triton.testing.do_bench(attempt(config), warmup=warmup, rep=rep, quantiles=(0.5,)))
+    except (OutOfResources, CompileTimeAssertionFailure, PTXASError):
+        return float("inf")
+
+
+class Tuned:
+    """A kernel that writes nothing but its results, its configurations, and the launches chosen so far.
+
+    Args:
+        kernel: a ``triton.jit`` function; its constants are those of a configuration and those given to ``choose``.
         configs: all configurations, best guess first.
-        suits: whether the constants of a configuration suit a shape; it must not depend on anything else.
-        scratch: tensors that the kernel adds to, zero before each launch.
+        suits: whether a configuration suits a shape; it must not depend on anything else.
     """
 
-    def decorate(function: Any) -> Any:
-        search = _Search(function, suits, scratch)
-        kernel = triton.autotune(
-            configs=list(configs),
-            key=["bucket", "K", "G"],
-            prune_configs_by={"early_config_prune": search.prune},
-            pre_hook=search.reset,
-            do_bench=search.bench,
-        )(function)
-        kernel.suits = suits
-        _KERNELS.append(kernel)
-        return kernel
+    def __init__(self, kernel: Any, configs: Sequence[Config], suits: Suits) -> None:
+        self.kernel, self.configs, self.suits = kernel, list(configs), suits
+        self.plans = Plans()
 
-    return decorate
+    def choose(
+        self,
+        key: tuple[Any, ...],
+        shape: Shape,
+        grid: Callable[[Config], tuple[int, ...]],
+        constants: dict[str, Any],
+        arguments: tuple[Any, ...],
+        scratch: Tensor | None = None,
+    ) -> Launch:
+        """The launch for calls like the one with ``arguments``, which it takes the part of in a search.
 
+        Args:
+            key: under which ``plans`` has it from now on.
+            scratch: what the kernel adds to: zeroed before each run of a search and behind it.
+        """
 
-class _Search:
-    """What ``triton.autotune`` asks about one kernel: which configurations to time, and their times."""
+        def launch(config: Config) -> Launch:
+            return Launch(self.kernel, grid(config), **constants, **config)
 
-    def __init__(self, function: Any, suits: Suits, scratch: Sequence[str]):
-        self.function, self.suits, self.scratch = function, suits, scratch
-        self.candidates: list[triton.Config] = []
-        self.times: list[float] = []
-        self.gpu = self.key = ""
+        searched = []
 
-    def prune(self, configs: Sequence[triton.Config], named: dict[str, Any], **kwargs: Any) -> list[triton.Config]:
-        """The configurations to time for a call: a single one where nothing is to be searched."""
-        arguments = {**named, **kwargs}
-        tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-        operand = arguments.get("DOT", arguments["ACC"])
-        x_bytes = tensors["xt_ptr"].element_size() if "xt_ptr" in tensors else 2
-        shape = Shape.of(arguments["bucket"], arguments["K"], arguments["G"], operand.primitive_bitwidth // 8, x_bytes)
-        self.candidates, self.times = suitable(configs, self.suits, shape), []
-        chosen = mode()
-        if chosen == "off":
-            self.candidates = self.candidates[:1]
-        else:
-            self.gpu = torch.cuda.get_device_name(next(iter(tensors.values())).device)
-            self.key = self._key(arguments, tensors, shape)
-            known = store.read(self.gpu).get(self.key)
-            if known and (chosen == "quick" or known["mode"] == "full"):
-                self.candidates = [triton.Config(**known["config"])]
-            elif chosen == "quick":
-                self.candidates = self.candidates[:QUICK_CONFIGS]
-        return self.candidates
+        def attempt(config: Config) -> Callable[[], None]:
+            tried = launch(config)
+            searched.append(config)
 
-    def reset(self, arguments: dict[str, Any], reset_only: bool = False) -> None:
-        """Zeroes the scratch tensors before each run of a search and after it (``reset_to_zero`` would also do so where
-        nothing is searched)."""
-        if len(self.candidates) > 1:
-            for name in self.scratch:
-                arguments[name].zero_()
+            def run() -> None:
+                if scratch is not None:
+                    scratch.zero_()
+                tried(None, *arguments)
 
-    def bench(self, call: Callable[[], Any], quantiles: Sequence[float]) -> Sequence[float]:
-        """Times one candidate; after the last one the fastest is written to disk."""
-        if len(self.candidates) == 1:
-            return [0.0] * len(quantiles)
-        self.times.append(float("inf"))
-        try:
-            warmup, rep = _WARMUP_REP_MS[mode()]
-            times = triton.testing.do_bench(call, warmup=warmup, rep=rep, quantiles=quantiles)
-            self.times[-1] = times[0]
-            return times
-        finally:
-            if len(self.times) == len(self.candidates) and min(self.times) < float("inf"):
-                self._remember(self.candidates[self.times.index(min(self.times))])
+            return run
 
-    def _remember(self, best: triton.Config) -> None:
-        config = {"kwargs": best.kwargs, "num_warps": best.num_warps, "num_stages": best.num_stages}
-        times = {"ms": min(self.times), "first_ms": self.times[0], "candidates": len(self.times)}
-        store.write(self.gpu, self.key, {"config": config, **times, "mode": mode()})
+        def name() -> str:
+            named = zip(self.kernel.params, arguments, strict=False)
+            dtypes = {p.name: str(a.dtype).removeprefix("torch.") for p, a in named if isinstance(a, Tensor)}
+            return key_of(self.kernel, shape, {**constants, **dtypes})
 
-    def _key(self, arguments: dict[str, Any], tensors: dict[str, torch.Tensor], shape: Shape) -> str:
-        dtypes = " ".join(f"{name}={str(t.dtype).removeprefix('torch.')}" for name, t in sorted(tensors.items()))
-        names = sorted(p.name for p in self.function.params if p.is_constexpr and p.name in arguments)
-        constants = " ".join(f"{name}={arguments[name]}" for name in names)
-        sizes = " ".join(f"{name}<={getattr(shape, name)}" for name in "BLD")
-        version = f"{self.function.fn.__module__}.{self.function.fn.__name__} {self.function.cache_key[:16]}"
-        return f"{version} triton={triton.__version__} {sizes} {constants} {dtypes}"
+        candidates = suitable(self.configs, self.suits, shape)
+        config, settled = fastest(arguments[0].device, name, candidates, attempt)
+        if scratch is not None and searched:
+            scratch.zero_()
+        chosen = launch(config)
+        return self.plans.keep(key, chosen) if settled else chosen
