@@ -193,7 +193,7 @@ def _digest(train: Prepared) -> str:
 def _best(folder: str, shards: Shards, run: str | None) -> dict[str, torch.Tensor]:
     """The model of the best validation, which no checkpoint holds."""
     try:
-        return read_folder(folder, shards, run=run)[0]["model"]
+        return read_folder(folder, shards, run=run, mapped=True)[0]["model"]
     except ArtefactError as error:
         raise ArtefactError(
             f"the best model of this run is lost ({error}): put that folder back, or train anew with --overwrite"

@@ -48,9 +48,11 @@ def restored_model(
         return build_model(config, encoder, num_labels, clusters, num_head=num_head)
 
     with torch.device("meta"):  # whatever sizes the spec tells, nothing is allocated before they are compared
-        _check_shapes(build(), weights)
-    model = build()
-    model.load_state_dict(dict(weights))
+        model = build()
+    _check_shapes(model, weights)
+    if config.encoder == "transformer":  # has buffers that are computed, not stored
+        model = build()
+    model.load_state_dict(dict(weights), assign=config.encoder != "transformer")
     return model
 
 

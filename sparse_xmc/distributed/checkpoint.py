@@ -173,7 +173,7 @@ def _read(
     if old_checkpoint.is_one(folder):
         reader = old_checkpoint.Reader(folder)
         return reader.read(Shards(None, blocks), finite), reader.document, reader.digest
-    tensors, documents = read_folder(folder, Shards(everyone, blocks), finite=finite)
+    tensors, documents = read_folder(folder, Shards(everyone, blocks), finite=finite, mapped=True)
     document = documents.get(_DOCUMENT)
     if not isinstance(document, dict) or not {"extra", "param_groups"} <= document.keys():
         raise ArtefactError(f"is damaged: {_DOCUMENT}.json does not hold extra and param_groups", folder)

@@ -165,7 +165,7 @@ def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None) ->
 
 
 def read_folder(
-    folder: str, shards: Shards = ALONE, *, run: str | None = None, finite: Finite = _weights
+    folder: str, shards: Shards = ALONE, *, run: str | None = None, finite: Finite = _weights, mapped: bool = False
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors and documents of a checkpoint by file name, after comparing every file with the manifest.
 
@@ -174,11 +174,16 @@ def read_folder(
     Args:
         run: identity of the run that the folder must be a part of, if it tells; None: of any.
         finite: as in ``write_folder``.
+        mapped: as in ``load_tensors``.
 
     Raises:
         ArtefactError: a file is missing, truncated, damaged or of another run.
     """
-    return _read(folder, run, lambda path, stem: load_tensors(path, shards, finite=partial(finite, stem)))
+
+    def load(path: str, stem: str) -> tuple[dict[str, Tensor], int]:
+        return load_tensors(path, shards, finite=partial(finite, stem), mapped=mapped)
+
+    return _read(folder, run, load)
 
 
 def read_arrays(
@@ -381,7 +386,7 @@ class CheckpointStore:
         for step in sorted(seen, reverse=True):
             found, reason = None, None
             try:
-                found = read_folder(self.path(step), self.shards, run=self.run)
+                found = read_folder(self.path(step), self.shards, run=self.run, mapped=True)
                 state = read_manifest(existing_folder(self.path(step))).digest
             except ArtefactError as error:
                 state, reason = -1, str(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     Numbers = Tensor | np.ndarray
 
 _PIECE_BYTES = 1 << 24
-_CHECKED_BYTES = 1 << 20  # looked through while they are in the cache
+_CHECKED_BYTES = 1 << 18  # looked through while they are in the cache; whole numbers of every dtype
 # by the dtype's name, torch's and NumPy's alike: its name in the file and its size
 _NAMES = {
     "float64": ("F64", 8),
@@ -264,6 +265,7 @@ def load_tensors(
     shards: Shards = ALONE,
     *,
     finite: Callable[[str], bool] | None = None,
+    mapped: bool = False,
 ) -> tuple[dict[str, Tensor], int]:
     """The tensors of a file, of spread ones this rank's block, and the CRC-32 of the whole file, read once.
 
@@ -271,6 +273,8 @@ def load_tensors(
 
     Args:
         finite: tells by its name whether a tensor may hold neither NaN nor infinity; None: any may.
+        mapped: whether tensors stay in the file until they are used, for contents that are copied at once to where they
+            belong: no memory is taken, but who shortens the file meanwhile ends the process.
 
     Raises:
         ArtefactError: the file is missing, no regular file or no sound safetensors file, or a number is not finite.
@@ -282,7 +286,7 @@ def load_tensors(
         tensor = torch.from_numpy(raw) if len(raw) else torch.empty(0, dtype=torch.uint8)
         return (tensor if tensor.data_ptr() % kind.itemsize == 0 else tensor.clone()).view(kind).view(shape)
 
-    return _load(path, shards, finite, as_tensor)
+    return _load(path, shards, finite, mapped, as_tensor)
 
 
 def load_arrays(path: str, *, finite: Callable[[str], bool] | None = None) -> tuple[dict[str, np.ndarray], int]:
@@ -298,13 +302,14 @@ def load_arrays(path: str, *, finite: Callable[[str], bool] | None = None) -> tu
         aligned = raw.ctypes.data % np.dtype(dtype).itemsize == 0
         return (raw if aligned else raw.copy()).view(dtype).reshape(shape)
 
-    return _load(path, ALONE, finite, as_array)
+    return _load(path, ALONE, finite, False, as_array)
 
 
 def _load(
     path: str,
     shards: Shards,
     finite: Callable[[str], bool] | None,
+    mapped: bool,
     make: Callable[[np.ndarray, str, list[int]], Any],
 ) -> tuple[dict[str, Any], int]:
     tensors: dict[str, Any] = {}
@@ -313,17 +318,23 @@ def _load(
         for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
             row = math.prod(entry.shape[1:]) * entry.itemsize
             block = shards.wanted(name, entry.shape)
-            first, last = (
-                (0, entry.stop - entry.start) if block is None else (block.rows.start * row, block.rows.stop * row)
-            )
+            whole = entry.stop - entry.start
+            first, last = (0, whole) if block is None else (block.rows.start * row, block.rows.stop * row)
+            checked = entry.dtype if finite is not None and finite(name) else None
             begin = file.tell()
-            crc = _skip(file, entry.stop - entry.start, crc, path)
+            try:
+                if mapped:
+                    crc = _skip(file, whole, crc, path, checked)
+                    raw = _mapped(file, begin + first, last - first)
+                else:
+                    raw = np.empty(last - first, dtype=np.uint8)
+                    crc = _skip(file, first, crc, path, checked)
+                    crc = _fill(file, raw, crc, path, checked)
+                    crc = _skip(file, whole - last, crc, path, checked)
+            except FloatingPointError:
+                raise ArtefactError(f"is damaged: {name} holds NaN or infinity", path) from None
             shape = entry.shape if block is None else [len(block.rows), *entry.shape[1:]]
-            tensors[name] = make(_mapped(file, begin + first, last - first), entry.dtype, shape)
-            if finite is not None and finite(name) and not all_finite(tensors[name]):
-                raise ArtefactError(f"is damaged: {name} holds NaN or infinity", path)
-        if file.read(1):
-            raise ArtefactError("is damaged: it is longer than its tensors", path)
+            tensors[name] = make(raw, entry.dtype, shape)
     return tensors, crc
 
 
@@ -345,8 +356,6 @@ def check_tensors(path: str) -> int:
     with open_regular(path) as file:
         entries, crc = _read_header(file, path)
         crc = _skip(file, max((entry.stop for entry in entries.values()), default=0), crc, path)
-        if file.read(1):
-            raise ArtefactError("is damaged: it is longer than its tensors", path)
     return crc
 
 
@@ -368,6 +377,10 @@ def _read_header(file: BinaryIO, path: str) -> tuple[dict[str, Entry], int]:
         if entry.start != end:
             raise ArtefactError(f"is damaged: {name!r:.80} begins at byte {entry.start:,}, not at {end:,}", path)
         end = entry.stop
+    found, told = os.fstat(file.fileno()).st_size, 8 + length + end  # before memory is taken for what the header tells
+    if found != told:
+        change = "truncated" if found < told else "damaged"
+        raise ArtefactError(f"is {change}: {found:,} bytes, its header tells of {told:,}", path)
     return entries, zlib.crc32(text, zlib.crc32(start))
 
 
@@ -385,26 +398,31 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
 
 
-def _fill(file: BinaryIO, target: np.ndarray, crc: int, path: str) -> int:
-    """Reads until ``target`` (bytes) is full; the checksum with these bytes."""
-    view = target.data
-    for start in range(0, len(view), _PIECE_BYTES):
-        piece = view[start : start + _PIECE_BYTES]
-        done = 0
-        while done < len(piece):
-            got = file.readinto(piece[done:])  # type: ignore[attr-defined]
+def _fill(file: BinaryIO, target: np.ndarray, crc: int, path: str, checked: str | None = None) -> int:
+    """Reads until ``target`` (bytes) is full; the checksum with these bytes.
+
+    Raises:
+        FloatingPointError: a number of dtype ``checked`` is NaN or infinite.
+    """
+    for start in range(0, len(target), _CHECKED_BYTES):
+        piece = target[start : start + _CHECKED_BYTES]
+        view, done = piece.data, 0
+        while done < len(view):
+            got = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not got:
                 raise ArtefactError("is truncated: it is shorter than its tensors", path)
             done += got
-        crc = zlib.crc32(piece, crc)
+        crc = zlib.crc32(view, crc)
+        if checked is not None and not _finite(piece, checked):
+            raise FloatingPointError
     return crc
 
 
-def _skip(file: BinaryIO, length: int, crc: int, path: str) -> int:
-    """Reads bytes for the sake of their checksum."""
+def _skip(file: BinaryIO, length: int, crc: int, path: str, checked: str | None = None) -> int:
+    """Reads bytes for the sake of their checksum; see ``_fill``."""
     scratch = np.empty(min(length, _CHECKED_BYTES), dtype=np.uint8)
     while length:
-        crc = _fill(file, scratch[:length], crc, path)
+        crc = _fill(file, scratch[:length], crc, path, checked)
         length -= min(length, len(scratch))
     return crc
 
@@ -416,11 +434,14 @@ def all_finite(numbers: Numbers) -> bool:
         return True
     if not isinstance(numbers, np.ndarray) and numbers.device.type != "cpu":
         return all(bool(piece.isfinite().all()) for piece in numbers.detach().reshape(-1).split(_PIECE_BYTES))
-    signed, unsigned, infinity = _BITS[name]
     raw = np.asarray(_bytes_of(numbers))
-    for start in range(0, len(raw), _CHECKED_BYTES):
-        numbers = raw[start : start + _CHECKED_BYTES]
-        highest_positive, highest_negative = numbers.view(signed).max(), numbers.view(unsigned).max()
-        if highest_positive >= infinity or highest_negative >= infinity | 1 << 8 * numbers.view(signed).itemsize - 1:
-            return False
-    return True
+    return all(_finite(raw[start : start + _CHECKED_BYTES], name) for start in range(0, len(raw), _CHECKED_BYTES))
+
+
+def _finite(raw: np.ndarray, dtype: str) -> bool:
+    """``all_finite`` of the bytes of some numbers: by their bits, at the speed of integers."""
+    if dtype not in _BITS:
+        return True
+    signed, unsigned, infinity = _BITS[dtype]
+    positive, negative = raw.view(signed), raw.view(unsigned)
+    return bool(positive.max() < infinity and negative.max() < infinity | 1 << 8 * positive.itemsize - 1)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+import sparse_xmc
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.cli import main
 from sparse_xmc.storage.checkpoint import read_folder, write_folder
@@ -248,3 +249,11 @@ def test_an_error_names_file_and_reason(run):
         Bundle.load(run / "run")
     assert failure.value.path == str(run / "run" / "model" / "labels.json")
     assert failure.value.reason.startswith("is truncated")
+
+
+def test_a_loaded_model_needs_its_files_no_more(run):
+    model = sparse_xmc.load(run / "run", device="cpu")
+    before = model.predict(["w1 w2 w3"])
+    for path in (run / "run" / "model").iterdir():
+        path.write_bytes(b"")  # in place: memory that was mapped to it would be gone
+    assert model.predict(["w1 w2 w3"]) == before

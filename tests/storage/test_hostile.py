@@ -8,6 +8,7 @@ import zlib
 import pytest
 import torch
 
+from sparse_xmc.storage import tensor_file
 from sparse_xmc.storage.checkpoint import CheckpointStore, manifest_document, read_folder, write_folder
 from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import data_name, parse_json, plain_name, read_bytes
@@ -180,6 +181,38 @@ def test_numbers_that_are_not_finite_are_found(dtype, value):
     if not bad.double().isfinite():  # infinity saturates in a format without it
         numbers[777] = bad
         assert not all_finite(numbers)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_files_are_read_alike_into_memory_and_mapped(tmp_path, monkeypatch, mapped):
+    monkeypatch.setattr(tensor_file, "_CHECKED_BYTES", 64)
+    tensors = {
+        "a": torch.arange(100.0),
+        "b": torch.arange(100).to(torch.uint16),
+        "c": torch.ones(0, 3),
+        "d": torch.tensor(5),
+    }
+    assert tensor_file.save_tensors(str(tmp_path / "t"), tensors) is None
+    found, crc = load_tensors(str(tmp_path / "t"), finite=lambda name: True, mapped=mapped)
+    assert crc == zlib.crc32((tmp_path / "t").read_bytes()) and found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    for at in (0, 63, 64, 99):
+        spoilt = {**tensors, "a": tensors["a"].clone().index_fill_(0, torch.tensor(at), float("inf"))}
+        assert tensor_file.save_tensors(str(tmp_path / "t"), spoilt) is None
+        with pytest.raises(ArtefactError, match="a holds NaN or infinity"):
+            load_tensors(str(tmp_path / "t"), finite=lambda name: name == "a", mapped=mapped)
+        assert len(load_tensors(str(tmp_path / "t"), finite=lambda name: name == "b", mapped=mapped)[0]) == 4
+
+
+def test_headers_that_tell_of_other_sizes_take_no_memory(tmp_path):
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(safetensors({"w": {"dtype": "F32", "shape": [1 << 50], "data_offsets": [0, 1 << 52]}}))
+    with pytest.raises(ArtefactError, match="is truncated: .* bytes, its header tells of 4,503,599,627"):
+        load_tensors(str(path))
+    assert tensor_file.save_tensors(str(path), {"w": torch.ones(3)}) is None
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ArtefactError, match="is damaged: .* bytes, its header tells of"):
+        load_tensors(str(path))
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(folder):
