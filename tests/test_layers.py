@@ -128,3 +128,30 @@ def test_no_function_takes_more_than_twelve_parameters():
             if number - own > 12 and not entry:
                 long.add(name)
     assert long == LONG
+
+
+SHAPE = re.compile(r"\[[^\]\n]*\w[^\]\n]*\]|0-dim|the shape of")
+
+
+def _kernels(folder: str, decorator: str) -> Iterator[tuple[str, ast.FunctionDef, list[str]]]:
+    for path in sorted((ROOT / folder).glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and any(
+                re.match(decorator, ast.unparse(one)) for one in node.decorator_list
+            ):
+                yield f"{path.stem}.{node.name}", node, text.splitlines()
+
+
+def _comment(line: str) -> str:
+    return line.partition("#")[2]
+
+
+def test_every_load_of_a_triton_kernel_tells_its_shape():
+    """At its statement or in the line above: ``# [BLOCK_L, BLOCK_B]``, ``# 0-dim``."""
+    kinds = (ast.Assign, ast.AugAssign, ast.Return, ast.Expr)
+    for name, function, lines in _kernels("sparse_xmc/ops/triton_kernels", r"triton\.jit|tuning\.autotune"):
+        for node in (node for node in ast.walk(function) if isinstance(node, kinds)):
+            if any(isinstance(part, ast.Call) and ast.unparse(part.func) == "tl.load" for part in ast.walk(node)):
+                near = lines[node.lineno - 2 : node.end_lineno]
+                assert any(SHAPE.search(_comment(line)) for line in near), f"{name}, line {node.lineno}"

@@ -14,4 +14,4 @@ def add_part(pointers, part, mask, TILE: tl.constexpr):
             tl.atomic_add(pointers, part, mask=mask, sem="relaxed")
     else:
         tl.static_assert(TILE.DX == "private")
-        tl.store(pointers, tl.load(pointers, mask=mask, other=0.0) + part, mask=mask)
+        tl.store(pointers, tl.load(pointers, mask=mask, other=0.0) + part, mask=mask)  # of the shape of part

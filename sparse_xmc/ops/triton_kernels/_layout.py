@@ -34,6 +34,7 @@ def transpose_kernel(
     offs_c = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     offs_r = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = (offs_r < rows)[:, None] & (offs_c < columns)[None, :]
+    # [BLOCK_R, BLOCK_C]
     tile = tl.load(from_ptr + offs_r[:, None] * stride_r + offs_c[None, :] * stride_c, mask=inside, other=0.0)
     out = tl.trans(round_nearest(tile, to_ptr.dtype.element_ty))
     written = (offs_c < columns)[:, None] & (offs_r < width)[None, :]

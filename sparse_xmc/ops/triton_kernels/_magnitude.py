@@ -19,7 +19,7 @@ def row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX: tl.constexpr):
     total = tl.zeros([rows.shape[0], k.shape[0]], tl.float32)
     for g in range(0, group_size):
         mask = ((first + g) < L)[:, None] & known
-        w = tl.load(weight_ptr + (first + g)[:, None] * K + k[None, :], mask=mask, other=0.0)
+        w = tl.load(weight_ptr + (first + g)[:, None] * K + k[None, :], mask=mask, other=0.0)  # [ROWS, BLOCK_K]
         magnitude = tl.abs(w.to(tl.float32))
         if USE_MAX:
             total = tl.where(magnitude <= total, total, magnitude)
@@ -38,7 +38,7 @@ def _digits(
 ):  # fmt: skip
     """Counts the digit at ``shift`` of all keys whose higher digits are the prefix; the others count as digit 256."""
     k = tl.arange(0, BLOCK_K)
-    prefix = tl.load(prefix_ptr)
+    prefix = tl.load(prefix_ptr)  # 0-dim
     counts = tl.zeros([512], tl.int32)
     for tile in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
         rows = tile * ROWS + tl.arange(0, ROWS)
@@ -58,7 +58,7 @@ def _count_ties(
     k = tl.arange(0, BLOCK_K)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
-    equal = (keys == tl.load(key_ptr)) & (rows < R)[:, None] & (k < K)[None, :]
+    equal = (keys == tl.load(key_ptr)) & (rows < R)[:, None] & (k < K)[None, :]  # [ROWS, BLOCK_K]
     tl.store(ties_ptr + tl.program_id(0), tl.sum(tl.sum(equal.to(tl.int32), 1), 0))
 
 
@@ -71,10 +71,10 @@ def _count_rows(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
     inside = (rows < R)[:, None] & (k < K)[None, :]
-    key = tl.load(key_ptr)
+    key = tl.load(key_ptr)  # 0-dim
     below = tl.sum(((keys < key) & inside).to(tl.int32), 1)
     equal = tl.sum(((keys == key) & inside).to(tl.int32), 1)
-    left = tl.load(budget_ptr + tl.program_id(0)) - (tl.cumsum(equal, 0) - equal)
+    left = tl.load(budget_ptr + tl.program_id(0)) - (tl.cumsum(equal, 0) - equal)  # [ROWS]
     taken = tl.minimum(equal.to(tl.int64), tl.maximum(left, 0))
     tl.store(counts_ptr + rows, tl.minimum(below + taken, limit).to(tl.int16), mask=rows < R)
 

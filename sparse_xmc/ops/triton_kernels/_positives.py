@@ -19,7 +19,7 @@ def first_position(positives, first, last, label):
     while left > 0:
         open_ = low < high
         middle = (low + high) >> 1
-        right = open_ & (tl.load(positives.labels + middle, mask=open_, other=0) < label)
+        right = open_ & (tl.load(positives.labels + middle, mask=open_, other=0) < label)  # [N]
         low = tl.where(right, middle + 1, low)
         high = tl.where(open_ & (right == 0), middle, high)
         left = left >> 1
@@ -30,8 +30,8 @@ def first_position(positives, first, last, label):
 def _row_at(positives, last, label, known, position):
     """The row that stands at each label's position ``[N]``; NO_ROW behind its last one and for unknown labels."""
     valid = known & (position < last)
-    valid &= tl.load(positives.labels + position, mask=valid, other=-1) == label
-    return tl.load(positives.rows + position, mask=valid, other=NO_ROW)
+    valid &= tl.load(positives.labels + position, mask=valid, other=-1) == label  # [N]
+    return tl.load(positives.rows + position, mask=valid, other=NO_ROW)  # [N]
 
 
 @triton.jit

@@ -36,7 +36,7 @@ def _bucket_starts(labels_ptr, starts_ptr, bucket, num_buckets, nnz, WIDTH: tl.c
     while left > 0:
         open_ = low < high
         middle = (low + high) >> 1
-        right = open_ & (tl.load(labels_ptr + middle, mask=open_, other=0) < bucket.to(tl.int64) * WIDTH)
+        right = open_ & (tl.load(labels_ptr + middle, mask=open_, other=0) < bucket.to(tl.int64) * WIDTH)  # [BLOCK_S]
         low = tl.where(right, middle + 1, low)
         high = tl.where(open_ & (right == 0), middle, high)
         left = left >> 1
@@ -57,9 +57,9 @@ def _scale(upstream_ptr, loss_scale_ptr, divisor, ACC: tl.constexpr):
     """What gradients are multiplied by: upstream / loss scale / divisor."""
     scale = tl.full((), 1.0, ACC)
     if upstream_ptr is not None:
-        scale = tl.load(upstream_ptr).to(ACC)
+        scale = tl.load(upstream_ptr).to(ACC)  # 0-dim
     if loss_scale_ptr is not None:
-        scale = _divide(scale, tl.load(loss_scale_ptr).to(ACC))
+        scale = _divide(scale, tl.load(loss_scale_ptr).to(ACC))  # 0-dim
     return _divide(scale, tl.full((), divisor, ACC))
 
 
@@ -106,7 +106,7 @@ def prepare_kernel(
             tl.store(scale_ptr, _scale(upstream_ptr, loss_scale_ptr, divisor, ACC))
     if applied_ptr is not None:
         if pid == 0:
-            number = tl.load(applied_ptr) + 1.0
+            number = tl.load(applied_ptr) + 1.0  # 0-dim
             left = 1.0 - tl.exp(number * tl.log(tl.full((), decay, tl.float64)))
             tl.store(correction_ptr, (1.0 / left).to(correction_ptr.dtype.element_ty))
 
@@ -151,8 +151,8 @@ def finish_kernel(
             loss = tl.sum(total, 0) / tl.full((), divisor, tl.float64)
             tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
         if applied_ptr is not None:
-            usable = (tl.abs(tl.load(scale_ptr)) < float("inf")) & (tl.load(bad_ptr) == 0)
-            applied = tl.load(applied_ptr)
+            usable = (tl.abs(tl.load(scale_ptr)) < float("inf")) & (tl.load(bad_ptr) == 0)  # 0-dim
+            applied = tl.load(applied_ptr)  # 0-dim
             tl.debug_barrier()
             tl.store(applied_ptr, applied + usable.to(tl.float64))
         if bad_ptr is not None:

@@ -98,16 +98,16 @@ def fused_head(
         dxt_ptr += first * D * stride
     correction = tl.full((), 1.0, ACC)
     if correction_ptr is not None:
-        correction = tl.load(correction_ptr).to(ACC)
+        correction = tl.load(correction_ptr).to(ACC)  # 0-dim
     if lr_ptr is not None:
-        lr = tl.load(lr_ptr)
+        lr = tl.load(lr_ptr)  # 0-dim
     if step_ptr is not None:
-        step = tl.load(step_ptr)
+        step = tl.load(step_ptr)  # 0-dim
     scale = tl.full((), 1.0, ACC)
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr)
+        scale = tl.load(scale_ptr)  # 0-dim
     if bad_ptr is not None:
-        scale = tl.where(tl.load(bad_ptr) > 0, float("nan"), scale)
+        scale = tl.where(tl.load(bad_ptr) > 0, float("nan"), scale)  # 0-dim
     layer = Layer(weight_ptr, indices_ptr, bias_ptr, L)
     batch = Batch(xt_ptr, B, stride)
     positives = Positives(labels_ptr, rows_ptr, starts_ptr)

@@ -24,10 +24,10 @@ def label_sums_kernel(
     label = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
-    first, last = tl.load(offsets_ptr + label), tl.load(offsets_ptr + label + 1)
+    first, last = tl.load(offsets_ptr + label), tl.load(offsets_ptr + label + 1)  # 0-dim each
     for i in range(0, (last - first).to(tl.int32)):
-        row = tl.load(rows_ptr + first + i).to(tl.int64)
-        total += tl.load(x_ptr + row * D + d, mask=d < tl.where(row < N, D, 0), other=0.0).to(tl.float32)
+        row = tl.load(rows_ptr + first + i).to(tl.int64)  # 0-dim
+        total += tl.load(x_ptr + row * D + d, mask=d < tl.where(row < N, D, 0), other=0.0).to(tl.float32)  # [BLOCK_D]
     tl.store(sums_ptr + label * D + d, total, mask=d < D)
 
 

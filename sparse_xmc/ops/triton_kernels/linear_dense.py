@@ -83,7 +83,7 @@ def product_kernel(
         acc = dot_terms(tl.trans(dz), dense, acc, DOT, TERMS, PRECISION)
     out_ptrs = out_ptr + (split * D + offs_d[:, None]) * stride + offs_b[None, :]
     inside = (offs_d < D)[:, None] & (offs_b < stride)[None, :]
-    tl.store(out_ptrs, tl.load(out_ptrs, mask=inside, other=0.0) + tl.trans(acc), mask=inside)
+    tl.store(out_ptrs, tl.load(out_ptrs, mask=inside, other=0.0) + tl.trans(acc), mask=inside)  # [BLOCK_D, BLOCK_B]
 
 
 def splits(D: int, stride: int) -> int:

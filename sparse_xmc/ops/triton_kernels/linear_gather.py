@@ -113,14 +113,15 @@ def forward_kernel(
 
     acc = tl.zeros((BLOCK_L, BLOCK_B), ACC)
     for k in tl.range(0, K, loop_unroll_factor=UNROLL):
-        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)
-        weight = decode(tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0)).to(ACC)
+        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)  # [BLOCK_L]
+        weight = decode(tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0)).to(ACC)  # [BLOCK_L]
+        # [BLOCK_L, BLOCK_B]
         x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
         acc += weight[:, None] * x
     if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + offs_l, mask=mask_l, other=0.0)[:, None]
+        acc *= tl.load(scale_ptr + offs_l, mask=mask_l, other=0.0)[:, None]  # [BLOCK_L]
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_l, mask=mask_l, other=0.0).to(ACC)[:, None]
+        acc += tl.load(bias_ptr + offs_l, mask=mask_l, other=0.0).to(ACC)[:, None]  # [BLOCK_L]
 
     y_ptrs = y_ptr + offs_b[None, :] * stride_y + offs_l[:, None]
     inside = (offs_l < stride_y)[:, None] & (offs_b < B)[None, :]
@@ -153,10 +154,10 @@ def backward_input_kernel(
     mask_x = mask_l[:, None] & (offs_b < stride_x)[None, :]
 
     dy_ptrs = dy_ptr + offs_b[None, :] * stride_db + offs_l[:, None] * stride_dl
-    dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)
+    dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)  # [BLOCK_L, BLOCK_B]
     for k in tl.range(0, K, loop_unroll_factor=UNROLL):
-        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)
-        weight = tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0.0).to(ACC)
+        rows = tl.load(indices_ptr + offs_l * K + k, mask=mask_l, other=0).to(tl.int64)  # [BLOCK_L]
+        weight = tl.load(weight_ptr + offs_l * K + k, mask=mask_l, other=0.0).to(ACC)  # [BLOCK_L]
         dx_ptrs = dxt_ptr + rows[:, None] * stride_x + offs_b[None, :]
         tl.atomic_add(dx_ptrs, weight[:, None] * dy, mask=mask_x, sem="relaxed")
 
@@ -191,11 +192,12 @@ def backward_weight_kernel(
     for start_b in range(0, B, BLOCK_B):
         offs_b = (start_b + tl.arange(0, BLOCK_B)).to(tl.int64)
         dy_ptrs = dy_ptr + offs_b[None, :] * stride_db + offs_l[:, None] * stride_dl
-        dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)
+        dy = tl.load(dy_ptrs, mask=mask_l[:, None] & (offs_b < B)[None, :], other=0.0).to(ACC)  # [BLOCK_L, BLOCK_B]
         mask_x = (offs_b < stride_x)[None, :]
         for k in tl.range(0, BLOCK_K, loop_unroll_factor=UNROLL):
             column = tl.minimum(start_k + k, K - 1)
-            rows = tl.load(indices_ptr + offs_l * K + column, mask=mask_l, other=0).to(tl.int64)
+            rows = tl.load(indices_ptr + offs_l * K + column, mask=mask_l, other=0).to(tl.int64)  # [BLOCK_L]
+            # [BLOCK_L, BLOCK_B]
             x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_x, other=0.0).to(ACC)
             acc += tl.where(offs_k[None, :] == k, tl.sum(dy * x, axis=1)[:, None], 0.0)
 

@@ -101,15 +101,16 @@ def forward_kernel(
     for start_k in range(0, K, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < K
-        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
+        # [BLOCK_K, BLOCK_B]
         x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_k[:, None] & mask_x, other=0.0)
         w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
-        weight = decode(tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0))
+        weight = decode(tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0))  # [BLOCK_G, BLOCK_K]
         acc = dot_weight(tl.trans(x), tl.trans(weight), acc, DOT, SPLIT, PRECISION)
     if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + labels, mask=mask_g, other=0.0)[None, :]
+        acc *= tl.load(scale_ptr + labels, mask=mask_g, other=0.0)[None, :]  # [BLOCK_G]
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]
+        acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]  # [BLOCK_G]
 
     y_ptrs = y_ptr + offs_b[:, None] * stride_y + labels[None, :]
     inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < stride_y))[None, :]
@@ -162,11 +163,11 @@ def backward_input_kernel(
         if GAPS:
             dy = tl.where(mask_g[None, :], dy, 0.0)
         w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
-        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)
+        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)  # [BLOCK_G, BLOCK_K]
         sums = dot_weight(dy, weight, sums, DOT, SPLIT, PRECISION)
 
     if ATOMIC:
-        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
         dx_ptrs = dxt_ptr + rows[:, None] * stride_x + offs_b[None, :]
         tl.atomic_add(dx_ptrs, tl.trans(sums), mask=mask_x, sem="relaxed")
     else:
@@ -205,13 +206,13 @@ def backward_weight_kernel(
     labels = group * G + offs_g
     mask_k = offs_k < K
     mask_g = (offs_g < G) & (labels < L)
-    rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)
+    rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
 
     acc = tl.zeros((BLOCK_K, BLOCK_G), ACC)
     for start_b in range(0, B, BLOCK_B):
         offs_b = (start_b + tl.arange(0, BLOCK_B)).to(tl.int64)
         x_mask = mask_k[:, None] & (offs_b < stride_x)[None, :]
-        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=x_mask, other=0.0)
+        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=x_mask, other=0.0)  # [BLOCK_K, BLOCK_B]
         dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
         inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < readable))[None, :]
         dy = tl.load(dy_ptrs, mask=inside, other=0.0)  # [BLOCK_B, BLOCK_G]

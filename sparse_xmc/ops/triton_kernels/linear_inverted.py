@@ -26,7 +26,7 @@ def _first_at_least(positions_ptr, low, high, value, STEPS: tl.constexpr):
     """The first place in ``positions[low:high]``, which ascend, whose value is at least ``value``."""
     for _ in range(STEPS):
         middle = (low + high) // 2
-        smaller = tl.load(positions_ptr + middle, mask=low < high, other=0).to(tl.int64) < value
+        smaller = tl.load(positions_ptr + middle, mask=low < high, other=0).to(tl.int64) < value  # 0-dim
         low, high = (
             tl.where((low < high) & smaller, middle + 1, low),
             tl.where((low < high) & (smaller == 0), middle, high),
@@ -58,7 +58,7 @@ def sum_connections_kernel(
     offs_b = (pid % tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = offs_b < stride
     start, stop = first.to(tl.int64) * K, last.to(tl.int64) * K
-    low, high = tl.load(offsets_ptr + feature), tl.load(offsets_ptr + feature + 1)
+    low, high = tl.load(offsets_ptr + feature), tl.load(offsets_ptr + feature + 1)  # 0-dim each
     low = _first_at_least(positions_ptr, low, high, start, STEPS)
     high = _first_at_least(positions_ptr, low, high, stop, STEPS)
 
@@ -66,16 +66,18 @@ def sum_connections_kernel(
     for place in range(0, (high - low).to(tl.int32), BLOCK_P):
         offs_p = low + place + tl.arange(0, BLOCK_P)
         mask_p = offs_p < high
-        positions = tl.load(positions_ptr + offs_p, mask=mask_p, other=0).to(tl.int64)
+        positions = tl.load(positions_ptr + offs_p, mask=mask_p, other=0).to(tl.int64)  # [BLOCK_P]
         row = (positions - start) // PER_ROW
+        # [BLOCK_P, BLOCK_B]
         values = tl.load(
             rows_ptr + row[:, None] * stride + offs_b[None, :], mask=mask_p[:, None] & mask_b[None, :], other=0.0
         ).to(ACC)
         if weight_ptr is not None:
+            # [BLOCK_P]
             values *= tl.load(weight_ptr + (positions - weight_start), mask=mask_p, other=0.0).to(ACC)[:, None]
         acc += values
     out_ptrs = out_ptr + feature * stride + offs_b
-    total = tl.load(out_ptrs, mask=mask_b, other=0.0) + tl.sum(acc, axis=0)
+    total = tl.load(out_ptrs, mask=mask_b, other=0.0) + tl.sum(acc, axis=0)  # [BLOCK_B]
     tl.store(out_ptrs, total, mask=mask_b)
 
 

@@ -50,8 +50,8 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
         else:
             tl.store(dx.weight + (own + member)[:, None] * dx.D + column, stored, mask=connected)
     bucket = tile * BLOCK_L // TILE.WIDTH
-    position = tl.load(positives.starts + bucket)
-    last = tl.load(positives.starts + bucket + 1)
+    position = tl.load(positives.starts + bucket)  # 0-dim
+    last = tl.load(positives.starts + bucket + 1)  # 0-dim
     holds_positives = position < last
     position = tl.zeros((BLOCK_L,), tl.int32) + position
     if holds_positives:

@@ -60,7 +60,7 @@ def group_tile(tile, layer, batch, positives, objective, dx, gradients, update, 
     if objective.pos_weight is not None:
         pos_weight = tl.load(objective.pos_weight + first + member, mask=known, other=0.0)  # [BLOCK_L]
     position = tl.load(positives.starts + group)
-    last = tl.load(positives.starts + group + 1)
+    last = tl.load(positives.starts + group + 1)  # 0-dim
     holds_positives = position < last
     position = tl.zeros((BLOCK_L,), tl.int32) + position
     if holds_positives:

@@ -26,7 +26,7 @@ def _pruned_slots(weight_ptr, counts_ptr, threshold_key, fixed, rows, k, R, L, K
     """The slots that rewiring prunes, bool ``[ROWS, BLOCK_K]``, and their number: the lowest keys, the first of equal ones."""
     keys = row_keys(weight_ptr, rows, k, L, K, group_size, USE_MAX)
     if counts_ptr is not None:
-        need = tl.load(counts_ptr + rows, mask=rows < R, other=0).to(tl.int32)
+        need = tl.load(counts_ptr + rows, mask=rows < R, other=0).to(tl.int32)  # [ROWS]
     else:
         # no branch on ``fixed``: Triton 3.7 fails on an ``if`` that yields such tensors
         below = (keys < threshold_key) & (rows < R)[:, None] & (k < K)[None, :]
@@ -47,7 +47,7 @@ def _reset(state_ptr, offsets, known, pruned, K, TO_MEAN: tl.constexpr):
     """Zeros, or the label's mean, at the pruned slots of a tile of labels."""
     value = tl.zeros([offsets.shape[0], offsets.shape[1]], tl.float32)
     if TO_MEAN:
-        held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)
+        held = tl.load(state_ptr + offsets, mask=known, other=0.0).to(tl.float32)  # [ROWS, BLOCK_K]
         value += (tl.sum(held, 1) / K)[:, None]
         tl.debug_barrier()  # another thread may have yet to load what this one stores
     tl.store(state_ptr + offsets, round_nearest(value, state_ptr.dtype.element_ty), mask=pruned & known)
@@ -86,9 +86,9 @@ def rewire_kernel(
     place = tl.cumsum(pruned.to(tl.int32), 1) - 1
     slots = rows[:, None] * K + k[None, :]
     if candidates_ptr is not None:
-        fresh = tl.load(candidates_ptr + rows[:, None] * C + place, mask=pruned, other=0)
+        fresh = tl.load(candidates_ptr + rows[:, None] * C + place, mask=pruned, other=0)  # [ROWS, BLOCK_K]
     else:
-        held = tl.load(indices_ptr + slots, mask=inside, other=0).to(tl.int32)
+        held = tl.load(indices_ptr + slots, mask=inside, other=0).to(tl.int32)  # [ROWS, BLOCK_K]
         held = tl.where(inside, held, HIGHEST)
         chosen = tl.full([ROWS, BLOCK_K], -1, tl.int32)
         fresh = tl.zeros([ROWS, BLOCK_K], tl.int32)
@@ -207,7 +207,7 @@ def candidates_kernel(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     k, c = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
     inside = (rows < R)[:, None] & (k < K)[None, :]
-    held = tl.load(indices_ptr + rows[:, None] * K + k[None, :], mask=inside, other=0).to(tl.int32)
+    held = tl.load(indices_ptr + rows[:, None] * K + k[None, :], mask=inside, other=0).to(tl.int32)  # [ROWS, BLOCK_K]
     held = tl.where(inside, held, HIGHEST)
     chosen = tl.full([ROWS, BLOCK_C], -1, tl.int32)
     counter = (first_row + rows).to(tl.uint32)

@@ -27,7 +27,7 @@ def _offsets_ascend(crow_ptr, B, nnz, BLOCK: tl.constexpr):
         here = tl.load(crow_ptr + row, mask=row < B, other=0)  # [BLOCK]
         following = tl.load(crow_ptr + row + 1, mask=row < B, other=0)  # [BLOCK]
         good &= (here <= following).to(tl.int32)
-    ends = (tl.load(crow_ptr) == 0) & (tl.load(crow_ptr + B) == nnz)
+    ends = (tl.load(crow_ptr) == 0) & (tl.load(crow_ptr + B) == nnz)  # 0-dim each
     return tl.min(good, 0) & ends.to(tl.int32)
 
 
@@ -52,7 +52,7 @@ def sort_kernel(
     while left > 0:
         open_ = low < high
         middle = (low + high) >> 1
-        right = open_ & (tl.load(crow_ptr + 1 + middle, mask=open_ & valid, other=0) <= place)
+        right = open_ & (tl.load(crow_ptr + 1 + middle, mask=open_ & valid, other=0) <= place)  # [N]
         low = tl.where(right, middle + 1, low)
         high = tl.where(open_ & (right == 0), middle, high)
         left = left >> 1

@@ -66,9 +66,9 @@ def _scores_one_by_one(xt_ptr, weight_ptr, indices_ptr, label, known, offs_b, st
     scores = tl.zeros((label.shape[0], offs_b.shape[0]), tl.float32)
     mask = known[:, None] & (offs_b < stride)[None, :]
     for k in range(K):
-        column = tl.load(indices_ptr + label // G * K + k, mask=known, other=0).to(tl.int64)
-        weight = decode(tl.load(weight_ptr + label * K + k, mask=known, other=0)).to(tl.float32)
-        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
+        column = tl.load(indices_ptr + label // G * K + k, mask=known, other=0).to(tl.int64)  # [BLOCK_L]
+        weight = decode(tl.load(weight_ptr + label * K + k, mask=known, other=0)).to(tl.float32)  # [BLOCK_L]
+        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)  # [BLOCK_L, BLOCK_B]
         scores += weight[:, None] * x.to(tl.float32)
     return tl.trans(scores)
 
@@ -94,10 +94,11 @@ def _scores_of_group(
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         slot = offs_k < K
-        column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)
+        column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)  # [BLOCK_K]
         mask = slot[:, None] & (offs_b < stride)[None, :]
-        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)
+        x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=mask, other=0.0)  # [BLOCK_K, BLOCK_B]
         connected = known[:, None] & slot[None, :]
+        # [BLOCK_L, BLOCK_K]
         weight = decode(tl.load(weight_ptr + label[:, None] * K + offs_k[None, :], mask=connected, other=0))
         scores = dot_terms(tl.trans(x), tl.trans(weight.to(tl.float32)), scores, DOT, TERMS, PRECISION)
     return scores
@@ -138,7 +139,7 @@ def _topk(
     best = tl.full((BLOCK_B, KEEP), LOWEST, tl.int64)
     ceiling = tl.full((BLOCK_B,), 0x7FFFFFFFFFFFFFFF, tl.int64)
     if ceiling_ptr is not None:
-        ceiling = tl.load(ceiling_ptr + offs_b, mask=row, other=0)
+        ceiling = tl.load(ceiling_ptr + offs_b, mask=row, other=0)  # [BLOCK_B]
     last = tl.minimum((split + 1) * tiles_per_split, num_tiles)
     for tile in range(split * tiles_per_split, last):
         if DOT is None:
@@ -154,19 +155,19 @@ def _topk(
                 xt_ptr, weight_ptr, indices_ptr, group, label, known, offs_b, stride, K, DOT, TERMS, PRECISION, BLOCK_K
             )
         if scale_ptr is not None:
-            score *= tl.load(scale_ptr + label, mask=known, other=0.0)[None, :]
+            score *= tl.load(scale_ptr + label, mask=known, other=0.0)[None, :]  # [BLOCK_L]
         if bias_ptr is not None:
-            score += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)[None, :]
+            score += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)[None, :]  # [BLOCK_L]
         keys = tl.where(known[None, :] & row[:, None], pack(score, label[None, :]), LOWEST)
         worst = tl.min(best, 1)
         keys = tl.where(keys < ceiling[:, None], keys, LOWEST)
         better = tl.max((keys > worst[:, None]).to(tl.int32))
         while better > 0:  # once at most: as an "if" Triton 3.7 mixes up the layouts of best for gfx942
             if crow_ptr is not None:
-                position = tl.load(crow_ptr + offs_b, mask=row, other=0)
-                end = tl.load(crow_ptr + offs_b + 1, mask=row, other=0)
+                position = tl.load(crow_ptr + offs_b, mask=row, other=0)  # [BLOCK_B]
+                end = tl.load(crow_ptr + offs_b + 1, mask=row, other=0)  # [BLOCK_B]
                 while tl.max((position < end).to(tl.int32)) > 0:
-                    excluded = tl.load(col_ptr + position, mask=position < end, other=-1).to(tl.int64)
+                    excluded = tl.load(col_ptr + position, mask=position < end, other=-1).to(tl.int64)  # [BLOCK_B]
                     keys = tl.where(excluded[:, None] == label[None, :], LOWEST, keys)
                     position += 1
             if BY_RANK:

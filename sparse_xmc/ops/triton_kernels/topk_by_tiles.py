@@ -80,6 +80,7 @@ def tile_maxima_kernel(
         else:
             column = tl.load(indices_ptr + group * K + offs_k, mask=slot, other=0).to(tl.int64)  # [BLOCK_K]
             inside = slot[:, None] & (offs_b < stride)[None, :]
+            # [BLOCK_K, BLOCK_B]
             x = tl.load(xt_ptr + column[:, None] * stride + offs_b[None, :], mask=inside, other=0.0)
             weight = tl.load(weight_ptrs, mask=known[:, None] & slot[None, :], other=0)  # [BLOCK_L, BLOCK_K]
         weight = decode(weight)
@@ -89,6 +90,7 @@ def tile_maxima_kernel(
     if scale_ptr is not None:
         score *= tl.load(scale_ptr + first + member, mask=known, other=0.0)[None, :]  # [BLOCK_L]
     if bias_ptr is not None:
+        # [BLOCK_L]
         score += tl.load(bias_ptr + first + member, mask=known, other=float("-inf")).to(tl.float32)[None, :]
     else:
         score += tl.where(known, 0.0, float("-inf"))[None, :]
@@ -117,7 +119,7 @@ def rescore_kernel(
 ):
     row, place = (tl.program_id(0) // count).to(tl.int64), tl.program_id(0) % count
     PARTS: tl.constexpr = (G + BLOCK_L - 1) // BLOCK_L
-    tile = 0xFFFFFFFF - (tl.load(chosen_ptr + place * B + row) & 0xFFFFFFFF)
+    tile = 0xFFFFFFFF - (tl.load(chosen_ptr + place * B + row) & 0xFFFFFFFF)  # 0-dim
     group = tile // PARTS
     first = group * G + tile % PARTS * BLOCK_L
     member = tl.arange(0, BLOCK_L)
