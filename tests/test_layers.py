@@ -8,7 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # from the bottom up: a package may import those before it (and itself)
 FLOORS = (
-    ("sparse_xmc._version", "sparse_xmc._progress", "sparse_xmc._extras", "sparse_xmc._renamed"),
+    (
+        "sparse_xmc._version",
+        "sparse_xmc._progress",
+        "sparse_xmc._extras",
+        "sparse_xmc._interrupt",
+        "sparse_xmc._renamed",
+    ),
     ("sparse_xmc.kernels",),
     ("sparse_xmc.ops.cpu_kernels", "sparse_xmc.ops.triton_kernels", "sparse_xmc.ops"),
     ("sparse_xmc.storage",),

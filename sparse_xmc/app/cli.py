@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sparse_xmc import _interrupt
 from sparse_xmc._extras import advice
 from sparse_xmc._version import __version__
 from sparse_xmc.app.config import TrainingConfig, load_toml
@@ -217,12 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _COMMANDS[options.command](options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _failed(f"interrupted{resume}", 130)
+        return _failed(f"interrupted{resume}", _interrupt.STATUS)
     except BrokenPipeError:  # who reads the output has seen enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if _interrupt.happened():  # what was being imported made another error of it
+            return _failed(f"interrupted{resume}", _interrupt.STATUS)
         reason = _reason(error)
         if reason is None:
             raise
@@ -240,14 +243,15 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         more = advice(error.name)
         return str(error) if more in str(error) else f"{error}: {more}"
-    from sparse_xmc.distributed import RankFailure
-    from sparse_xmc.storage.checkpoint import CheckpointError
+    from sparse_xmc.storage.errors import ArtefactError
 
     if _out_of_memory(error):
         return f"out of memory ({(str(error).splitlines() or ['no more to be had'])[0]})"
-    if isinstance(error, (ValueError, CheckpointError, RankFailure, FloatingPointError, OSError)):
-        return str(error)
-    return None
+    ranks = sys.modules.get("sparse_xmc.distributed.ranks")  # without which none can fail
+    expected = (ValueError, ArtefactError, FloatingPointError, OSError) + (
+        () if ranks is None else (ranks.RankFailure,)
+    )
+    return str(error) if isinstance(error, expected) else None
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -69,17 +69,6 @@ def test_a_missing_package_names_its_extra(tmp_path, package):
     assert f"No module named '{package}'" in done.stderr and "pip install '.[train]' in a checkout" in done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_an_interrupt_while_importing_is_one_line(tmp_path):
-    (tmp_path / "argparse.py").write_text(
-        "import os, signal; os.kill(os.getpid(), signal.SIGINT)\nimport time; time.sleep(9)"
-    )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    code = "import sys; from sparse_xmc.__main__ import main; sys.exit(main())"
-    done = python("-c", code, "train", env={**os.environ, "PYTHONPATH": path})
-    assert (done.returncode, done.stderr) == (130, "sparse_xmc: interrupted\n")
-
-
 def test_only_the_first_compiled_kernel_is_announced(capsys):
     from numba import njit
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from collections import Counter
 
 from tests.fuzz.harness import FuzzFailure, fuzz, targets
 
@@ -22,6 +23,7 @@ def main() -> int:
         print("\n".join(known))
         return 0
     for name in arguments.names or known:
+        outcomes: Counter[str] = Counter()
         try:
             count = fuzz(
                 name,
@@ -30,8 +32,10 @@ def main() -> int:
                 first=arguments.first,
                 seed=arguments.seed,
                 seconds=arguments.seconds,
+                outcomes=outcomes,
             )
-            print(f"{name}: {count:,} inputs, nothing found", flush=True)
+            said = "".join(f", {number:,} {outcome}" for outcome, number in sorted(outcomes.items()))
+            print(f"{name}: {count:,} inputs, nothing found{said}", flush=True)
         except FuzzFailure as failure:
             failed += 1
             print(f"{name}: {failure}", flush=True)

@@ -1,13 +1,17 @@
 """A bounded, repeatable part of the fuzzers; ``make fuzz`` goes on from there."""
 
 import warnings
+from collections import Counter
 
 import pytest
 
 from tests.conftest import INTERPRETING
 from tests.fuzz.harness import FuzzFailure, fuzz, targets
+from tests.fuzz.options import corpus, tried
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="runs Numba kernels only")
+
+_FEW = {"options": 50}  # inputs of a target that trains a model for each
 
 
 @pytest.mark.parametrize("name", targets())
@@ -16,7 +20,15 @@ def test_mutated_inputs(name):
         pytest.importorskip("pyarrow")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert fuzz(name, targets()[name], 300) == 300
+        outcomes: Counter[str] = Counter()
+        count = _FEW.get(name, 300)
+        assert fuzz(name, targets()[name], count, outcomes=outcomes) == count
+    assert name != "options" or {"trained", "refused", "argument"} <= outcomes.keys()
+
+
+@pytest.mark.parametrize("flags", corpus(), ids=" ".join)
+def test_sets_of_options_that_once_went_wrong(flags, tmp_path):
+    assert tried(flags, tmp_path) in ("trained", "refused", "stopped", "argument")
 
 
 def test_failures_say_how_to_repeat_them():
