@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_xmc.app.jobs.compilation import warmup
     from sparse_xmc.app.jobs.conversion import convert
     from sparse_xmc.app.jobs.evaluation import evaluate
     from sparse_xmc.app.jobs.inspection import inspect
     from sparse_xmc.app.jobs.prediction import predict
     from sparse_xmc.app.jobs.training import train
-    from sparse_xmc.app.jobs.warmup import warmup
 
 _PLACES = {
     "convert": "conversion",
@@ -19,7 +19,7 @@ _PLACES = {
     "inspect": "inspection",
     "predict": "prediction",
     "train": "training",
-    "warmup": "warmup",
+    "warmup": "compilation",
 }
 __all__ = ["convert", "evaluate", "inspect", "predict", "train", "warmup"]
 
