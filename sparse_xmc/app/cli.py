@@ -120,6 +120,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     values = load_toml(options.config) if options.config else {}
+    from sparse_xmc.app.reports import changed
+
+    if options.config and changed(options.config):
+        print(f"{options.config} has been changed since a run wrote it", file=sys.stderr)
     values |= _given(options, [entry.name for entry in entries(TrainingConfig)])
     config = TrainingConfig(**with_model_options(values))
     from sparse_xmc.app import jobs

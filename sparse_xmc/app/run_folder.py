@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from sparse_xmc.app.bundle import MODEL_FOLDER
 from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
 from sparse_xmc.app.options import spelled
+from sparse_xmc.app.reports import REPORTS, changed, recorded
 from sparse_xmc.app.stored import IDENTITY
 from sparse_xmc.data import DenseInputs, Inputs, SparseInputs, TokenInputs
 from sparse_xmc.storage.atomic import make_folder, write_json, write_text
@@ -25,9 +26,9 @@ from sparse_xmc.storage.errors import ArtefactError
 from sparse_xmc.storage.regular import read_json
 
 CHECKPOINTS = "checkpoints"
-_CONFIG = "config.toml"
+CONFIG = "config.toml"
 _MODELS = (MODEL_FOLDER, f"{MODEL_FOLDER}.old", f"{MODEL_FOLDER}.partial")
-_FILES = ("metrics.jsonl", "metrics.json", "curves.png")
+_FILES = ("metrics.jsonl", "metrics.json", "curves.png", REPORTS)
 _PATHS = ("train", "train_labels", "valid", "valid_labels", "from_")  # whose digests are compared, wherever they lie
 _ANEW = "choose another --out, or --overwrite to begin anew"
 _ELSEWHERE = "choose another --out, or move it away"
@@ -116,9 +117,12 @@ def claim(config: TrainingConfig, data: Mapping[str, str], report: Callable[[str
     earlier = _read(path).get("run") if os.path.lexists(path) else None
     run = earlier if isinstance(earlier, str) else uuid.uuid4().hex
     write_json(path, {**config.identity(), **data, "run": run})
-    options = os.path.join(config.out, _CONFIG)
-    if not os.path.lexists(options) or _is_generated(options):
-        write_text(options, to_toml(config))
+    options = os.path.join(config.out, CONFIG)
+    if changed(options):
+        report(f"{options} has been changed since a run wrote it: left as it is")
+    elif not os.path.lexists(options) or _is_generated(options):
+        with recorded(options):
+            write_text(options, to_toml(config))
     else:
         report(f"{options} was not written by this program: left as it is")
     return run
@@ -183,5 +187,5 @@ def sweep(out: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for name in os.listdir(out):
         whole, _, process = name.removesuffix(".partial").rpartition(".")
-        if name.endswith(".partial") and process.isdigit() and whole in (IDENTITY, _CONFIG, *_FILES):
+        if name.endswith(".partial") and process.isdigit() and whole in (IDENTITY, CONFIG, *_FILES):
             os.remove(os.path.join(out, name))

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.calibration import Calibration, calibration_width
 from sparse_xmc.app.loading import check_ranking, load_bundle
+from sparse_xmc.app.reports import recorded
 from sparse_xmc.app.splits import prepared_split
 from sparse_xmc.data import Inputs, LabelRows, read_filter
 from sparse_xmc.metrics import Truth, calibration_error, hits, ranking_metrics, threshold_metrics
@@ -147,7 +148,8 @@ def publish(metrics: dict[str, Any], path: str, report: Report, *, needed: bool 
     for line in table(metrics):
         report(line)
     try:
-        write_json(path, metrics, indent=1)
+        with recorded(path):
+            write_json(path, metrics, indent=1)
     except ArtefactError as error:
         if needed:
             raise

@@ -12,7 +12,9 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.jobs.evaluation import table
 from sparse_xmc.app.options import entries, shown, without_effect
-from sparse_xmc.app.run_folder import CHECKPOINTS
+from sparse_xmc.app.reports import changed
+from sparse_xmc.app.run_folder import CHECKPOINTS, CONFIG
+from sparse_xmc.app.stored import IDENTITY
 from sparse_xmc.storage.checkpoint import CheckpointError, CheckpointStore
 
 _UNTOLD = {"train", "valid", "test", "out", "progress", "threads"}
@@ -32,6 +34,8 @@ def inspect(run: str, *, report: Callable[[str], None] = print) -> None:
         report("no model yet: the training has not come to its first validation or its end")
     if checkpoints:
         report(f"checkpoints: {len(checkpoints)}, the newest of step {checkpoints[-1]}")
+    if changed(os.path.join(run, CONFIG)):
+        report(f"{CONFIG} has been changed since the run wrote it, which has the options of {IDENTITY}")
     for line in _metric_lines(os.path.join(run, "metrics.json")):
         report(line)
 
@@ -80,6 +84,8 @@ def _bytes(model: Any) -> dict[str, int]:
 def _metric_lines(path: str) -> list[str]:
     if not os.path.exists(path):
         return ["metrics: none yet"]
+    if changed(path):
+        return ["metrics: not shown, as metrics.json has been changed since it was written: evaluate the model anew"]
     try:
         with open(path, encoding="utf-8") as file:
             metrics: Any = json.load(file)
