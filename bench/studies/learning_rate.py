@@ -4,13 +4,14 @@
     python -m bench.studies.learning_rate --report                                            report and figure of the rows
 
 EURLEX57K: 512 frozen features, a layer of 512, and a head over all labels, one epoch; the last 5,000 training rows are held
-out and judged. S3Rec-Beauty: ``examples/next_item.py``'s model on 3,000 users, two epochs, exact softmax; the items before
-the test items are judged. Test splits are not touched. Rows are appended to ``reports/learning_rate.jsonl``.
+out and judged. S3Rec-Beauty: ``examples/next_item.py``'s model over the 1,000 most frequent items, exact softmax; the items
+before the test items are judged. Test splits are not touched. Rows are appended to ``reports/learning_rate.jsonl``.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,11 @@ from sparse_xmc.optim import parameter_groups
 
 ROWS = RowFile(environment.REPOSITORY / "reports", "learning_rate.jsonl")
 HELD_OUT, HIDDEN, BATCH = 5_000, 512, 128
-USERS, EPOCHS = 3_000, 2
+ITEMS, EPOCHS = 1_000, 10
 RATES = {
     ("EURLEX57K", "AdamW"): [2.0**k * 1e-3 for k in range(-2, 5)],
     ("EURLEX57K", "SGD"): [2.0**k * 0.1 for k in range(-2, 5)],
-    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(4)],
+    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(-1, 4)],
 }
 
 
@@ -158,6 +159,14 @@ def train_recommender(users: list[list[int]], run: Run) -> dict[str, Any]:
     return {"valid HR@10": round(100 * hits, 2), "valid loss": total / len(users)}
 
 
+def with_frequent_items(users: list[list[int]], count: int) -> list[list[int]]:
+    """The users' ``count`` most frequent items of those before the last two, numbered from 1; users with four of them."""
+    seen = Counter(item for user in users for item in user[:-2])
+    number = {item: i + 1 for i, (item, _) in enumerate(seen.most_common(count))}
+    kept = [[number[item] for item in user if item in number] for user in users]
+    return [user for user in kept if len(user) > 3]
+
+
 class Data:
     """Both data sets, each read when it is first asked for."""
 
@@ -173,7 +182,7 @@ def train(data: Data, run: Run) -> dict[str, Any]:
         from examples import next_item
 
         path = training_data.data_folder() / "S3Rec-Beauty" / "Beauty.txt.gz"
-        data.users = data.users or next_item.read_users(str(path))[:USERS]
+        data.users = data.users or with_frequent_items(next_item.read_users(str(path)), ITEMS)
         found = train_recommender(data.users, run)
     settings = ("data", "optimizer", "fan_in", "lr", "rule", "informed", "power")
     return {**{name: getattr(run, name) for name in settings}, **found}

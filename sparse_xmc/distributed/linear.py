@@ -38,8 +38,8 @@ class LabelShardedLinear(nn.Module):
     Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
     dimension, gradients of the shard are summed over it, which no fused optimizer can take part in.
 
-    Wrap the encoder in DDP or FSDP, never this module: they take the ranks' labels for copies of one tensor. DDP's
-    constructor then says so, all else is found at the first step. A model that holds this head is
+    Wrap the encoder in DDP or FSDP, never this module: they take the ranks' labels for copies of one tensor, and the
+    head says so when they try. A model that holds this head is
     wrapped after ``model._ddp_params_and_buffers_to_ignore = [f"head.{name}" for name in head.state_dict()]``, or by
     ``fully_shard(model, ignored_params=set(head.parameters()))``.
 

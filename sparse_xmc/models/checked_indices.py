@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sparse_xmc.ops._arguments import INDEX_DTYPES, validate_indices
 
 SelfT = TypeVar("SelfT", bound="CheckedIndices")
+Groups = tuple[dist.ProcessGroup, ...]
 
 _HASHED_ROWS = 65_536  # rows of indices that a fingerprint takes at a time
 _SCRAMBLE = (0x9E3779B97F4A7C15 - (1 << 64), 0x2545F4914F6CDD1D)  # odd multipliers of 64-bit mixers
@@ -71,11 +72,17 @@ class CheckedIndices(nn.Module):
     _unwritten: dict[str, _State | None]
     _copied: int | None = None
     _holds_part: bool = False  # other ranks hold other labels of the same head
-    _replicas: dist.ProcessGroup | None = None
+    _replicas: Groups | None = None
+    _join_mesh: Callable[[CheckedIndices, Groups], None]  # of ``models.replicas``
 
     def __init__(self) -> None:
         super().__init__()
         self._unwritten = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if type(value).__name__ == "DTensor":  # fully_shard cuts a parameter, but leaves every rank its own buffers
+            self._join_mesh(tuple(value.device_mesh.get_all_groups()))
 
     def checked_indices(self) -> Tensor:
         """``indices``, valid: in range and distinct within a row.
@@ -196,11 +203,11 @@ class CheckedIndices(nn.Module):
         )
 
     def _check_replicable(self, name: str) -> None:
-        """Raises if ``DistributedDataParallel`` must not make the ranks' layers equal."""
+        """Raises if a wrapper must not take the ranks' layers for copies of one."""
         if self._holds_part:
             raise RuntimeError(
-                f"{name} holds this rank's labels of a LabelShardedLinear, which DistributedDataParallel would overwrite with "
-                "those of rank 0: leave the head out, see LabelShardedLinear"
+                f"{name} holds this rank's labels of a LabelShardedLinear, which DistributedDataParallel and fully_shard take "
+                "for a copy of those of rank 0: leave the head out, see LabelShardedLinear"
             )
 
     def _draw(self, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -108,7 +109,13 @@ def _replace_(
 def check_change(layer: Any) -> None:
     """Raises:
     ValueError: the layer's labels are those of something else: a fused optimizer's state, several ranks.
+    RuntimeError: the layer is in a wrapper that knows its parameters.
     """
+    if getattr(layer, "_replicas", None) is not None and dist.is_initialized():
+        raise RuntimeError(
+            "DistributedDataParallel or FSDP holds the parameters of this layer and would not notice others: change labels "
+            "before the model is wrapped, or those of copy.deepcopy(ddp.module)"
+        )
     if getattr(layer, "_optimizer", None) is not None:
         raise ValueError(
             "a fused optimizer holds state of each label: fuse_optimizer(None), change labels, attach a new one"

@@ -26,8 +26,10 @@ from sparse_xmc.models.label_changes import (
 from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
+from sparse_xmc.models.shards import local_rows
 from sparse_xmc.ops._arguments import (
     QUANTIZED_DTYPE,
+    check_float,
     check_input,
     check_layer_sizes,
     index_dtype,
@@ -42,8 +44,8 @@ _CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold a
 
 
 _FUSED_REPLICAS = (
-    "a fused optimizer updates each replica by its own rows, so that under DistributedDataParallel they drift apart: use one "
-    "of torch.optim, or distributed.LabelShardedLinear"
+    "a fused optimizer updates each replica by its own rows, so that under DistributedDataParallel or FSDP they drift apart: "
+    "use one of torch.optim, or distributed.LabelShardedLinear"
 )
 
 
@@ -154,11 +156,14 @@ class FixedFanInLinear(CheckedIndices):
             >>> bool((head.weight == before).all())
             False
         """
-        self._draw(["weight", "bias", "indices"], draw_seed() if seed is None else seed, first_label)
+        self._draw(["weight", "bias", "indices"], seed, first_label)
 
     @torch.no_grad()
     def _draw(self, names: list[str], seed: int | None = None, first_label: int = 0) -> None:
-        seed = draw_seed() if seed is None else seed
+        if seed is None:
+            seed = draw_seed()
+        if groups := replicas.active_groups(self):
+            seed = replicas.shared_seed(seed, groups, self.indices.device)
         if "indices" in names:
             self._draw_indices(seed, first_label // self.group_size)
         if "weight" in names:
@@ -179,14 +184,16 @@ class FixedFanInLinear(CheckedIndices):
     def _draw_weights(self, seed: int, first_label: int) -> None:
         """A stream of its own for every ``_DRAWN_LABELS`` labels, so that a shard draws what the whole layer would."""
         bound = 1 / math.sqrt(self.fan_in)
-        stop = first_label + self.out_features
-        drawn = self.weight.new_empty(_DRAWN_LABELS, self.fan_in)
-        generator = torch.Generator(self.weight.device)
+        weight, first_row = local_rows(self.weight)
+        first_label += first_row
+        stop = first_label + len(weight)
+        drawn = weight.new_empty(_DRAWN_LABELS, self.fan_in)
+        generator = torch.Generator(weight.device)
         for block in range(first_label // _DRAWN_LABELS, -(-stop // _DRAWN_LABELS)):
             drawn.uniform_(-bound, bound, generator=generator.manual_seed((seed * _SEED_STEP + block) % (1 << 63)))
             start = block * _DRAWN_LABELS
             first, last = max(start, first_label), min(start + _DRAWN_LABELS, stop)
-            self.weight[first - first_label : last - first_label] = drawn[first - start : last - start]
+            weight[first - first_label : last - first_label] = drawn[first - start : last - start]
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in_features]`` to logits ``[..., out_features]``."""
@@ -253,7 +260,7 @@ class FixedFanInLinear(CheckedIndices):
             True
         """
         if optimizer is not None:
-            if replicas.active_group(self) is not None:
+            if replicas.active_groups(self):
                 raise RuntimeError(_FUSED_REPLICAS)
             optimizer.attach(self.weight, self.bias)
         self._optimizer = optimizer
@@ -359,6 +366,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> int(head.rewire_(fraction=0.25, optimizer=optimizer, seed=1))  # 4 of 16 connections of each label
             4000
         """
+        check_float("weight", self.weight)
         if optimizer is None:
             own: object = self._optimizer
             optimizer = [own] if isinstance(own, torch.optim.Optimizer) else []
@@ -368,9 +376,9 @@ class FixedFanInLinear(CheckedIndices):
             batch = replace(batch, bias=self.bias)
         if seed is None:
             seed = draw_seed()
-        replicating = replicas.active_group(self)
-        if replicating is not None:
-            seed = replicas.shared_seed(seed, replicating, self.weight.device)
+        replicating = replicas.active_groups(self)
+        if replicating:
+            seed = replicas.shared_seed(seed, replicating, self.indices.device)
         rewired = ops.prune_regrow_(
             self.weight,
             self.checked_indices(),
@@ -392,7 +400,7 @@ class FixedFanInLinear(CheckedIndices):
         )
         self._copied = None  # a copy that rewires its own connections is no average of another's
         self._mark_written("indices")
-        if replicating is not None and batch is not None:  # the ranks' batches differ
+        if replicating and batch is not None:  # the ranks' batches differ
             replicas.broadcast_([self.weight, self.indices, *state.zero, *state.mean], replicating)
             self._mark_written("indices")
         return rewired
@@ -514,6 +522,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> torch.allclose(head.to_dense()(x), head(x), atol=1e-5)
             True
         """
+        check_float("weight", self.weight)
         has_bias = self.bias is not None
         dense = nn.Linear(
             self.in_features, self.out_features, has_bias, device=self.weight.device, dtype=self.weight.dtype
@@ -536,6 +545,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> matrix.shape, matrix.values().shape
             (torch.Size([100, 16]), torch.Size([800]))
         """
+        check_float("weight", self.weight)
         columns, order = self.label_indices().sort(dim=1)
         offsets = torch.arange(self.out_features + 1, device=columns.device) * self.fan_in
         return torch.sparse_csr_tensor(

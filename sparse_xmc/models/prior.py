@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_xmc.models.shards import local_rows
+
 InitialBias = float | Tensor | None
 
 
@@ -79,9 +81,9 @@ def set_prior_(layer: Any, bias: InitialBias) -> None:
 @torch.no_grad()
 def fill_bias_(layer: nn.Module, bias: InitialBias) -> None:
     """Writes the initial bias into a layer that has one, zero without a prior."""
-    own = layer.bias
-    if isinstance(own, Tensor):
+    if isinstance(layer.bias, Tensor):
+        own, first = local_rows(layer.bias)
         if isinstance(bias, Tensor):
-            own.copy_(bias)
+            own.copy_(bias[first : first + len(own)])
         else:
             own.fill_(bias or 0.0)

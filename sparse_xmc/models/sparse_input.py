@@ -80,15 +80,13 @@ class SparseInputLinear(FixedFanInLinear):
         reduction: ops.Reduction = "mean",
         **options: Any,
     ) -> Tensor:
-        """Loss of a batch, see ``ops.fixed_fan_in_loss``."""
+        """Loss of a batch, with the options of ``ops.fixed_fan_in_loss``; on a CPU there are no softmaxes."""
         check_input(x, self.in_features)
         if self.training and self.dropout:
             values = F.dropout(x.values(), self.dropout)
             x = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
         if not self._on_cpu():
             return super().loss(x.to_dense(), targets, loss=loss, reduction=reduction, **options)
-        if options:
-            raise ValueError(f"sparse input takes no option {sorted(options)}")
         return fixed_fan_in_sparse_loss(
             x,
             self.weight,
@@ -98,6 +96,7 @@ class SparseInputLinear(FixedFanInLinear):
             loss=loss,
             reduction=reduction,
             group_size=self.group_size,
+            **options,
         )
 
     def _informed(self, x: Tensor, targets: Tensor) -> Tensor:

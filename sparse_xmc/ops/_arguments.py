@@ -49,8 +49,9 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if type(value).__name__ == "DTensor":
         raise TypeError(
-            f"{name} is a DTensor, which the kernels do not take: pass its local shard ({name}.to_local()) "
-            "or use sparse_xmc.distributed for a label-sharded head"
+            f"{name} is a DTensor, which the kernels do not take: pass {name}.to_local(); a layer under fully_shard is used "
+            "inside the forward of a sharded module (or register_fsdp_forward_method(layer, 'loss')), and one whose labels "
+            "are spread over ranks and rewired is distributed.LabelShardedLinear"
         )
 
 

@@ -11,6 +11,7 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Layer, Needed, Objective, Positives, Scaling
 from sparse_xmc.ops._dispatch import define
 from sparse_xmc.ops.loss import Problem, empty_gradients, gradients_of, loss_of
+from sparse_xmc.ops.sparse_input import sparse_loss_fake, sparse_loss_gradients
 from sparse_xmc.ops.step import updated
 from sparse_xmc.ops.update import Update
 
@@ -51,6 +52,17 @@ def _step_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return total, torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
 
 
+def _sparse_input_loss(*arguments: Any) -> tuple[Tensor, ...]:
+    *rows_and_layer, loss, group_size, gradients = arguments
+    return sparse_loss_gradients(*rows_and_layer, None, None, loss, (0.0, 0.0, 0.0), group_size, gradients)
+
+
+define(
+    "sparse_input_loss(Tensor crow, Tensor col, Tensor values, SymInt in_features, Tensor weight, Tensor indices,"
+    " Tensor? bias, Tensor labels, Tensor rows, str loss, SymInt group_size, bool gradients) -> (Tensor, Tensor, Tensor)",
+    _sparse_input_loss,
+    sparse_loss_fake,
+)
 define(
     f"loss_forward({_HEAD}) -> Tensor",
     _loss_forward,

@@ -5,8 +5,9 @@
 ``(crow_indices, col_indices)``        the two index tensors of such a matrix; a tuple of two arrays is always this pair
 ``torch.sparse_coo``, ``sparse_csc``   ``[B, L]``; stored zeros are no positives
 SciPy matrix or array, any format      ``[B, L]``; stored zeros are no positives
-dense torch or NumPy ``[B, L]``        multi-hot; the leading dimensions may be those of ``x``
-list (or tuple) with an entry per row  each a list, set, array or 1-D tensor of label ids, e.g. ``[[3, 17], [], [5]]``
+dense torch or NumPy ``[B, L]``        multi-hot; the leading dimensions may be those of ``x``; or a pandas frame
+list with an entry per row             each a list, set, array or 1-D tensor of label ids, e.g. ``[[3, 17], [], [5]]``; or
+                                       another sized collection of them: tuple, deque, pandas Series, nested tensor
 class ids                              for the softmaxes: ints ``[B]`` as tensor, array or list
 =====================================  ================================================================================
 
@@ -15,7 +16,7 @@ Values are 0 or a whole number (a label counts once, however often it stands in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import check_tensor, csr_parts
 from sparse_xmc.ops._contract import Positives
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 _FORMS = (
     "a torch.sparse_csr or sparse_coo tensor [B, L], the pair (crow_indices, col_indices), a SciPy matrix, a dense "
     "multi-hot array [B, L], or a list of lists of label ids"
@@ -47,6 +51,8 @@ def num_target_rows(targets: Any) -> int:
         and all(isinstance(part, (Tensor, np.ndarray)) for part in targets)
     ):
         return max(0, len(targets[0]) - 1)
+    if isinstance(targets, Tensor) and targets.is_nested:
+        return targets.size(0)
     shape = getattr(targets, "shape", None)
     return int(np.prod(shape[:-1])) if shape is not None and len(shape) > 1 else len(targets)
 
@@ -62,11 +68,17 @@ def csr_pair(targets: Any, num_rows: int, num_labels: int, device: torch.device)
     """
     if isinstance(targets, Positives):
         raise TypeError("this head cuts its targets itself and takes no sorted ones (ops.sort_targets)")
+    if hasattr(targets, "to_numpy") and targets.ndim == 2:  # a pandas frame, which iterates its columns
+        targets = targets.to_numpy()
     if isinstance(targets, np.ndarray) and targets.dtype != object:
         targets = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
     if isinstance(targets, Tensor):
         check_tensor("targets", targets)
-        return _of_tensor(targets, num_rows, num_labels)
+        if targets.is_meta:
+            raise ValueError(f"targets must be on the device of the layer, {device}, got {targets.device}")
+        if not targets.is_nested:
+            return _of_tensor(targets, num_rows, num_labels)
+        targets = list(targets.unbind())
     if type(targets).__module__.startswith("scipy.sparse"):
         return _of_scipy(targets, num_rows, num_labels, device)
     if (
@@ -79,12 +91,17 @@ def csr_pair(targets: Any, num_rows: int, num_labels: int, device: torch.device)
             raise TypeError(f"targets must be a pair of two tensors (crow_indices, col_indices), got {kinds}")
         crow, col = (torch.as_tensor(part, device=device) for part in targets)
         return crow, col
-    if isinstance(targets, (list, tuple)) or (isinstance(targets, np.ndarray) and targets.ndim == 1):
+    if _is_list_like(targets):
         if len(targets) != num_rows:
             raise ValueError(f"targets must hold one list of labels for each of {num_rows} rows, got {len(targets)}")
         crow, col = pair_of_lists(list(targets), num_labels)
         return crow.to(device), col.to(device)
     raise TypeError(f"targets must be {_FORMS}, got {type(targets).__name__}")
+
+
+def _is_list_like(targets: Any) -> bool:
+    """Whether iterating it gives one entry per row, in order."""
+    return isinstance(targets, Collection) and not isinstance(targets, (str, bytes, Mapping, Set))
 
 
 def _check_values(values: Tensor) -> None:
@@ -162,8 +179,8 @@ def _ids(row: Any, number: int) -> np.ndarray:
     """One row's label ids as int64."""
     if isinstance(row, Tensor):
         row = row.detach().cpu().numpy()
-    elif isinstance(row, (set, frozenset, range)):
-        row = sorted(row)
+    elif isinstance(row, (Set, range)):
+        row = list(row)
     try:
         ids = np.asarray(row)
     except ValueError:
@@ -187,6 +204,8 @@ def class_ids(targets: Any, device: torch.device) -> Any:
     """
     if isinstance(targets, Tensor):
         return targets.long() if targets.dtype in _INTEGERS else targets
+    if hasattr(targets, "to_numpy"):  # a pandas series
+        targets = targets.to_numpy()
     if isinstance(targets, (list, tuple)) and any(not isinstance(one, (int, np.integer)) for one in targets):
         kinds = sorted({type(one).__name__ for one in targets})
         raise TypeError(

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import LayerShape, Targets, check_constant, check_topology, validate_indices
 from sparse_xmc.ops._backend import cpu_kernels, debugging
+from sparse_xmc.ops._contract import Objective
 from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
-from sparse_xmc.ops._objective import divisor
+from sparse_xmc.ops._objective import FUSED_LOSSES, LossOptions, divisor, objective
 from sparse_xmc.ops._targets import sorted_positives
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _forward(*arguments: Any) -> Tensor:
     return cpu_kernels("sparse_input").forward(*arguments)
 
 
-def _loss_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu_kernels("sparse_input").loss_gradients(*arguments)
+def sparse_loss_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum over rows and labels, dw, db); the gradients are empty unless asked for."""
+    *rows_and_layer, pos_weight, sample_weight, loss, numbers, group_size, gradients = arguments
+    goal = Objective(loss, pos_weight, sample_weight, *numbers)
+    return cpu_kernels("sparse_input").loss_gradients(*rows_and_layer, goal, group_size, gradients)
 
 
-def _loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def sparse_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     weight, bias, gradients = arguments[4], arguments[6], arguments[-1]
     L = weight.shape[0] if gradients else 0
     return weight.new_empty(()), weight.new_empty(L, weight.shape[1]), weight.new_empty(L if bias is not None else 0)
@@ -34,23 +41,22 @@ sparse_input_forward = define(
     _forward,
     lambda crow, col, values, in_features, weight, *others: weight.new_empty(crow.shape[0] - 1, weight.shape[0]),
 )
-sparse_input_loss = define(
-    "sparse_input_loss(Tensor crow, Tensor col, Tensor values, SymInt in_features, Tensor weight, Tensor indices,"
-    " Tensor? bias, Tensor labels, Tensor rows, str loss, SymInt group_size, bool gradients) -> (Tensor, Tensor, Tensor)",
-    _loss_gradients,
-    _loss_fake,
+sparse_head_loss = define(
+    "sparse_head_loss(Tensor crow, Tensor col, Tensor values, SymInt in_features, Tensor weight, Tensor indices,"
+    " Tensor? bias, Tensor labels, Tensor rows, Tensor? pos_weight, Tensor? sample_weight, str loss, float[] numbers,"
+    " SymInt group_size, bool gradients) -> (Tensor, Tensor, Tensor)",
+    sparse_loss_gradients,
+    sparse_loss_fake,
 )
 
 
 class _SparseInputLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-        crow, col, values, in_features, indices, labels, rows, loss, group_size = arguments
+        crow, col, values, in_features, indices, *others = arguments
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        sweep = _loss_gradients if direct(weight, crow, labels) else sparse_input_loss
-        total, dw, db = sweep(
-            crow, col, values, in_features, weight, indices, bias, labels, rows, loss, group_size, needed
-        )
+        sweep = sparse_loss_gradients if direct(weight, crow, others[0]) else sparse_head_loss
+        total, dw, db = sweep(crow, col, values, in_features, weight, indices, bias, *others, needed)
         ctx.save_for_backward(dw, db, weight, bias)
         return total
 
@@ -59,7 +65,7 @@ class _SparseInputLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         dw, db, *_ = ctx.saved_tensors
         need_weight, need_bias = ctx.needs_input_grad[:2]
-        return (dw * scale if need_weight else None, db * scale if need_bias else None, *(None,) * 9)
+        return (dw * scale if need_weight else None, db * scale if need_bias else None, *(None,) * 12)
 
 
 def check_sparse_layer(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int) -> LayerShape:
@@ -90,18 +96,20 @@ def fixed_fan_in_sparse_loss(
     loss: str = "bce",
     reduction: str = "mean",
     group_size: int = 1,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """``fixed_fan_in_loss`` for sparse rows ``x`` (``torch.sparse_csr [B, D]``): value and gradients of weight and
     bias in one sweep.
 
-    Args:
-        targets: ``torch.sparse_csr [B, L]``, values ignored, or the pair of its ``crow_indices`` and ``col_indices``.
+    No ``[B, L]`` tensor is made. The arguments are those of ``fixed_fan_in_loss``, but for the softmaxes.
 
-    No ``[B, L]`` tensor is made. The other arguments are those of ``fixed_fan_in_loss``.
+    Raises:
+        ValueError, TypeError: as there; ``x`` requires a gradient, or tensors are not float32 on a CPU.
     """
     shape = check_sparse_layer(x, weight, indices, bias, group_size)
-    if loss not in ("bce", "squared_hinge"):
-        raise ValueError(f"loss must be 'bce' or 'squared_hinge', got {loss!r}")
+    if loss not in FUSED_LOSSES:
+        raise ValueError(f"loss must be 'bce', 'squared_hinge' or 'asymmetric' for sparse input, got {loss!r}")
+    goal = objective(loss, options, x.shape[0], weight)
     divided = divisor(reduction, x.shape[0], shape.L)
     total = _SparseInputLoss.apply(
         weight,
@@ -112,7 +120,7 @@ def fixed_fan_in_sparse_loss(
         shape.D,
         indices,
         *sorted_positives(targets, x.shape[0], shape.L)[:2],
-        loss,
+        *(goal.pos_weight, goal.sample_weight, loss, (goal.gamma_pos, goal.gamma_neg, goal.clip)),
         group_size,
     )
     return total if reduction == "sum" else total / divided

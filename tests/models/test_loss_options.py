@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from sparse_xmc.distributed import LabelShardedLinear
-from sparse_xmc.models import DenseLinear, FixedFanInLinear, HeadTailLinear
+from sparse_xmc.models import DenseLinear, FixedFanInLinear, HeadTailLinear, SparseInputLinear
 from sparse_xmc.optim import FusedSGD
 
 B, D, L, K = 6, 16, 12, 4
@@ -16,13 +16,17 @@ HEADS = {
     "dense": lambda: DenseLinear(D, L, seed=1),
     "head_tail": lambda: HeadTailLinear(D, L, K, num_head=5, seed=1),
     "sharded": lambda: LabelShardedLinear(D, L, K, seed=1),
+    "sparse_input": lambda: SparseInputLinear(D, L, K, seed=1),
+    "sparse_input_groups": lambda: SparseInputLinear(D, L, K, group_size=4, seed=1),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 
 
-def problem(scale=1.0):
+def problem(head, scale=1.0):
+    """Rows as the head takes them, their targets as multi-hot rows, and weights."""
     generator = torch.Generator().manual_seed(0)
     x = scale * torch.randn(B, D, generator=generator)
+    x = x.to_sparse_csr() if isinstance(head, SparseInputLinear) else x.requires_grad_()
     positive = torch.zeros(B, L)
     for row, labels in enumerate(LISTS):
         positive[row, labels] = 1
@@ -53,14 +57,14 @@ def expected(z, positive, kind, pos_weight=None, sample_weight=None, gamma_pos=0
 @pytest.mark.parametrize("kind", ["bce", "squared_hinge", "asymmetric"])
 @every_head
 def test_losses_with_weights(name, kind, used):
-    head, (x, positive, weights) = HEADS[name](), problem()
+    head = HEADS[name]()
+    x, positive, weights = problem(head)
     given = {key: weights[key] for key in used}
-    x.requires_grad_()
     logits = head(x)
     wanted = expected(logits, positive, kind, **given)
     found = head.loss(x, LISTS, loss=kind, reduction="sum", **given)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
-    parameters = [x, *head.parameters()]
+    parameters = [*head.parameters(), *([x] if x.requires_grad else [])]
     for a, b in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -70,7 +74,8 @@ def test_losses_with_weights(name, kind, used):
 )
 @every_head
 def test_the_asymmetric_loss_has_its_options(name, focus):
-    head, (x, positive, _) = HEADS[name](), problem()
+    head = HEADS[name]()
+    x, positive, _ = problem(head)
     with torch.no_grad():
         wanted = expected(head(x), positive, "asymmetric", **focus)
         found = head.loss(x, LISTS, loss="asymmetric", reduction="sum", **focus)
@@ -79,7 +84,8 @@ def test_the_asymmetric_loss_has_its_options(name, focus):
 
 @every_head
 def test_extreme_logits_stay_finite(name):
-    head, (x, _, _) = HEADS[name](), problem(scale=500.0)
+    head = HEADS[name]()
+    x, _, _ = problem(head, scale=500.0)
     for kind, options in (("bce", {}), ("asymmetric", {}), ("asymmetric", {"clip": 0.0, "gamma_neg": 0.5})):
         loss = head.loss(x, LISTS, loss=kind, **options)
         gradients = torch.autograd.grad(loss, list(head.parameters()))
@@ -89,7 +95,8 @@ def test_extreme_logits_stay_finite(name):
 @every_head
 def test_means(name):
     """ "mean" divides by the rows, "mean_all" also by the labels: the mean of ``BCEWithLogitsLoss``."""
-    head, (x, positive, weights) = HEADS[name](), problem()
+    head = HEADS[name]()
+    x, positive, weights = problem(head)
     with torch.no_grad():
         total = head.loss(x, LISTS, reduction="sum")
         torch.testing.assert_close(head.loss(x, LISTS), total / B)
@@ -117,14 +124,15 @@ BAD = [
 @pytest.mark.parametrize(("given", "error", "text"), BAD)
 @every_head
 def test_bad_options_are_named(name, given, error, text):
-    head, (x, _, _) = HEADS[name](), problem()
+    head = HEADS[name]()
+    x, _, _ = problem(head)
     with pytest.raises(error, match=text):
         head.loss(x, LISTS, **given)
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric"])
 def test_a_fused_optimizer_takes_weights_too(kind):
-    x, _, weights = problem()
+    x, _, weights = problem(None)
     plain, head, stepped = (FixedFanInLinear(D, L, K, seed=1) for _ in range(3))
     for one in (head, stepped):
         one.fuse_optimizer(FusedSGD(0.1))

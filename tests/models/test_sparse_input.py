@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_loss
@@ -85,6 +86,22 @@ def test_repeated_targets_count_once_and_threads_do_not_matter():
     finally:
         torch.set_num_threads(threads)
     assert results[0].equal(results[1])
+
+
+@pytest.mark.parametrize("loss", ["bce", "squared_hinge", "asymmetric"])
+def test_weights_over_several_tiles_and_products(loss):
+    """More labels than a tile, and than a product of factors may hold; against the layer on dense rows."""
+    L, generator = 3000, torch.Generator().manual_seed(0)
+    x = torch.randn(20, 16, generator=generator) * 4
+    targets = torch.rand(20, L, generator=generator) < 0.01
+    weights = {"pos_weight": torch.rand(L, generator=generator), "sample_weight": torch.rand(20, generator=generator)}
+    found = []
+    for kind, rows in ((FixedFanInLinear, x), (SparseInputLinear, x.to_sparse_csr())):
+        layer = kind(16, L, 4, seed=1)
+        value = layer.loss(rows, targets, loss=loss, **weights)
+        found.append([value, *torch.autograd.grad(value, list(layer.parameters()))])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-5)
 
 
 def test_topology_changes_are_noticed():

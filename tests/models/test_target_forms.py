@@ -1,5 +1,7 @@
 """Targets as people have them: every head computes the loss of the same positives from every form, and names bad ones."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,11 @@ def crow_col():
     return ends, torch.tensor([label for labels in LISTS for label in labels])
 
 
+def nested(layout):
+    rows = [torch.tensor(labels, dtype=torch.int64) for labels in LISTS]
+    return torch.nested.nested_tensor(rows, layout=layout)
+
+
 FORMS = {
     "csr": lambda: dense().float().to_sparse_csr(),
     "csr_repeated": lambda: torch.sparse_csr_tensor(*crow_col(), torch.ones(8), (B, L), check_invariants=False),
@@ -65,6 +72,12 @@ FORMS = {
     "sets": lambda: [set(labels) for labels in LISTS],
     "object_array": lambda: np.array([list(labels) for labels in LISTS], dtype=object),
     "from_lists": lambda: targets_from_lists(LISTS, L),
+    "deque": lambda: deque(LISTS),
+    "keys": lambda: [dict.fromkeys(labels).keys() for labels in LISTS],
+    "series": lambda: pytest.importorskip("pandas").Series(LISTS),
+    "frame": lambda: pytest.importorskip("pandas").DataFrame(dense().numpy()),
+    "nested": lambda: nested(torch.strided),
+    "nested_jagged": lambda: nested(torch.jagged),
 }
 
 
@@ -134,6 +147,9 @@ BAD = {
     "classes": (lambda: torch.zeros(B, dtype=torch.int64), ValueError, "classes with loss='cross_entropy'"),
     "string": (lambda: "3", TypeError, "got str"),
     "none": (lambda: None, TypeError, "got NoneType"),
+    "generator": (lambda: (labels for labels in LISTS), TypeError, "got generator"),
+    "mapping": (lambda: dict(enumerate(LISTS)), TypeError, "got dict"),
+    "meta": (lambda: dense().to("meta"), ValueError, "device"),
     "scipy_width": (lambda: sparse.csr_matrix((B, 3)), ValueError, r"must be \[5, 12\], got \[5, 3\]"),
 }
 
@@ -190,6 +206,9 @@ def test_class_ids_as_people_have_them():
         torch.tensor(ids).int(),
     ):
         assert float(head.loss(x, targets, loss="cross_entropy")) == pytest.approx(float(expected), rel=1e-5)
+    for unsigned in (torch.uint8, torch.uint16, torch.uint64):
+        given = torch.tensor([3, 0, 11, 1, 7]).to(unsigned)
+        assert torch.equal(head.loss(x, given, loss="cross_entropy"), head.loss(x, given.long(), loss="cross_entropy"))
     for bad in ([3.0, 0, 1, 2, 3], LISTS, np.zeros(5), torch.zeros(5)):
         with pytest.raises(TypeError, match="class ids"):
             head.loss(x, bad, loss="cross_entropy")

@@ -36,6 +36,7 @@ TILE_WEIGHTS = 4096
 GROUP_LABELS = 32  # labels of a group that are worked on at once: their logits stay in the L1 cache
 FORWARD, GRADIENTS, UPDATE = range(3)
 BCE, HINGE, ASYMMETRIC = range(3)
+LOSSES = {"bce": BCE, "squared_hinge": HINGE, "asymmetric": ASYMMETRIC}
 
 
 class Fields(NamedTuple):

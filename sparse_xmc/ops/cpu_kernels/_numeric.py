@@ -5,20 +5,36 @@ Numba has none of them on a CPU. The bit patterns come in under different intege
 chosen when a kernel is compiled.
 """
 
+import ctypes
+
 import numpy as np
 import torch
 from numba import types
 from numba.extending import overload, register_jitable
 
-_VIEW = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8}
+_ARRAY_DTYPES = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.bfloat16: np.dtype(np.uint16),
+    torch.float16: np.dtype(np.int16),
+    torch.float8_e4m3fn: np.dtype(np.uint8),
+    torch.uint16: np.dtype(np.uint16),
+    torch.int16: np.dtype(np.int16),
+    torch.int32: np.dtype(np.int32),
+    torch.int64: np.dtype(np.int64),
+}
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as an array that the kernels understand."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    view = _VIEW.get(tensor.dtype)
-    return tensor.numpy() if view is None else tensor.view(view).numpy()
+    """The memory of a contiguous tensor, which the array keeps alive, as an array that the kernels understand.
+
+    ``Tensor.numpy`` would forbid that the storage is ever resized, which is how FSDP frees gathered parameters.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError(f"kernels take contiguous memory, got strides {tensor.stride()}")
+    memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.owner = tensor  # type: ignore[attr-defined]
+    return np.ndarray(tensor.shape, _ARRAY_DTYPES[tensor.dtype], memory)
 
 
 @register_jitable

@@ -17,12 +17,10 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
 from sparse_xmc.ops.cpu_kernels import _loss_sweep
 from sparse_xmc.ops.cpu_kernels._head_structs import (
-    ASYMMETRIC,
-    BCE,
     CHUNK,
     FORWARD,
     GRADIENTS,
-    HINGE,
+    LOSSES,
     UPDATE,
     Fields,
     Numbers,
@@ -39,7 +37,6 @@ _SHARES = (4,) * 13 + (2, 1, 1)  # of the labels: short ranges at the end, so th
 _PART_WORK = 1 << 18  # multiply-adds that make a range worth its sum
 _SPAN_WORK = 1 << 15  # numbers that make a span of features worth a thread
 _MAX_FEATURES = (1 << 32) // CHUNK - 1  # offsets into x are uint32
-_LOSSES = {"bce": BCE, "squared_hinge": HINGE, "asymmetric": ASYMMETRIC}
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _LARGEST = {number: float(np.finfo(number).max) for number in _NUMPY.values()}
 _constants = functools.cache(exp_constants)
@@ -145,7 +142,7 @@ class _Sweep:
             D=self.D,
             K=self.K,
             group_size=self.layer.group_size,
-            loss=_LOSSES[goal.loss],
+            loss=LOSSES[goal.loss],
             mode=mode,
             need_x=self.need_x,
             need_weight=mode == UPDATE or dw is not None,

@@ -17,6 +17,10 @@ from torch import Tensor
 
 from sparse_xmc.kernels import threads
 from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops._contract import Objective
+from sparse_xmc.ops.cpu_kernels._head_structs import ASYMMETRIC, BCE, HINGE, LOSSES
+from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive, sigmoid, softplus
+from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
 
 _TILE = 1024  # labels of one task
 _APART = 64  # numbers between two arrays that are read and written in one loop: a cache line of four vectors and more
@@ -36,6 +40,18 @@ class Columns(NamedTuple):
     values: np.ndarray
     slots: np.ndarray
     full: np.ndarray
+
+
+class Goal(NamedTuple):
+    """``Objective`` for the kernel; ``pos_weight`` is empty where there is none, ``sample_weight`` where rows are summed
+    alike and the loss can be added up over them."""
+
+    loss: int
+    pos_weight: np.ndarray
+    sample_weight: np.ndarray
+    gamma_pos: float
+    gamma_neg: float
+    clip: float
 
 
 @kernel
@@ -146,24 +162,81 @@ def _squared_hinge(z, slope):
 
 
 @kernel
-def _loss(
-    columns, weight, indices, bias, group_size, labels, rows, batch, hinge, gradients, dw, db, sums, tile, l0, l1
-):
+def _add_negatives(goal, z, slope, product, linear):
+    """The label's loss as a negative: ``log(product) + linear`` of each row grow by it; ``slope`` becomes its derivative."""
+    if goal.loss == BCE:
+        for b in range(z.shape[0]):
+            slope[b] = _exp_of_negative(-abs(z[b]))
+        for b in range(z.shape[0]):
+            product[b] *= 1.0 + np.float64(slope[b])
+            linear[b] += np.float64(_positive_part(z[b]))
+        for b in range(z.shape[0]):
+            slope[b] = (np.float32(1) if z[b] >= 0 else slope[b]) / (np.float32(1) + slope[b])
+    elif goal.loss == HINGE:
+        for b in range(z.shape[0]):
+            slope[b] = np.float32(2) * _positive_part(np.float32(1) + z[b])
+        for b in range(z.shape[0]):
+            margin = np.float64(0.5) * slope[b]
+            linear[b] += margin * margin
+    else:
+        for b in range(z.shape[0]):
+            value, derivative = asymmetric_negative(np.float64(z[b]), goal.gamma_neg, goal.clip)
+            linear[b] += value
+            slope[b] = derivative
+
+
+@kernel
+def _take_logarithms(product, linear):
+    for b in range(product.shape[0]):
+        linear[b] += math.log(product[b])
+        product[b] = 1.0
+
+
+@kernel
+def _positive_terms(goal, z):
+    """(loss as a positive, its derivative, loss as a negative) of one logit."""
+    z = np.float64(z)
+    if goal.loss == HINGE:
+        wrong, right = max(0.0, 1.0 + z), max(0.0, 1.0 - z)
+        return right * right, -2.0 * right, wrong * wrong
+    if goal.loss == ASYMMETRIC:
+        value, derivative = asymmetric_positive(z, goal.gamma_pos)
+        return value, derivative, asymmetric_negative(z, goal.gamma_neg, goal.clip)[0]
+    return softplus(-z), -sigmoid(-z), softplus(z)
+
+
+@kernel
+def _loss(columns, weight, indices, bias, group_size, labels, rows, batch, goal, gradients, dw, db, sums, tile, l0, l1):
     pointers, column_rows, values, slots, full = columns
     # At a fixed distance: LLVM sums one by one where two arrays lie close, and in lanes where they do not
     both = np.empty(2 * batch + _APART, np.float32)
     z, slope = both[:batch], both[batch + _APART :]
+    by_row = goal.sample_weight.shape[0] > 0
+    product, linear = np.ones(batch if by_row else 0), np.zeros(batch if by_row else 0)
     positive = np.searchsorted(labels, l0)
     total = 0.0
     for label in range(l0, l1):
         _label_logits(label, columns, weight, indices, bias, group_size, z)
-        total += _squared_hinge(z, slope) if hinge else _bce(z, slope)
+        if by_row:
+            _add_negatives(goal, z, slope, product, linear)
+            if (label - l0) % _PRODUCT == _PRODUCT - 1:
+                _take_logarithms(product, linear)
+            for b in range(batch):
+                slope[b] *= goal.sample_weight[b]
+        else:
+            total += _squared_hinge(z, slope) if goal.loss == HINGE else _bce(z, slope)
         while positive < labels.shape[0] and labels[positive] == label:
             b = rows[positive]
             positive += 1
             if b == batch:
                 continue
-            if hinge:
+            if by_row or goal.pos_weight.shape[0] > 0:
+                row_weight = np.float64(goal.sample_weight[b]) if by_row else 1.0
+                label_weight = np.float64(goal.pos_weight[label]) if goal.pos_weight.shape[0] > 0 else 1.0
+                gained, derivative, lost = _positive_terms(goal, z[b])
+                total += row_weight * (label_weight * gained - lost)
+                slope[b] = row_weight * label_weight * derivative
+            elif goal.loss == HINGE:
                 wrong, right = _positive_part(np.float32(1) + z[b]), _positive_part(np.float32(1) - z[b])
                 total += right * right - wrong * wrong
                 slope[b] = -2 * right
@@ -188,6 +261,10 @@ def _loss(
                 for j in range(pointers[feature], pointers[feature + 1]):
                     s += values[j] * slope[column_rows[j]]
             dw[label, k] = s
+    if by_row:
+        _take_logarithms(product, linear)
+        for b in range(batch):
+            total += goal.sample_weight[b] * linear[b]
     sums[tile] = total
 
 
@@ -212,7 +289,7 @@ def _tiles(num_labels: int) -> list[tuple[int, int]]:
 
 
 def _arrays(*tensors: Tensor) -> Sequence[np.ndarray]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    return [as_numpy(tensor.contiguous()) for tensor in tensors]
 
 
 def forward(
@@ -229,7 +306,7 @@ def forward(
     y = torch.empty(len(crow) - 1, weight.shape[0])
     columns = _by_columns(crow, col, values, in_features)
     layer = _arrays(weight, indices, weight.new_empty(0) if bias is None else bias)
-    threads.run(_forward, _tiles(weight.shape[0]), columns, *layer, group_size, y.numpy())
+    threads.run(_forward, _tiles(weight.shape[0]), columns, *layer, group_size, as_numpy(y))
     return y
 
 
@@ -243,7 +320,7 @@ def loss_gradients(
     bias: Tensor | None,
     labels: Tensor,
     rows: Tensor,
-    loss: str,
+    objective: Objective,
     group_size: int,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,8 +331,21 @@ def loss_gradients(
     layer = _arrays(weight, indices, weight.new_empty(0) if bias is None else bias)
     tiles = [(i, *tile) for i, tile in enumerate(_tiles(weight.shape[0]))]
     sums = np.zeros(len(tiles))
+    goal = _goal(objective, len(crow) - 1)
     threads.run(
-        _loss, tiles, columns, *layer, group_size, *_arrays(labels, rows), len(crow) - 1, loss == "squared_hinge",
-        gradients, dw.numpy(), db.numpy(), sums,
+        _loss, tiles, columns, *layer, group_size, *_arrays(labels, rows), len(crow) - 1, goal, gradients,
+        as_numpy(dw), as_numpy(db), sums,
     )  # fmt: skip
     return torch.tensor(sums.sum(), dtype=torch.float32), dw, db
+
+
+def _goal(objective: Objective, batch: int) -> Goal:
+    nothing = np.empty(0, np.float32)
+    pos_weight = nothing if objective.pos_weight is None else as_numpy(objective.pos_weight)
+    if objective.sample_weight is not None:
+        sample_weight = as_numpy(objective.sample_weight)
+    else:
+        sample_weight = np.ones(batch, np.float32) if objective.loss == "asymmetric" else nothing
+    return Goal(
+        LOSSES[objective.loss], pos_weight, sample_weight, objective.gamma_pos, objective.gamma_neg, objective.clip
+    )
