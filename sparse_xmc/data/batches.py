@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenRows
+from sparse_xmc.ops._csr import csr_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ def _meet_beta_notice() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False, device="cpu")
 
 
 def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
@@ -55,13 +56,8 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
     import torch
 
     _meet_beta_notice()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(np.int64)),
-        torch.from_numpy(matrix.indices.astype(np.int64)),
-        torch.from_numpy(np.ascontiguousarray(matrix.data)),
-        size=matrix.shape,
-        check_invariants=False,
-    )
+    offsets, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    return csr_matrix(offsets, columns, torch.from_numpy(np.ascontiguousarray(matrix.data)), matrix.shape)
 
 
 class SparseInputs:

@@ -76,7 +76,7 @@ class Layout:
             for kind, value in optimizer.state.get(parameter, {}).items():
                 if value is None:
                     continue
-                tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+                tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
                 whole = f"optimizer.{key}.{name}/{kind}"
                 state[whole] = tensor
                 if head is not None and tensor.ndim and len(tensor) == len(parameter):

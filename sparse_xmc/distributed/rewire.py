@@ -38,7 +38,7 @@ def _combine(groups: Tensor, group_score: str) -> Tensor:
     total = groups[:, 0].clone()
     for member in range(1, groups.shape[1]):
         total += groups[:, member]
-    return total * (1 / torch.tensor(float(groups.shape[1])).to(total.device))
+    return total * (1 / total.new_tensor(float(groups.shape[1])))
 
 
 def share_of_lowest(weight: Tensor, group_size: int, group_score: str, number: int, ranks: Ranks) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse_xmc.distributed.ranks import PendingGather, Ranks
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.ops._arguments import Targets
+from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops._target_forms import csr_tensor, num_target_rows
 
 _INVALID = -1  # sent in place of a count by a rank whose targets are not usable, so that every rank raises
@@ -36,13 +37,8 @@ class ExchangedTargets:
         num_rows = sum(self.rows)
         ends = torch.bincount(row[mine], minlength=num_rows).cumsum(0)
         columns = label[mine] - self._labels.start
-        return torch.sparse_csr_tensor(
-            torch.cat([ends.new_zeros(1), ends]),
-            columns,
-            torch.ones_like(columns, dtype=torch.bool),
-            size=(num_rows, len(self._labels)),
-            check_invariants=False,
-        )
+        values = torch.ones_like(columns, dtype=torch.bool)
+        return csr_matrix(torch.cat([ends.new_zeros(1), ends]), columns, values, (num_rows, len(self._labels)))
 
 
 class SharedTargets(ExchangedTargets):

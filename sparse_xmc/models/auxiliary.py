@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.ops._arguments import Targets
+from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops._target_forms import csr_tensor
 
 
@@ -66,13 +67,8 @@ class AuxiliaryObjective(nn.Module):
         keys = torch.unique(rows * num_clusters + self.clusters[targets.col_indices().long()])
         counts = torch.bincount(keys // num_clusters, minlength=len(crow) - 1)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return torch.sparse_csr_tensor(
-            offsets,
-            keys % num_clusters,
-            torch.ones(len(keys), device=keys.device),
-            (len(crow) - 1, num_clusters),
-            check_invariants=False,
-        )
+        values = torch.ones(len(keys), device=keys.device)
+        return csr_matrix(offsets, keys % num_clusters, values, (len(crow) - 1, num_clusters))
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Binary cross-entropy of the clusters, summed over clusters, averaged over rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,8 @@ class CheckedIndices(nn.Module):
     loader, an in-place edit, a move) shows in the tensor's identity, version or address, which are compared at every use;
     only after a change are the values read, which waits for the device. Memory that was never written, as ``to_empty``
     leaves it behind, is an error at the first use. Compiled programs are checked when they are traced. Writes through
-    ``indices.data`` or NumPy are seen by nobody; ``SPARSE_XMC_DEBUG=1`` validates at every call.
+    ``indices.data`` or NumPy are counted by nobody: call ``validate`` after them, or set ``SPARSE_XMC_DEBUG=1``, which
+    validates at every call.
 
     A deep copy remembers its connections: where something else writes others into them it is taken for an average of models
     (``torch.optim.swa_utils.AveragedModel`` and its kin), whose weights then belong to several connections at once.
@@ -73,16 +74,27 @@ class CheckedIndices(nn.Module):
     _copied: int | None = None
     _holds_part: bool = False  # other ranks hold other labels of the same head
     _replicas: Groups | None = None
-    _join_mesh: Callable[[CheckedIndices, Groups], None]  # of ``models.replicas``
+    _join_mesh: ClassVar[Callable[[Any, Groups], None]]  # of ``models.replicas``
 
     def __init__(self) -> None:
         super().__init__()
         self._unwritten = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if type(value).__name__ == "DTensor":  # fully_shard cuts a parameter, but leaves every rank its own buffers
-            self._join_mesh(tuple(value.device_mesh.get_all_groups()))
+        if type(value).__name__ == "DTensor" and name in self._parameters:
+            self._parameters[name] = value  # fully_shard cuts a parameter, but leaves every rank its own buffers
+            CheckedIndices._join_mesh(self, tuple(value.device_mesh.get_all_groups()))
+        else:
+            super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuses what ``distribute_module`` and tensor parallelism put in the place of a parameter."""
+        if type(param).__name__ == "DTensor":
+            raise TypeError(
+                f"the {name} of a {type(self).__name__} can't become a DTensor: distributed.LabelShardedLinear spreads labels "
+                "over ranks, fully_shard cuts whole models"
+            )
+        super().register_parameter(name, param)
 
     def checked_indices(self) -> Tensor:
         """``indices``, valid: in range and distinct within a row.
@@ -105,6 +117,15 @@ class CheckedIndices(nn.Module):
             self._check(self.indices)
             return self.indices
         return indices
+
+    def validate(self) -> None:
+        """Reads all connections, whatever is remembered of them; for edits that torch does not count. Waits for the device.
+
+        Raises:
+            ValueError, RuntimeError: as ``checked_indices``.
+        """
+        self._seen = _NEVER
+        self._check(self.indices)
 
     def _traced_indices(self) -> Tensor:
         # the dictionary is read here so that a compiled program is traced anew when it is filled
@@ -251,7 +272,8 @@ class CheckedIndices(nn.Module):
     def __deepcopy__(self: SelfT, memo: dict[int, Any]) -> SelfT:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        state = CheckedIndices.__getstate__(self)  # a parametrized module's own refuses
+        clone.__setstate__(copy.deepcopy(state, memo))
         if _is_readable(clone.indices) and not clone._unwritten:
             clone._copied = fingerprint(clone.indices)
         return clone

@@ -20,11 +20,12 @@ from sparse_xmc.models.label_changes import (
     keep_,
     kept_labels,
 )
-from sparse_xmc.models.linear import FixedFanInLinear
+from sparse_xmc.models.linear import FixedFanInLinear, draw_seed
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.sparse_rows import csr_columns, csr_rows
 from sparse_xmc.ops._arguments import check_input, check_positive_int
+from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops._target_forms import csr_tensor
 from sparse_xmc.ops.topk import sorted_exclusions
@@ -56,9 +57,7 @@ def topk_of_logits(logits: Tensor, k: int, exclude: Tensor | None = None) -> tup
 def _without(logits: Tensor, exclude: Tensor) -> Tensor:
     """Logits that are -inf wherever the CSR matrix ``exclude`` has an entry, of whatever value."""
     entries = torch.ones(exclude.col_indices().shape, device=logits.device)
-    pattern = torch.sparse_csr_tensor(
-        exclude.crow_indices(), exclude.col_indices(), entries, exclude.shape, check_invariants=False
-    )
+    pattern = csr_matrix(exclude.crow_indices(), exclude.col_indices(), entries, exclude.shape)
     return logits.masked_fill(pattern.to_dense().bool().view(logits.shape), -torch.inf)
 
 
@@ -177,7 +176,7 @@ class DenseLinear(nn.Linear):
     ) -> None:
         """Puts new labels behind those there are, as ``FixedFanInLinear.add_labels_``; every label reads all features."""
         check_added(num_labels, x, targets)
-        seed = int(torch.randint(1 << 62, (), device="cpu")) if seed is None else seed
+        seed = draw_seed() if seed is None else seed
         extend_(self, "weight", added_weights(self, num_labels, x is not None, seed), optimizer)
         if self.bias is not None:
             extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)

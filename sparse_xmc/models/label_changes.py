@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_xmc import ops
-from sparse_xmc.models.prior import log_odds
+from sparse_xmc.models.prior import log_odds, on_cpu
 from sparse_xmc.ops._arguments import num_index_rows
+from sparse_xmc.ops._csr import csr_matrix
 
 
 def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Ten
         counts = torch.bincount(columns, minlength=num_labels).double()
         odds = torch.log((counts + 1) / (targets.shape[0] - counts + 1))
     elif prior is not None:
-        odds = torch.as_tensor(log_odds(prior, num_labels)).expand(num_labels)
+        odds = torch.as_tensor(log_odds(prior, num_labels), device="cpu").expand(num_labels)
     else:
         odds = present.min().expand(num_labels)
     return odds.to(present.device, present.dtype)
@@ -48,13 +49,8 @@ def last_columns(targets: Tensor, count: int) -> Tensor:
     crow, columns = targets.crow_indices().long(), targets.col_indices().long()
     kept = columns >= first
     before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    return torch.sparse_csr_tensor(
-        before[crow],
-        columns[kept] - first,
-        torch.ones(int(kept.sum()), device=crow.device),
-        (targets.shape[0], count),
-        check_invariants=False,
-    )
+    values = torch.ones(int(kept.sum()), device=crow.device)
+    return csr_matrix(before[crow], columns[kept] - first, values, (targets.shape[0], count))
 
 
 def added_weights(layer: Any, num_labels: int, informed: bool, seed: int) -> Tensor:
@@ -145,14 +141,14 @@ def kept_labels(labels: Any, out_features: int, group_size: int = 1) -> Tensor:
     Raises:
         ValueError: a label is out of range, none would stay, or a group would lose a part of its labels.
     """
-    gone = torch.as_tensor(labels).flatten().cpu()
+    gone = on_cpu(labels).flatten()
     if (
         gone.is_floating_point()
         or gone.dtype == torch.bool
         or (len(gone) and (gone.min() < 0 or gone.max() >= out_features))
     ):
         raise ValueError(f"labels must be integers in [0, {out_features}), got {gone[:8].tolist()}")
-    stays = torch.ones(out_features, dtype=torch.bool)
+    stays = torch.ones(out_features, dtype=torch.bool, device="cpu")
     stays[gone.long()] = False
     kept = stays.nonzero().flatten()
     if not len(kept):

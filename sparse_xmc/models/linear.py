@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparse_xmc import ops
 from sparse_xmc.models import replicas
@@ -36,6 +38,7 @@ from sparse_xmc.ops._arguments import (
     num_index_rows,
     validate_indices,
 )
+from sparse_xmc.ops._csr import csr_matrix
 
 _SOFTMAXES = ("cross_entropy", "sampled_softmax")  # losses without a fused update
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
@@ -62,8 +65,19 @@ def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Te
 
 
 def draw_seed() -> int:
-    """A seed from torch's global generator, whatever the default device is."""
-    return int(torch.randint(1 << 62, (), device="cpu"))
+    """A seed from torch's global generator, whatever the default device is and whatever traces."""
+    with _disable_current_modes():
+        return int(torch.randint(1 << 62, (), device="cpu"))
+
+
+def check_own_weight(layer: nn.Module) -> None:
+    """Raises ``RuntimeError`` if what writes to the layer's weight would write to a result: it is computed from others."""
+    held = layer._parameters
+    if "weight" not in held and (is_parametrized(layer, "weight") or any(name.startswith("weight_") for name in held)):
+        raise RuntimeError(
+            "the weight is computed from other parameters (parametrize, weight_norm, pruning), so nothing can be written to "
+            "it: take that off first"
+        )
 
 
 class FixedFanInLinear(CheckedIndices):
@@ -260,6 +274,7 @@ class FixedFanInLinear(CheckedIndices):
             True
         """
         if optimizer is not None:
+            check_own_weight(self)
             if replicas.active_groups(self):
                 raise RuntimeError(_FUSED_REPLICAS)
             optimizer.attach(self.weight, self.bias)
@@ -366,6 +381,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> int(head.rewire_(fraction=0.25, optimizer=optimizer, seed=1))  # 4 of 16 connections of each label
             4000
         """
+        check_own_weight(self)
         check_float("weight", self.weight)
         if optimizer is None:
             own: object = self._optimizer
@@ -438,6 +454,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> head(torch.randn(2, 16)).shape
             torch.Size([2, 103])
         """
+        check_own_weight(self)
         check_change(self)
         check_added(num_labels, x, targets)
         indices = self.checked_indices()
@@ -473,6 +490,7 @@ class FixedFanInLinear(CheckedIndices):
             >>> head.out_features
             98
         """
+        check_own_weight(self)
         check_change(self)
         indices = self.checked_indices()
         kept = kept_labels(labels, self.out_features, self.group_size).to(self.weight.device)
@@ -548,14 +566,8 @@ class FixedFanInLinear(CheckedIndices):
         check_float("weight", self.weight)
         columns, order = self.label_indices().sort(dim=1)
         offsets = torch.arange(self.out_features + 1, device=columns.device) * self.fan_in
-        return torch.sparse_csr_tensor(
-            offsets,
-            columns.flatten(),
-            self.weight.gather(1, order).flatten(),
-            size=(self.out_features, self.in_features),
-            device=columns.device,
-            check_invariants=False,
-        )
+        values = self.weight.gather(1, order).flatten()
+        return csr_matrix(offsets, columns.flatten(), values, (self.out_features, self.in_features))
 
     @classmethod
     @torch.no_grad()

@@ -39,7 +39,7 @@ def log_odds(prior: Any, num_labels: int) -> InitialBias:
         return math.log(prior / (num_labels - prior))
     if isinstance(prior, (str, bytes)) or not hasattr(prior, "__len__"):
         raise TypeError(f"prior must be frequencies [L], a number of positives per row, 'none' or None, got {prior!r}")
-    p = torch.as_tensor(prior).detach().to("cpu", torch.float64)
+    p = on_cpu(prior).to(torch.float64)
     if tuple(p.shape) != (num_labels,):
         raise ValueError(f"prior must hold a frequency for each of {num_labels} labels, got shape {list(p.shape)}")
     bad = ~((p >= 0) & (p <= 1))
@@ -50,6 +50,11 @@ def log_odds(prior: Any, num_labels: int) -> InitialBias:
             f"{label}"
         )
     return (_rarest_halved(p).log() - _rarest_halved(1 - p).log()).float()
+
+
+def on_cpu(values: Any) -> Tensor:
+    """Numbers in a tensor or anything that makes one, on the CPU whatever the default device is."""
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def _rarest_halved(p: Tensor) -> Tensor:

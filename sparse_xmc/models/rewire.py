@@ -36,7 +36,7 @@ def connection_state(
 
     Raises:
         TypeError: something is not an optimizer.
-        ValueError: none of the optimizers holds ``weight``.
+        ValueError: none of the optimizers holds ``weight``, or its gradient is sparse.
     """
     several = [optimizers] if hasattr(optimizers, "param_groups") else list(optimizers)  # type: ignore[arg-type]
     found, state = False, ConnectionState([], [])
@@ -50,6 +50,10 @@ def connection_state(
                     (state.mean if name in _SCALES else state.zero).append(value)
     if not found:
         raise ValueError(f"optimizer does not hold this layer's weight {list(weight.shape)}")
+    if weight.grad is not None and weight.grad.is_sparse:
+        raise ValueError(
+            "the weight has a sparse gradient, which connections can't be taken out of: call zero_grad() first"
+        )
     if weight.grad is not None:
         state.zero.append(weight.grad)
     return state

@@ -14,6 +14,7 @@ from sparse_xmc.models.head_tail import topk_by_rows
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
+from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class SparseInputLinear(FixedFanInLinear):
         check_input(x, self.in_features)
         if self.training and self.dropout:
             values = F.dropout(x.values(), self.dropout)
-            x = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
+            x = csr_matrix(x.crow_indices(), x.col_indices(), values, x.shape)
         if not self._on_cpu():
             return super().loss(x.to_dense(), targets, loss=loss, reduction=reduction, **options)
         return fixed_fan_in_sparse_loss(

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._csr import csr_matrix
+
 
 class _EmbeddingBagCSR(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, crow: Tensor, col: Tensor, values: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(crow, col, values)
         ctx.weight_shape = weight.shape
-        x = torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, weight.shape[0]), check_invariants=False)
+        x = csr_matrix(crow, col, values, (len(crow) - 1, weight.shape[0]))
         return torch.sparse.mm(x, weight)
 
     @staticmethod
@@ -25,12 +27,12 @@ class _EmbeddingBagCSR(torch.autograd.Function):
         touched, counts = torch.unique_consecutive(col[order], return_counts=True)
         rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=col.device), crow.diff())
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        x_t = torch.sparse_csr_tensor(
-            offsets, rows[order], values[order], (len(touched), len(crow) - 1), check_invariants=False
-        )
+        x_t = csr_matrix(offsets, rows[order], values[order], (len(touched), len(crow) - 1))
         gradient = torch.sparse.mm(x_t, dy.contiguous())
         dense_shape = tuple(ctx.weight_shape)
-        table = torch.sparse_coo_tensor(touched[None], gradient, dense_shape, is_coalesced=True, check_invariants=False)
+        table = torch.sparse_coo_tensor(
+            touched[None], gradient, dense_shape, device=col.device, is_coalesced=True, check_invariants=False
+        )
         return None, None, None, table
 
 
@@ -50,23 +52,13 @@ def csr_columns(x: Tensor, start: int, stop: int) -> Tensor:
     columns = x.col_indices()
     kept = (columns >= start) & (columns < stop)
     ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    return torch.sparse_csr_tensor(
-        ends[x.crow_indices()],
-        columns[kept] - start,
-        x.values()[kept],
-        (x.shape[0], stop - start),
-        check_invariants=False,
-    )
+    shape = (x.shape[0], stop - start)
+    return csr_matrix(ends[x.crow_indices()], columns[kept] - start, x.values()[kept], shape)
 
 
 def csr_rows(x: Tensor, start: int, stop: int) -> Tensor:
     """Rows ``[start, stop)`` of a ``torch.sparse_csr`` matrix."""
     crow = x.crow_indices()[start : stop + 1]
     low, high = int(crow[0]), int(crow[-1])
-    return torch.sparse_csr_tensor(
-        crow - low,
-        x.col_indices()[low:high],
-        x.values()[low:high],
-        (len(crow) - 1, x.shape[1]),
-        check_invariants=False,
-    )
+    shape = (len(crow) - 1, x.shape[1])
+    return csr_matrix(crow - low, x.col_indices()[low:high], x.values()[low:high], shape)

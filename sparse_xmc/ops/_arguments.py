@@ -98,7 +98,10 @@ def check_seed(seed: object) -> int:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """``x`` in the dtype of the active autocast region, if there is one; float64 stays."""
+    """``x`` in the dtype of the active autocast region, if there is one; float64 stays. And as memory that holds its
+    numbers: the imaginary part of a conjugate is a view whose negation torch puts off."""
+    if x.is_neg():
+        x = x.resolve_neg()
     if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
         return x
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
@@ -174,7 +177,7 @@ def check_layer(
         return _check_layer(x, weight, indices, bias, group_size, weight_scale)
     try:
         key = (
-            type(x), x.shape, x.dtype, x.device, type(weight), weight.shape, weight.dtype, weight.device,
+            type(x), x.shape, x.dtype, x.device, x.layout, type(weight), weight.shape, weight.dtype, weight.device,
             type(indices), indices.shape, indices.dtype, indices.device, group_size, type(group_size),
             bias if bias is None else (type(bias), bias.shape, bias.dtype, bias.device),
         )  # fmt: skip
@@ -205,6 +208,8 @@ def _check_layer(
     weight_scale: Tensor | None,
 ) -> LayerShape:
     check_float("x", x)
+    if x.layout is not torch.strided:
+        raise TypeError(f"x must be dense, got layout {x.layout}: SparseInputLinear takes sparse rows")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be [..., in_features] with at least one feature, got shape {list(x.shape)}")
     shape = check_topology(weight, indices, x.shape[-1], group_size, weight_scale)

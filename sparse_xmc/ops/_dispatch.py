@@ -95,6 +95,17 @@ class _FirstOrderOnly(torch.autograd.Function):
         )
 
 
+def _without_memory(tensor: Tensor) -> bool:
+    """Whether a plain tensor stands for several, as in the vmap of ``torch.autograd.grad``."""
+    if type(tensor) is not Tensor or tensor.is_meta:
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return True
+    return False
+
+
 def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """Decorates the ``backward`` of an autograd function whose gradients can't be differentiated again: doing so raises.
 
@@ -104,6 +115,13 @@ def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling():
+            if transforming() or any(_without_memory(g) for g in upstream):
+                raise RuntimeError(
+                    f"the backward of {type(ctx).__name__.removesuffix('Backward')} takes one gradient at a time: no "
+                    "is_grads_batched, jacobian(vectorize=True) or torch.func"
+                )
+            upstream = tuple(g.resolve_neg() for g in upstream)
         if not torch.is_grad_enabled():
             return backward(ctx, *upstream)
         with torch.no_grad():

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import check_tensor, csr_parts
 from sparse_xmc.ops._contract import Positives
+from sparse_xmc.ops._csr import csr_matrix
 
 _INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
@@ -222,13 +223,11 @@ def class_ids(targets: Any, device: torch.device) -> Any:
 def csr_of_lists(rows: Sequence[Any], num_labels: int) -> Tensor:
     """``torch.sparse_csr [N, L]`` of one collection of label ids per row; labels ascend, each once in a row."""
     crow, col = pair_of_lists(rows, num_labels)
-    row = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
+    row = torch.repeat_interleave(torch.arange(len(crow) - 1, device="cpu"), crow.diff())
     keys = torch.unique(row * num_labels + col)
     crow = _row_ends(torch.bincount(keys // max(1, num_labels), minlength=len(crow) - 1))
-    values = torch.ones(len(keys))
-    return torch.sparse_csr_tensor(
-        crow, keys % max(1, num_labels), values, (len(crow) - 1, num_labels), check_invariants=False
-    )
+    values = torch.ones(len(keys), device="cpu")
+    return csr_matrix(crow, keys % max(1, num_labels), values, (len(crow) - 1, num_labels))
 
 
 def check_entries(crow: Tensor, col: Tensor, num_labels: int) -> None:
@@ -268,4 +267,4 @@ def csr_tensor(targets: Any, num_rows: int, num_labels: int, device: torch.devic
     if isinstance(targets, Tensor):
         return targets
     values = torch.ones(len(col), dtype=torch.bool, device=device)
-    return torch.sparse_csr_tensor(crow, col.to(crow.dtype), values, (num_rows, num_labels), check_invariants=False)
+    return csr_matrix(crow, col.to(crow.dtype), values, (num_rows, num_labels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_positive_int, check_seed
+from sparse_xmc.ops._arguments import check_positive_int, check_seed, index_dtype
 from sparse_xmc.ops._backend import kernels
 
 
@@ -45,5 +45,9 @@ def init_indices(
     if first_row < 0:
         raise ValueError(f"first_row must not be negative, got {first_row}")
     device = torch.device("cpu") if device is None else torch.device(device)
-    out = torch.empty(0, device=device)
-    return kernels("init_indices", out).init_indices(num_rows, in_features, fan_in, check_seed(seed), first_row, device)
+    like = torch.empty(0, device=device)
+    if type(like) is not Tensor:  # a fake one: the trace wants shapes
+        return torch.empty(num_rows, fan_in, dtype=index_dtype(in_features), device=device)
+    return kernels("init_indices", like).init_indices(
+        num_rows, in_features, fan_in, check_seed(seed), first_row, device
+    )

@@ -78,9 +78,9 @@ def _rewired(
 
 def _float32_at_least(value: float) -> float:
     """The least float32 number not below ``value``: ``w < value`` and ``w < result`` agree for float32 ``w``."""
-    rounded = torch.tensor(value, dtype=torch.float32)
+    rounded = torch.tensor(value, dtype=torch.float32, device="cpu")
     if float(rounded) < value:
-        rounded = torch.nextafter(rounded, torch.tensor(math.inf))
+        rounded = torch.nextafter(rounded, rounded.new_tensor(math.inf))
     return float(rounded)
 
 

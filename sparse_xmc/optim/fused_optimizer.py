@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             write a tensor's value, and counts on.
 
     Raises:
-        ValueError: a hyperparameter outside its range.
+        ValueError, TypeError: a hyperparameter outside its range, or no number.
 
     Examples:
         >>> import torch
@@ -83,6 +84,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(f"rounding must be 'stochastic' or 'nearest', got {rounding!r}")
         for name in ("lr", "momentum", "weight_decay", "eps"):
+            if not isinstance(defaults[name], (Real, Tensor)):
+                raise TypeError(
+                    f"{name} must be a number, got {type(defaults[name]).__name__} (a fused optimizer takes no parameters: "
+                    "head.fuse_optimizer(optimizer) gives it the head's)"
+                )
             if not defaults[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {defaults[name]}")
         check_seed(seed)

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -236,6 +238,8 @@ REFUSALS = {
     "sharded labels": "RuntimeError: the layer holds this rank's labels of a LabelShardedLinear",
     "sharded labels, FSDP1": "RuntimeError: head.shard holds this rank's labels of a LabelShardedLinear",
     "tensor parallel": "NotImplementedError: ColwiseParallel",
+    "distribute_module": "TypeError: the weight of a FixedFanInLinear can't become a DTensor",
+    "broadcast_from_rank0": "RuntimeError: Invalid scalar type",  # torch sends buffers as they are
     "emptied parameters": "ValueError: weight must be [out_features, fan_in], got shape [0]",
 }
 
@@ -248,6 +252,7 @@ def refused() -> dict[str, str]:
     DistributedDataParallel(ddp)
     for parameter in emptied.head.parameters():
         parameter.data = torch.empty(0)  # what ZeRO-3 leaves outside of its gathering
+    from_rank0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     fused = make()
     fused.head.fuse_optimizer(FusedSGD(0.1))
     calls: dict[str, Callable[[], Any]] = {
@@ -269,6 +274,10 @@ def refused() -> dict[str, str]:
         ),
         "tensor parallel": lambda: parallelize_module(
             make(), init_device_mesh("cpu", (2,)), {"head": ColwiseParallel()}
+        ),
+        "distribute_module": lambda: distribute_module(make().head, init_device_mesh("cpu", (2,))),
+        "broadcast_from_rank0": lambda: set_model_state_dict(
+            sharded, make().state_dict() if dist.get_rank() == 0 else {}, options=from_rank0
         ),
         "emptied parameters": lambda: emptied(torch.ones(2, 8), lists),
     }

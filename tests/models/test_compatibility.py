@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +205,47 @@ def expected(feature: str, layer: str) -> str:
     return others.get(layer, usual)
 
 
+WRAPPERS = [
+    ("`DistributedDataParallel`, defaults", "works; all ranks read rank 0's connections"),
+    (
+        "`fully_shard` (FSDP2) of the model or the layer",
+        "works, also from meta, with mixed precision, with `torch.distributed.checkpoint`; all ranks read rank 0's connections",
+    ),
+    (
+        "its `loss`, `topk`, `rewire_`, `to_dense` outside a sharded module's forward",
+        'TypeError: weight is a DTensor; `register_fsdp_forward_method(layer, "loss")` makes one a forward',
+    ),
+    (
+        "`fully_shard(..., ignored_params=set(head.parameters()))`",
+        "works; summing the head's gradients is left to you",
+    ),
+    ("`FullyShardedDataParallel` (FSDP1)", "works; `rewire_` within `summon_full_params`"),
+    ("parameters as views of a flat buffer (ZeRO 1 and 2, Megatron)", "works"),
+    (
+        "parameters emptied outside their gathering (ZeRO 3)",
+        "ValueError: weight must be [out_features, fan_in], got shape [0]",
+    ),
+    ("`add_labels_`, `remove_labels_` under any of these", "RuntimeError: change labels before the model is wrapped"),
+    ("fused optimizers under any of these", "RuntimeError: use one of torch.optim, or LabelShardedLinear"),
+    ("`LabelShardedLinear` inside any of these", "RuntimeError: leave the head out"),
+    ("`parallelize_module`", "NotImplementedError of torch; spread labels by `distributed.LabelShardedLinear`"),
+    ("`distribute_module`", "TypeError: LabelShardedLinear spreads labels"),
+    (
+        "`StateDictOptions(broadcast_from_rank0=True)`",
+        "RuntimeError of torch: gloo sends no 16-bit integers; let every rank read the file",
+    ),
+]
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def page() -> str:
     rows = [["", *(f"`{name}`" for name in LAYERS)], ["---"] * (1 + len(LAYERS))]
     rows += [[feature, *(expected(feature, layer) for layer in LAYERS)] for feature in FEATURES]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = _markdown(rows)
+    wrappers = _markdown([("wrapper", "what happens"), ("---", "---"), *WRAPPERS])
     return f"""# Frameworks and formats
 
 What works (yes), or the error that is raised. Every cell of this table is run by `tests/models/test_compatibility.py`, which
@@ -217,14 +254,24 @@ average.
 
 {table}
 
-Tested elsewhere: plain `DistributedDataParallel` with its defaults, for all of these but the dense one
-(`tests/distributed/test_replicas.py`; a fused optimizer or a `LabelShardedLinear` under it is a `RuntimeError`);
-`from_pretrained` and `save_pretrained` (`tests/models/test_pretrained.py`); ONNX (`tests/models/test_onnx.py`); averages over a
-rewire, which raise at their first use unless `models.update_average_` makes them (`tests/models/test_checked_indices.py`);
-Trainer, Lightning, accelerate and Sentence Transformers (`examples/`).
+Tested elsewhere: `from_pretrained` and `save_pretrained` (`tests/models/test_pretrained.py`); ONNX
+(`tests/models/test_onnx.py`); averages over a rewire, which raise at their first use unless `models.update_average_` makes
+them (`tests/models/test_checked_indices.py`); Trainer, Lightning, accelerate and Sentence Transformers (`examples/`);
+parametrizations, pruning, default devices and dtypes, fake tensors (`tests/models/test_other_code.py`).
 
-`fully_shard` (FSDP2) is not supported on CPUs: torch ends it with "Trying to resize storage that is not resizable". Use DDP, or
-`distributed.LabelShardedLinear` for a head that is too large for one device. On GPUs it is not tested.
+## Several processes
+
+{wrappers}
+
+Tested on CPUs with gloo, two ranks (`tests/distributed/test_replicas.py`, `test_fully_sharded.py`); no GPU was tried. A head
+that is too large for one device, or that is rewired while it is sharded, is `distributed.LabelShardedLinear`: wrap the
+encoder, and leave the head out.
+
+## Edits that nobody counts
+
+Layers validate their connections again when torch's version counter, the tensor or its address changed. Writes through
+`indices.data[...]` or NumPy change none of them: call `layer.validate()` after such an edit, or run with `SPARSE_XMC_DEBUG=1`,
+which validates at every call. A program that `torch.compile` has traced is not checked again when indices are edited in place.
 
 The versions that these tests run with stand in `constraints.txt`.
 """

@@ -106,6 +106,6 @@ def lowest_per_row(weight: Tensor, R: int, group_size: int, use_max: bool, numbe
     ties = np.empty(len(tasks), np.int64)
     threads.run(_count_ties, tasks, array, K, group_size, use_max, key, ties)
     budget = rank + 1 - (np.cumsum(ties) - ties)
-    counts = torch.empty(R, dtype=torch.int16)
+    counts = torch.empty(R, dtype=torch.int16, device="cpu")
     threads.run(_count_rows, tasks, array, group_size, use_max, key, budget, limit, as_numpy(counts), K)
     return counts

@@ -26,8 +26,8 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """``torch.empty``, in huge pages where the platform has them. The advice may be ignored."""
-    out = torch.empty(*shape, dtype=dtype)
+    """``torch.empty`` on the CPU, in huge pages where the platform has them. The advice may be ignored."""
+    out = torch.empty(*shape, dtype=dtype, device="cpu")
     if out.nbytes >= 2 * _HUGE and (advise := _madvise()) is not None:
         start = -(-out.data_ptr() // _HUGE) * _HUGE
         length = (out.data_ptr() + out.nbytes - start) // _HUGE * _HUGE

@@ -6,13 +6,14 @@ chosen when a kernel is compiled.
 """
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import torch
 from numba import types
 from numba.extending import overload, register_jitable
 
-_ARRAY_DTYPES = {
+_ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.bfloat16: np.dtype(np.uint16),
@@ -32,8 +33,8 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """
     if not tensor.is_contiguous():
         raise ValueError(f"kernels take contiguous memory, got strides {tensor.stride()}")
-    memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
-    memory.owner = tensor  # type: ignore[attr-defined]
+    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.owner = tensor
     return np.ndarray(tensor.shape, _ARRAY_DTYPES[tensor.dtype], memory)
 
 

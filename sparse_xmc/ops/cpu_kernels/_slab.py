@@ -101,6 +101,6 @@ def make_slab(x: Tensor) -> Tensor:
     """x [B, D] (any dtype, any strides) -> slab [blocks, D, W] in the dtype that sums are accumulated in."""
     (B, D), dtype = x.shape, compute_dtype(x.dtype)
     W = block_width(B, D, dtype)
-    slab = torch.empty(-(-B // W), D, W, dtype=dtype)
+    slab = torch.empty(-(-B // W), D, W, dtype=dtype, device="cpu")
     fill_slab(x, slab.view(-1).numpy(), W, W)
     return slab

@@ -22,7 +22,7 @@ def _label_sums(x, rows, offsets, sums, start, stop):
 
 def label_sums(x: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
     """x [N, D], rows [nnz] (N = none), offsets [labels + 1] -> [labels, D] float32."""
-    sums = torch.empty(offsets.shape[0] - 1, x.shape[1])
+    sums = torch.empty(offsets.shape[0] - 1, x.shape[1], dtype=torch.float32, device="cpu")
     tasks = threads.split(sums.shape[0], 8 * threads.num_threads())
     threads.run(_label_sums, tasks, *map(as_numpy, (x.contiguous(), rows, offsets, sums)))
     return sums

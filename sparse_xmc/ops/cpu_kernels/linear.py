@@ -151,7 +151,7 @@ def forward(
         return y
     slab = make_slab(x)
     blocks, _, W = slab.shape
-    bias = torch.empty(0, dtype=slab.dtype) if bias is None else bias.contiguous()
+    bias = torch.empty(0, dtype=slab.dtype, device="cpu") if bias is None else bias.contiguous()
     weights = weight_argument(weight.contiguous(), weight_scale)
     tasks = [(block, *labels) for block in range(blocks) for labels in _label_ranges(L, K * W)]
     threads.run(
@@ -165,7 +165,7 @@ def backward_input(
 ) -> Tensor:
     """dy [B, L] -> dx [B, D] in dy's dtype. Always deterministic."""
     (B, L), K = dy.shape, weight.shape[1]
-    dx = torch.empty(B, in_features, dtype=dy.dtype)
+    dx = torch.empty(B, in_features, dtype=dy.dtype, device="cpu")
     if B == 0:
         return dx
     dtype = compute_dtype(dy.dtype)
@@ -173,7 +173,7 @@ def backward_input(
     blocks = -(-B // W)
     # A range pays for clearing and adding its partial sums with at least 64 connections per feature.
     ranges = threads.split(L, max(1, min(-(-_PARTIALS // blocks), L * K // (64 * in_features))), _TILE)
-    partial = torch.empty(blocks, len(ranges), in_features, W, dtype=dtype)
+    partial = torch.empty(blocks, len(ranges), in_features, W, dtype=dtype, device="cpu")
     tasks = [(block, part, *labels) for block in range(blocks) for part, labels in enumerate(ranges)]
     arrays = (dy.contiguous(), weight.contiguous(), indices.contiguous(), partial)
     threads.run(_kernels(W).backward_input, tasks, *map(as_numpy, arrays), group_size)
@@ -189,7 +189,7 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
     (B, L), K = dy.shape, indices.shape[1]
     if B == 0:
-        return torch.zeros(L, K, dtype=dtype)
+        return torch.zeros(L, K, dtype=dtype, device="cpu")
     dw = empty(L, K, dtype=dtype)
     slab = make_slab(x)
     arrays = (dy.contiguous(), slab, indices.contiguous(), dw)

@@ -76,7 +76,7 @@ class _Sweep:
         padded = (self.B - 1) // CHUNK * CHUNK + last if self.B else 0
         self.ranges = _label_ranges(L, L * self.K * padded // _PART_WORK, layer.group_size)
         self.size = self.D * padded
-        self.memory = torch.empty((1 + len(self.ranges)) * self.size if need_x else self.size, dtype=self.dtype)
+        self.memory = x.new_empty((1 + len(self.ranges)) * self.size if need_x else self.size, dtype=self.dtype)
         self.finite = fill_slab(x, self.memory.numpy(), CHUNK, last)
 
     def run(
@@ -105,8 +105,8 @@ class _Sweep:
             numbers = numbers._replace(keep=_in_range(keep, self.number), rate=_in_range(rate, self.number))
         goal, start, itemsize = self.objective, self.memory.data_ptr(), self.memory.itemsize
         parts, scratch_bytes = len(self.ranges), scratch_size(self.K, itemsize)
-        losses = torch.empty(parts, dtype=torch.float64)
-        scratch = torch.empty(parts * scratch_bytes, dtype=torch.uint8)
+        losses = torch.empty(parts, dtype=torch.float64, device="cpu")
+        scratch = torch.empty(parts * scratch_bytes, dtype=torch.uint8, device="cpu")
         weight, indices, bias = (location(tensor) for tensor in self.layer[:3])
         stored, stored_bias = location(dw), location(db)
         buffer, bias_buffer = location(rule.momentum_buffer), location(rule.bias_momentum_buffer)
@@ -164,7 +164,7 @@ class _Sweep:
 
     def dx(self, factor: float) -> Tensor:
         """``factor`` times the gradient of the input, its partial sums added in ascending order."""
-        dx = torch.empty(self.B, self.D, dtype=self.dtype)
+        dx = torch.empty(self.B, self.D, dtype=self.dtype, device="cpu")
         partial = self.memory.numpy()[self.size :].reshape(len(self.ranges), self.size)
         spans = threads.split(self.D, min(threads.num_threads(), 1 + partial.size // _SPAN_WORK), 16)
         threads.run(_loss_sweep.input_gradient, spans, partial, self.number(factor), dx.numpy())
@@ -210,8 +210,8 @@ def loss_gradients(
 ) -> Gradients:
     """Gradients of the loss in one sweep: (dx, dw, db), None where not needed."""
     weight, _, bias, _ = layer
-    dw = torch.empty(weight.shape, dtype=weight.dtype) if needed.weight else None
-    db = torch.empty(bias.shape, dtype=bias.dtype) if needed.bias and bias is not None else None
+    dw = weight.new_empty(weight.shape) if needed.weight else None
+    db = bias.new_empty(bias.shape) if needed.bias and bias is not None else None
     sweep = _Sweep(x, layer, positives, objective, needed.x)
     factor, _ = sweep.factors(scaling)
     sweep.run(GRADIENTS, scale=factor, dw=dw, db=db)

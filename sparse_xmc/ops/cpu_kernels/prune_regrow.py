@@ -209,7 +209,7 @@ def rewire_(
             _reset(array, to_mean, plan.group_size, pruned, start, stop)
 
     threads.run(rewire_rows, row_tasks(R))
-    return torch.tensor(sum(totals), dtype=torch.int64)
+    return torch.tensor(sum(totals), dtype=torch.int64, device="cpu")
 
 
 @kernel
@@ -230,7 +230,7 @@ def _free_candidates(indices, out, in_features, seed, first_row, start, stop):
 
 def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, first_row: int) -> Tensor:
     """``count`` distinct features that each row does not hold: [R, count] in indices' dtype."""
-    out = torch.empty(indices.shape[0], count, dtype=indices.dtype)
+    out = torch.empty(indices.shape[0], count, dtype=indices.dtype, device="cpu")
     tasks = row_tasks(indices.shape[0])
     threads.run(_free_candidates, tasks, as_numpy(indices), as_numpy(out), in_features, seed, first_row)
     return out

@@ -303,7 +303,7 @@ def forward(
     group_size: int,
 ) -> Tensor:
     """Logits [B, L] float32 of sparse rows."""
-    y = torch.empty(len(crow) - 1, weight.shape[0])
+    y = weight.new_empty(len(crow) - 1, weight.shape[0])
     columns = _by_columns(crow, col, values, in_features)
     layer = _arrays(weight, indices, weight.new_empty(0) if bias is None else bias)
     threads.run(_forward, _tiles(weight.shape[0]), columns, *layer, group_size, as_numpy(y))
@@ -336,7 +336,7 @@ def loss_gradients(
         _loss, tiles, columns, *layer, group_size, *_arrays(labels, rows), len(crow) - 1, goal, gradients,
         as_numpy(dw), as_numpy(db), sums,
     )  # fmt: skip
-    return torch.tensor(sums.sum(), dtype=torch.float32), dw, db
+    return weight.new_tensor(sums.sum()), dw, db
 
 
 def _goal(objective: Objective, batch: int) -> Goal:

@@ -69,7 +69,10 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     wrong, where = _check(offsets, columns, num_labels)
     if wrong:
         raise ValueError(_message(wrong, where, offsets, columns, num_labels))
-    labels, rows = torch.empty(col.shape[0], dtype=torch.int64), torch.empty(col.shape[0], dtype=torch.int32)
+    labels, rows = (
+        torch.empty(col.shape[0], dtype=torch.int64, device="cpu"),
+        torch.empty(col.shape[0], dtype=torch.int32, device="cpu"),
+    )
     _sort(offsets, columns, num_labels, labels.numpy(), rows.numpy())
     return labels, rows
 

@@ -115,17 +115,17 @@ def topk(
     """
     B, (L, K) = x.shape[0], weight.shape
     if B == 0:
-        return x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64)
+        return x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device="cpu")
     slab = make_slab(x)
     blocks, _, W = slab.shape
     pieces = min(2 * threads.num_threads(), 1 + L * K * W // 1_000_000, max(1, L // (2 * k)))
     ranges = threads.split(L, pieces, _TILE)
     tasks = [(block, part, *span) for block in range(blocks) for part, span in enumerate(ranges)]
-    scores = torch.full((len(ranges), B, k), -torch.inf, dtype=compute_dtype(x.dtype))
-    labels = torch.full((len(ranges), B, k), L, dtype=torch.int64)
+    scores = torch.full((len(ranges), B, k), -torch.inf, dtype=compute_dtype(x.dtype), device="cpu")
+    labels = torch.full((len(ranges), B, k), L, dtype=torch.int64, device="cpu")
     if exclude_offsets is None or exclude_labels is None:
-        exclude_offsets = exclude_labels = torch.empty(0, dtype=torch.int64)
-    bias = torch.empty(0, dtype=slab.dtype) if bias is None else bias.contiguous()
+        exclude_offsets = exclude_labels = torch.empty(0, dtype=torch.int64, device="cpu")
+    bias = torch.empty(0, dtype=slab.dtype, device="cpu") if bias is None else bias.contiguous()
     weights = weight_argument(weight.contiguous(), weight_scale)
     layer = [as_numpy(t) for t in (indices.contiguous(), bias)]
     results = [as_numpy(t) for t in (exclude_offsets, exclude_labels, scores, labels)]

@@ -31,12 +31,12 @@ def transpose_indices(indices: Tensor, in_features: int) -> tuple[Tensor, Tensor
     indices = indices.contiguous()
     parts = threads.split(indices.shape[0], threads.num_threads())
     tasks = [(part, *span) for part, span in enumerate(parts)]
-    counts = torch.zeros(len(parts), in_features, dtype=torch.int64)
+    counts = torch.zeros(len(parts), in_features, dtype=torch.int64, device="cpu")
     threads.run(_count, tasks, *map(as_numpy, (indices, counts)))
-    offsets = torch.zeros(in_features + 1, dtype=torch.int64)
+    offsets = torch.zeros(in_features + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(counts.sum(0), 0, out=offsets[1:])
     cursors = offsets[:-1] + counts.cumsum(0) - counts
     dtype = torch.int32 if indices.numel() < 2**31 else torch.int64
-    positions = torch.empty(indices.numel(), dtype=dtype)
+    positions = torch.empty(indices.numel(), dtype=dtype, device="cpu")
     threads.run(_place, tasks, *map(as_numpy, (indices, cursors, positions)))
     return offsets, positions
