@@ -7,7 +7,7 @@ from collections import defaultdict
 from bench import environment
 from bench.rows import Row
 
-PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"))  # the next items of a short training tell rates apart by 1 %
+PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"), ("S3Rec-Beauty", "AdamW"))
 COLOURS = {0: "black", 16: "#1b9e77", 32: "#d95f02", 64: "#7570b3"}
 RULES = {0.0: "lr", 0.5: "lr (D/K)^0.5", 1.0: "lr D/K"}  # by the power of D / K
 FIGURE = environment.REPOSITORY / "reports" / "learning_rate.png"

@@ -31,7 +31,7 @@ from sparse_xmc.optim import parameter_groups
 
 ROWS = RowFile(environment.REPOSITORY / "reports", "learning_rate.jsonl")
 HELD_OUT, HIDDEN, BATCH = 5_000, 512, 128
-ITEMS, EPOCHS = 1_000, 10
+ITEMS, EPOCHS = 1_000, 5
 RATES = {
     ("EURLEX57K", "AdamW"): [2.0**k * 1e-3 for k in range(-2, 5)],
     ("EURLEX57K", "SGD"): [2.0**k * 0.1 for k in range(-2, 5)],
