@@ -348,7 +348,7 @@ class HeadTailLinear(nn.Module):
             ValueError: also where the head or the tail would keep no label.
         """
         kept = kept_labels(labels, self.out_features)
-        gone = torch.ones(self.out_features, dtype=torch.bool)
+        gone = torch.ones(self.out_features, dtype=torch.bool, device="cpu")
         gone[kept] = False
         of_head, of_tail = gone[: self.num_head].nonzero().flatten(), gone[self.num_head :].nonzero().flatten()
         if len(of_head) == self.num_head or len(of_tail) == self.tail.out_features:

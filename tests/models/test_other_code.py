@@ -61,7 +61,7 @@ def everything(layer, x):
         layer.fuse_optimizer(None)
     if hasattr(layer, "add_labels_") and not isinstance(layer, SparseInputLinear):
         layer.add_labels_(2, prior=[0.1, 0.2], seed=6)
-        layer.remove_labels_(list(range(8)))
+        layer.remove_labels_(list(range(8, 16)))
     return found + list(layer.state_dict().values())
 
 
