@@ -32,3 +32,23 @@ def fill_examples(row_ptr, labels, shortlists, own, at_positive, at_negative, ou
                 out[at_negative[label]] = i
                 at_negative[label] += 1
                 own[label] = i
+
+
+@kernel
+def fill_within(label_ptr, label_rows, cluster_ptr, cluster_rows, of, step, own, ptr, out):
+    """For each label its own rows, then every ``step``-th of the other rows of its cluster, from ``ptr[l]`` on.
+
+    ``own [N]`` is filled with -1.
+    """
+    for label in range(len(of)):
+        at, cluster, seen = ptr[label], of[label], 0
+        for p in range(label_ptr[label], label_ptr[label + 1]):
+            out[at] = label_rows[p]
+            own[label_rows[p]] = label
+            at += 1
+        for p in range(cluster_ptr[cluster], cluster_ptr[cluster + 1]):
+            if own[cluster_rows[p]] != label:
+                if seen % step == 0:
+                    out[at] = cluster_rows[p]
+                    at += 1
+                seen += 1

@@ -41,3 +41,18 @@ def sort_best_first(scores, items):
         scores[0], scores[n] = scores[n], scores[0]
         items[0], items[n] = items[n], items[0]
         sift_down(scores, items, 0, n)
+
+
+@register_jitable
+def keep_best(scores, best, kept):
+    """The best ``len(best)`` of all scores, best first, and their places."""
+    S = len(best)
+    for j in range(S):
+        best[j] = scores[j]
+        kept[j] = j
+    for j in range(S // 2 - 1, -1, -1):
+        sift_down(best, kept, j, S)
+    for j in range(S, len(scores)):
+        if scores[j] > best[0]:  # an equal score with a larger number is no better
+            offer(best, kept, scores[j], j)
+    sort_best_first(best, kept)

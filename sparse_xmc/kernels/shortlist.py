@@ -3,30 +3,20 @@
 import numpy as np
 
 from sparse_xmc.kernels.compiled import kernel
-from sparse_xmc.kernels.heap import offer, sift_down, sort_best_first
+from sparse_xmc.kernels.heap import keep_best
 
 
 @kernel
 def best_labels(row_ptr, terms, values, term_ptr, labels, weights, bias, out_scores, out_labels, start, stop):
     """``out [N, S]``, best first; S is at most the number of labels."""
-    num_labels, S = len(bias), out_labels.shape[1]
-    scores = np.empty(num_labels, np.float32)
+    scores = np.empty(len(bias), np.float32)
     for i in range(start, stop):
         scores[:] = bias
         for p in range(row_ptr[i], row_ptr[i + 1]):
             value = values[p]
             for q in range(term_ptr[terms[p]], term_ptr[terms[p] + 1]):
                 scores[labels[q]] += value * weights[q]
-        best, kept = out_scores[i], out_labels[i]
-        for j in range(S):
-            best[j] = scores[j]
-            kept[j] = j
-        for j in range(S // 2 - 1, -1, -1):
-            sift_down(best, kept, j, S)
-        for j in range(S, num_labels):
-            if scores[j] > best[0]:  # an equal score with a larger number is no better
-                offer(best, kept, scores[j], j)
-        sort_best_first(best, kept)
+        keep_best(scores, out_scores[i], out_labels[i])
 
 
 @kernel

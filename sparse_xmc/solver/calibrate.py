@@ -2,18 +2,21 @@
 
 For a pair of a row and a label with n training rows the log-odds of the label are taken as ``a(n) z + g(n) c + b(n)``,
 z the SVM's score and c the centroid's, with a, g and b piecewise linear in log2 n. All three fold into the head's own
-weights and bias, so that a calibrated head has as many connections as before and its scores are log-odds.
+weights and bias, so that a calibrated head has as many connections as before and its scores are log-odds. With levels
+in front of the head there are two more terms, ``e(n) y + h(n) p``, y the score of SVMs among the rows of the label's
+clusters and p what those clusters say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _KNOTS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14)  # log2 of the training rows
 _RIDGE = 1.0
-_STEPS = 12
+_STEPS = 20
 
 
 def _hats(frequencies: np.ndarray, knots: np.ndarray) -> np.ndarray:
@@ -24,47 +27,64 @@ def _hats(frequencies: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Calibration:
-    """``scale``, ``share`` and ``shift`` by knot."""
+    """``scale``, ``share`` and ``shift`` by knot; with levels also ``within`` and ``front``, which are e and h."""
 
     knots: np.ndarray
     scale: np.ndarray
     share: np.ndarray
     shift: np.ndarray
+    within: np.ndarray | None = None
+    front: np.ndarray | None = None
 
     def of(self, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """a, g and b of labels with so many training rows."""
         hats = _hats(frequencies, self.knots)
         return tuple((hats @ v).astype(np.float32) for v in (self.scale, self.share, self.shift))  # type: ignore[return-value]
 
+    def levels_of(self, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """e and h of such labels, of a calibration with levels."""
+        assert self.within is not None and self.front is not None
+        hats = _hats(frequencies, self.knots)
+        return (hats @ self.within).astype(np.float32), (hats @ self.front).astype(np.float32)
+
 
 def calibrate(
-    scores: np.ndarray, centroid: np.ndarray, hit: np.ndarray, frequencies: np.ndarray, weight: np.ndarray | None = None
-) -> Calibration:
+    scores: np.ndarray, centroid: np.ndarray, hit: np.ndarray, frequencies: np.ndarray,
+    weight: np.ndarray | None = None, levels: Sequence[np.ndarray] = (),
+) -> Calibration:  # fmt: skip
     """Penalised logistic regression by Newton's method.
 
     Args:
         scores, centroid, hit, frequencies: one entry a pair of a held-out row and a candidate label ``[n]``.
         weight: of the pairs.
+        levels: y and p of each pair, where there are levels.
     """
     knots = np.array([k for k in _KNOTS if k <= np.log2(max(frequencies.max(initial=1), 1)) + 1], dtype=np.float64)
     hats, n = _hats(frequencies, knots), len(knots)
-    design = np.concatenate([hats * scores[:, None], hats * centroid[:, None], hats], axis=1)
+    columns = [scores, centroid, np.ones(len(hit)), *levels]
+    design = np.concatenate([hats * column[:, None] for column in columns], axis=1)
     weight = np.ones(len(hit)) if weight is None else weight
     # neighbouring knots are drawn together: a knot without data goes along with the next
     bend = np.diff(np.eye(n), axis=0)
-    penalty = np.kron(np.eye(3), _RIDGE * bend.T @ bend) + 1e-3 * np.eye(3 * n)
-    theta = np.zeros(3 * n)
-    theta[2 * n :] = -2
-    theta[: 2 * n] = 1
-    value = np.inf
-    for _ in range(_STEPS):
+    penalty = np.kron(np.eye(len(columns)), _RIDGE * bend.T @ bend) + 1e-3 * np.eye(len(columns) * n)
+
+    def objective(theta: np.ndarray) -> float:
         z = design @ theta
-        p = 1 / (1 + np.exp(-z))
-        now = float(weight @ (np.logaddexp(0, z) - hit * z) + 0.5 * theta @ penalty @ theta)
-        if value - now < 1e-5 * abs(now):
-            break
-        value = now
+        return float(weight @ (np.logaddexp(0, z) - hit * z) + 0.5 * theta @ penalty @ theta)
+
+    theta = np.repeat([1.0, 1.0, -2.0, 0.0, 0.0][: len(columns)], n)
+    value = objective(theta)
+    for _ in range(_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(design @ theta, -500, 500)))
         gradient = design.T @ (weight * (p - hit)) + penalty @ theta
         curvature = (design * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ design + penalty
-        theta = theta - np.linalg.solve(curvature, gradient)
-    return Calibration(knots, theta[:n], theta[n : 2 * n], theta[2 * n :])
+        step = np.linalg.solve(curvature, gradient)
+        before, share = value, 1.0
+        while (value := objective(theta - share * step)) > before and share > 1e-3:
+            share /= 2  # a full step may lead too far
+        if value >= before:
+            break
+        theta = theta - share * step
+        if before - value < 1e-5 * abs(value):
+            break
+    return Calibration(knots, *theta.reshape(len(columns), n))

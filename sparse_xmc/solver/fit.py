@@ -6,7 +6,9 @@ Stages: shortlists by centroids, rounds of hard negatives, topology, choice, ref
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,7 +17,8 @@ from sparse_xmc.solver.centroids import centroid_weights, centroids
 from sparse_xmc.solver.closed_form import closed_form, single_rows
 from sparse_xmc.solver.examples import examples
 from sparse_xmc.solver.head import Block, TermHead
-from sparse_xmc.solver.mixture import Mixture, Uniform, best_mixture, merged, pairs
+from sparse_xmc.solver.levels import cluster_labels, members_of, solve_clusters, solve_within, widened
+from sparse_xmc.solver.mixture import Levels, Mixture, Uniform, best_mixture, merged, pairs
 from sparse_xmc.solver.plan import FREQUENT, Plan, Stages, unkept
 from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.svm import OFFSET, select, solve
@@ -57,6 +60,11 @@ class Task:
     def __post_init__(self) -> None:
         self.frequencies = np.asarray(self.targets.sum(axis=0)).ravel().astype(np.int64)
         self.groups = [np.flatnonzero(~self.frequent), np.flatnonzero(self.frequent)]
+
+    @cached_property
+    def wide(self) -> sp.csr_matrix:
+        """The rows with a 1 behind their terms."""
+        return widened(self.x)
 
     def bar(self, name: str) -> str | None:
         return name if self.progress else None
@@ -118,8 +126,13 @@ def fit(
     final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
     whole = stages("all rows", lambda: {"labels": _lists_of_all(task, part, kept, away, lists, chosen)})["labels"]
     svm = stages("refit", lambda: task.svm(whole, final, chosen.cost, "solving"))
-    head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies)
-    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.mixture)
+    solved = [
+        stages(f"clustering {number}, all rows", partial(_clustering, task, final, number))
+        for number in range(1, chosen.clusterings + 1)
+    ]
+    levels = _levels(task, final, solved)
+    head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies, levels)
+    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.flat)
     return Solution(head, chosen.lines, settings, chosen.judged)
 
 
@@ -196,8 +209,36 @@ def _topology(task: Task, lists: np.ndarray, stages: Stages) -> Topology:
     return [rare_terms(task, task.plan.rare[-1]), learned["indices"]]
 
 
+def _levels(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndarray]]) -> Levels | None:
+    """What ``_clustering`` found, together."""
+    if not solved:
+        return None
+    fronts = [
+        (TermHead([Block(np.arange(len(s["bias"])), s["indices"], s["weight"])], s["bias"]), s["of"]) for s in solved
+    ]
+    means = [np.mean([s[key] for s in solved], axis=0) for key in ("rare", "frequent", "within_bias")]
+    blocks = [Block(*parts) for parts in zip(task.groups, topology, means[:2], strict=True)]
+    return Levels(fronts, TermHead(blocks, means[2]))
+
+
+def _clustering(task: Task, topology: Topology, number: int) -> dict[str, np.ndarray]:
+    x, targets, seed = task.wide, task.targets, task.seed + number
+    of = cluster_labels(task.x, targets, task.plan.clusters, seed)
+    members, shown = members_of(targets, of), task.bar(f"clusters {number}")
+    most = task.plan.cluster_rows
+    clusters = solve_clusters(x, members, task.plan.cluster_fan_in, most=most, seed=seed, progress=shown)
+    own = [Block(labels, indices, indices) for labels, indices in zip(task.groups, topology, strict=True)]
+    shown = task.bar(f"labels in clusters {number}")
+    within = solve_within(x, targets, members, of, own, most=2 * most, seed=seed, progress=shown)
+    (block,) = clusters.blocks
+    weights = {"rare": within.blocks[0].weight, "frequent": within.blocks[1].weight, "within_bias": within.bias}
+    return {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias, **weights}
+
+
 @dataclass
 class _Chosen:
+    """``flat``: the mixture without levels."""
+
     topology: Topology
     cost: float
     mixture: Mixture
@@ -205,15 +246,19 @@ class _Chosen:
     value: float
     name: str
     judged: tuple[np.ndarray, np.ndarray]
-    lines: list[str]
+    flat: Mixture
+    clusterings: int = 0
+    lines: list[str] = field(default_factory=list)
 
 
 def _choose(
     task: Task, lists: np.ndarray, topology: Topology, x: sp.csr_matrix, targets: sp.csr_matrix, tail: float,
     propensity: tuple[float, float], stages: Stages,
 ) -> _Chosen:  # fmt: skip
-    """The cost at the fewest connections; then more of them, first of frequent labels, as long as they pay."""
+    """The cost at the fewest connections; then more of them, first of frequent labels, then clusterings in front, as long
+    as they pay."""
     tried: list[_Chosen] = []
+    solved: list[dict[str, np.ndarray]] = []  # clusterings
 
     def judge(rare: int, frequent: int, cost: float) -> _Chosen:
         own = [np.ascontiguousarray(t[:, :k]) for t, k in zip(topology, (rare, frequent), strict=True)]
@@ -221,7 +266,18 @@ def _choose(
         svm = task.head(own, stages(name, lambda: task.svm(lists, own, cost, f"trying {name}")))
         held = pairs(x, targets, svm, task.centroid(own), task.frequencies, task.x.shape[0], propensity)
         mixture, value, how = best_mixture(held, tail)
-        tried.append(_Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), []))
+        tried.append(_Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture))
+        return tried[-1]
+
+    def judge_levels(best: _Chosen) -> _Chosen:
+        own, number = best.topology, len(solved) + 1
+        solved.append(stages(f"clustering {number}", partial(_clustering, task, own, number)))
+        levels = _levels(task, own, solved)
+        held = pairs(x, targets, best.svm, task.centroid(own), task.frequencies, task.x.shape[0], propensity, levels)
+        mixture, value, how = best_mixture(held, tail)
+        name = f"cost {best.cost:g}, {number} x {len(solved[0]['bias'])} clusters in front, {how}"
+        more = replace(best, mixture=mixture, value=value, name=name, judged=held.judged(mixture))
+        tried.append(replace(more, clusterings=number))
         return tried[-1]
 
     plan, sizes = task.plan, [len(labels) for labels in task.groups]
@@ -240,6 +296,11 @@ def _choose(
     frequent = best.topology[1].shape[1]
     for rare in plan.rare[1:] if sizes[0] else ():
         more = judge(rare, frequent, best.cost)
+        if more.value < best.value + _WORTH:
+            break
+        best = more
+    for _ in range(plan.clusterings):
+        more = judge_levels(best)
         if more.value < best.value + _WORTH:
             break
         best = more
@@ -262,7 +323,7 @@ def _lists_of_all(
     """Negatives of all rows: those that were learned with, the chosen head's for rows held out, and for labels that only
     those rows have the nearest rows by centroids."""
     L, D = len(task.frequencies), task.x.shape[1]
-    head = merged(chosen.svm, part.centroid(chosen.topology), chosen.mixture, part.frequencies)
+    head = merged(chosen.svm, part.centroid(chosen.topology), chosen.flat, part.frequencies)
     labels = np.full((task.x.shape[0], lists.shape[1]), -1, np.int32)
     labels[kept] = lists
     sample = _sample(task, len(away))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,35 @@ import scipy.sparse as sp
 
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver.calibrate import Calibration, calibrate
-from sparse_xmc.solver.head import Block, TermHead
+from sparse_xmc.solver.head import Block, Level, TermHead
 
 SHARES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-TEMPERS = (0.3, 0.6, 1.0)  # of propensities in the weight of a hit; where the tail does not count only the first
+TEMPERS = (0.0, 0.3, 0.6, 1.0)  # of propensities in the weight of a hit; where the tail does not count the first two
 _CANDIDATES = 25  # labels of a held-out row by each of two mixtures
 _RANKED = 5
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Clusterings of the labels and what was solved for them.
+
+    Args:
+        fronts: of each clustering the head of its clusters, and the cluster of each label ``[L]``.
+        within: SVMs of the labels among the rows of their clusters, on average over the clusterings.
+    """
+
+    fronts: Sequence[tuple[TermHead, np.ndarray]]
+    within: TermHead
+
+    def weighed(self, share: np.ndarray) -> list[Level]:
+        """The clusters as levels of a head, all clusterings together with ``share [L]``."""
+        return [Level(clusters, of, share / len(self.fronts)) for clusters, of in self.fronts]
+
+    def log_likelihoods(self, x: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
+        """What the clusters say of given labels ``[N, S]``, on average over the clusterings."""
+        rows, one = np.arange(len(labels))[:, None], np.ones(1, np.float32)
+        parts = [Level(clusters, of, one).log_likelihoods(x)[rows, of[labels]] for clusters, of in self.fronts]
+        return np.mean(parts, axis=0)
 
 
 @dataclass(frozen=True)
@@ -34,14 +58,26 @@ class Uniform:
 Mixture = Any  # Uniform or Calibration: what has ``of(frequencies) -> (scale, share, shift)``
 
 
-def merged(svm: TermHead, centroid: TermHead, mixture: Mixture, frequencies: np.ndarray) -> TermHead:
-    """One head of the same connections whose scores are the mixture's."""
+def merged(
+    svm: TermHead, centroid: TermHead, mixture: Mixture, frequencies: np.ndarray, levels: Levels | None = None
+) -> TermHead:
+    """One head of the same connections whose scores are the mixture's; ``levels`` where the mixture knows of some."""
     scale, share, shift = mixture.of(frequencies)
-    blocks = []
-    for own, side in zip(svm.blocks, centroid.blocks, strict=True):
-        a, g = scale[own.labels, None], share[own.labels, None]
-        blocks.append(Block(own.labels, own.indices, a * own.weight + g * side.weight))
-    return TermHead(blocks, scale * svm.bias + shift)
+    if levels is None:
+        weights = [scale[b.labels, None] * b.weight for b in svm.blocks]
+        bias, front = scale * svm.bias + shift, []
+    else:
+        within, h = mixture.levels_of(frequencies)
+        weights = [
+            scale[b.labels, None] * b.weight + within[b.labels, None] * side.weight
+            for b, side in zip(svm.blocks, levels.within.blocks, strict=True)
+        ]
+        bias, front = scale * svm.bias + shift + within * levels.within.bias, levels.weighed(h)
+    blocks = [
+        Block(own.labels, own.indices, weight + share[own.labels, None] * side.weight)
+        for own, side, weight in zip(svm.blocks, centroid.blocks, weights, strict=True)
+    ]
+    return TermHead(blocks, bias, front)
 
 
 @dataclass
@@ -55,21 +91,27 @@ class Pairs:
     targets: sp.csr_matrix
     frequencies: np.ndarray
     truth: Truth
+    levels: Sequence[np.ndarray] = ()  # of each pair the score among its cluster's rows, and what its clusters say
 
-    def ranked(self, mixture: Mixture, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+    def total(self, mixture: Mixture, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """The mixture's scores ``[H, S]``, -inf where there is no label."""
         labels = self.labels[rows]
         scale, share, shift = (v[labels] for v in mixture.of(self.frequencies))
         total = scale * self.scores[rows] + share * self.centroid[rows] + shift
+        if self.levels:
+            for share, value in zip(mixture.levels_of(self.frequencies), self.levels, strict=True):
+                total += share[labels] * value[rows]
         total[labels < 0] = -np.inf
-        order = np.argsort(-total, axis=1, kind="stable")[:, :_RANKED]
-        top = np.take_along_axis(labels, order, axis=1)
+        return total
+
+    def ranked(self, mixture: Mixture, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        order = np.argsort(-self.total(mixture, rows), axis=1, kind="stable")[:, :_RANKED]
+        top = np.take_along_axis(self.labels[rows], order, axis=1)
         return np.pad(top, ((0, 0), (0, _RANKED - top.shape[1])), constant_values=-1)
 
     def judged(self, mixture: Mixture, most: int = 20) -> tuple[np.ndarray, np.ndarray]:
         """Scores and truth of the best labels of each row ``[H, most]``, in the mixture's order."""
-        scale, share, shift = (v[self.labels] for v in mixture.of(self.frequencies))
-        total = scale * self.scores + share * self.centroid + shift
-        total[self.labels < 0] = -np.inf
+        total = self.total(mixture)
         order = np.argsort(-total, axis=1, kind="stable")[:, :most]
         total, hit = np.take_along_axis(total, order, axis=1), np.take_along_axis(self.hit, order, axis=1)
         return total[np.isfinite(total)], hit[np.isfinite(total)]
@@ -80,18 +122,23 @@ class Pairs:
         hit, of = self.hit[rows][known].astype(np.float64), labels[known]
         assert self.truth.inverse_propensity is not None
         weight = np.where(hit > 0, self.truth.inverse_propensity[of] ** temper, 1.0)
-        return calibrate(self.scores[rows][known], self.centroid[rows][known], hit, self.frequencies[of], weight)
+        levels = [value[rows][known] for value in self.levels]
+        return calibrate(
+            self.scores[rows][known], self.centroid[rows][known], hit, self.frequencies[of], weight, levels
+        )
 
 
 def pairs(
     x: sp.csr_matrix, targets: sp.csr_matrix, svm: TermHead, centroid: TermHead, frequencies: np.ndarray,
     num_train: int,
-    propensity: tuple[float, float],
+    propensity: tuple[float, float], levels: Levels | None = None,
 ) -> Pairs:  # fmt: skip
-    """Candidates of held-out rows: the best of a mixture that leans on the SVM and of one that leans on centroids."""
-    lists = []
-    for share in (0.5, 3.0):
-        lists.append(merged(svm, centroid, Uniform(share), frequencies).invert(x.shape[1]).topk(x, _CANDIDATES)[1])
+    """Candidates of held-out rows: the best of a mixture that leans on the SVM, of one that leans on centroids, and of one
+    that leans on clusters where there are some."""
+    heads = [merged(svm, centroid, Uniform(share), frequencies) for share in (0.5, 3.0)]
+    if levels is not None:
+        heads.append(replace(levels.within, levels=levels.weighed(np.ones(len(frequencies), np.float32))))
+    lists = [head.invert(x.shape[1]).topk(x, _CANDIDATES)[1] for head in heads]
     labels = np.sort(np.hstack(lists), axis=1)
     labels[:, 1:][labels[:, 1:] == labels[:, :-1]] = -1
     keys = np.arange(len(labels), dtype=np.int64)[:, None] * targets.shape[1] + labels
@@ -100,7 +147,12 @@ def pairs(
     scores = svm.products(x, labels) + svm.bias[labels]
     side = centroid.products(x, labels)
     truth = Truth.from_training(targets, np.diff(targets.indptr), frequencies, num_train, *propensity)
-    return Pairs(labels, scores, side, hit, targets, frequencies, truth)
+    extra = (
+        []
+        if levels is None
+        else [levels.within.products(x, labels) + levels.within.bias[labels], levels.log_likelihoods(x, labels)]
+    )
+    return Pairs(labels, scores, side, hit, targets, frequencies, truth, extra)
 
 
 def objective(top: np.ndarray, truth: Truth, tail: float) -> float:
@@ -116,15 +168,15 @@ def best_mixture(held: Pairs, tail: float) -> tuple[Mixture, float, str]:
     A calibration is judged on one half of the rows by the fit on the other half, and fitted on both once it is taken.
     """
     found: list[tuple[float, str, Any]] = []
-    for share in SHARES:
+    for share in () if held.levels else SHARES:
         found.append((objective(held.ranked(Uniform(share)), held.truth, tail), f"centroid x {share:g}", share))
     halves = np.arange(len(held.labels)) % 2 == 0
     if min(held.hit[halves].sum(), held.hit[~halves].sum()) > 0:
-        for temper in TEMPERS if tail else TEMPERS[:1]:
+        for temper in TEMPERS if tail else TEMPERS[:2]:
             top = np.empty((len(held.labels), _RANKED), held.labels.dtype)
             for part in (halves, ~halves):
                 top[part] = held.ranked(held.fit(temper, ~part), part)
-            name = f"calibrated by label frequency, hits weigh propensity^-{temper:g}"
+            name = "calibrated by label frequency" + (f", hits weigh propensity^-{temper:g}" if temper else "")
             found.append((objective(top, held.truth, tail), name, held.fit(temper)))
     value, name, chosen = max(found, key=lambda entry: entry[0])
     return (_log_odds(held, chosen) if isinstance(chosen, float) else chosen), value, name

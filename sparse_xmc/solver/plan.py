@@ -38,6 +38,11 @@ class Plan:
         sample: labels of a row that are its negatives whatever their score.
         rounds: of shortlists.
         choose: whether held-out rows decide.
+        clusterings: of the labels, to try in front of the head, as long as they help.
+        clusters: of a clustering, at most.
+        cluster_fan_in: connections of a cluster.
+        cluster_rows: rows that are learned from as negatives, over all clusters of a clustering; twice as many for the
+            labels in them.
     """
 
     rare: tuple[int, ...]
@@ -48,6 +53,10 @@ class Plan:
     sample: int
     rounds: int
     choose: bool
+    clusterings: int = 0
+    clusters: int = 0
+    cluster_fan_in: int = 0
+    cluster_rows: int = 0
 
 
 _LADDERS = {
@@ -57,16 +66,23 @@ _LADDERS = {
 }
 _COSTS = {"fast": (1.0,), "normal": (1.0, 0.3, 0.1), "best": (1.0, 0.3, 0.1, 0.03)}
 _ROUNDS = {"fast": 2, "normal": 2, "best": 3}
+_CLUSTERINGS = {"fast": 0, "normal": 2, "best": 3}
+_CLUSTERS, _CLUSTER_FAN_IN = 128, 4096  # of a clustering at most
+_FEWEST, _SMALLEST, _LEAST_FAN_IN = 3, 4, 64  # clusters, labels of one and its connections
+_ENTRIES = {"fast": 0, "normal": 3e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
+_ROWS = 1 << 25  # the same in rows, at most
 
 
 def plan_for(
-    effort: str, frequencies: np.ndarray, num_terms: int, *, fan_in: int | None = None, memory: int | None = None
-) -> Plan:
+    effort: str, frequencies: np.ndarray, num_terms: int, *, fan_in: int | None = None, memory: int | None = None,
+    entries: float = 100,
+) -> Plan:  # fmt: skip
     """The plan for labels with so many training rows each.
 
     Args:
         fan_in: connections of every label, where that is not left open.
         memory: bytes that indices, weights and bias may take, where that is limited.
+        entries: of a training row, on average: they bound the rows that clusters are learned from.
 
     Raises:
         ValueError: the memory holds no connection a label, or there are fewer terms than ``fan_in``.
@@ -77,10 +93,15 @@ def plan_for(
         raise ValueError(f"fan_in must lie in [1, {num_terms}], the number of terms, got {fan_in}")
     rare, frequent = _LADDERS[effort] if fan_in is None else ((fan_in,), (fan_in,))
     L, H = len(frequencies), int((frequencies >= FREQUENT).sum())
+    clusters, cluster_fan_in = _clusters(L, num_terms), min(_CLUSTER_FAN_IN, num_terms)
     if memory is not None:
         least = L * (_ENTRY + _BIAS)
         if memory < least:
             raise ValueError(f"head memory of {memory:,} bytes is too little for {L:,} labels: at least {least:,}")
+        cluster_fan_in = min(cluster_fan_in, _cluster_share(effort, memory - least, L, clusters))
+        if cluster_fan_in < min(_LEAST_FAN_IN, num_terms):
+            clusters = 0
+        memory -= _CLUSTERINGS[effort] * _clustering_bytes(L, clusters, cluster_fan_in)
         most = (memory // L - _BIAS) // _ENTRY
         rare = tuple(min(k, most) for k in rare)
         rest = memory - L * _BIAS - (L - H) * rare[-1] * _ENTRY
@@ -88,4 +109,24 @@ def plan_for(
     rare, frequent = (tuple(dict.fromkeys(min(k, num_terms) for k in ladder)) for ladder in (rare, frequent))
     few = frequencies.sum() < FREQUENT * L  # rows of a label, on average
     shortlist, sample = (100, 10) if few else (50, 20)
-    return Plan(rare, frequent, _COSTS[effort], shortlist, 40, sample, _ROUNDS[effort], effort != "fast")
+    rounds, clusterings = _ROUNDS[effort], _CLUSTERINGS[effort] if clusters else 0
+    return Plan(
+        rare, frequent, _COSTS[effort], shortlist, 40, sample, rounds, effort != "fast",
+        clusterings, clusters, cluster_fan_in, min(_ROWS, int(_ENTRIES[effort] // max(entries, 1))),
+    )  # fmt: skip
+
+
+def _clusters(num_labels: int, num_terms: int) -> int:
+    """Clusters of a clustering; 0: too few to say anything."""
+    count = min(_CLUSTERS, num_labels // _SMALLEST)
+    return count if count >= _FEWEST and num_terms > 1 else 0
+
+
+def _cluster_share(effort: str, spare: int, num_labels: int, clusters: int) -> int:
+    """Connections that a cluster may have so that all clusterings take at most a quarter of what is spare."""
+    each = spare // 4 // max(_CLUSTERINGS[effort], 1) - _clustering_bytes(num_labels, clusters, 0)
+    return max(0, each // (max(clusters, 1) * _ENTRY))
+
+
+def _clustering_bytes(num_labels: int, clusters: int, fan_in: int) -> int:
+    return clusters * (fan_in * _ENTRY + _BIAS) + num_labels * _ENTRY if clusters else 0

@@ -15,8 +15,9 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.options import GRADIENT, settled
 from sparse_xmc.app.direct.stages import StageFolder
-from sparse_xmc.app.jobs import train
-from sparse_xmc.data import SparseInputs
+from sparse_xmc.app.jobs import convert, train
+from sparse_xmc.data import SparseInputs, open_split
+from sparse_xmc.solver import fit as fitting
 from sparse_xmc.solver.head import Block, TermHead
 from tests.conftest import INTERPRETING
 
@@ -154,7 +155,7 @@ def _weights():
         ("head.weight_0", np.ones((2, 3), np.float16), "got indices .* weights"),
         ("head.weight_0", np.ones(2, np.float16), "of 2 dimensions"),
         ("head.bias", np.zeros(3, np.float32), "the blocks hold 2 labels, the bias 3"),
-        ("head.more", np.zeros(3, np.float32), "are blocks and a bias"),
+        ("head.more", np.zeros(3, np.float32), "are blocks, a bias and clusters"),
     ],
 )
 def test_weights_of_another_model_are_refused(name, array, message):
@@ -162,6 +163,78 @@ def test_weights_of_another_model_are_refused(name, array, message):
         TermModel.from_weights(3, 2, {**_weights(), name: array})
     with pytest.raises(ValueError, match="holds 2 labels, of 5"):
         TermModel.from_weights(3, 5, _weights())
+
+
+def _level():
+    return {
+        "head.clusters_0_indices": np.array([[0, 1], [2, 0]], np.uint16),
+        "head.clusters_0_weight": np.array([[1, 2], [3, -1]], np.float16),
+        "head.clusters_0_bias": np.array([-1, 1], np.float32),
+        "head.clusters_0_of": np.array([1, 0], np.uint16),
+        "head.clusters_0_share": np.array([2, 0.5], np.float16),
+    }
+
+
+def test_clusters_in_front_are_scored_stored_and_converted():
+    x = np.array([[1, 0, 0], [0, 0.5, 0], [0, 0, 0.25], [0, 0, 0]], np.float32)
+    inputs, rows = SparseInputs(sp.csr_matrix(x)), np.arange(4)
+    model = TermModel.from_weights(3, 2, {**_weights(), **_level()})
+    z = x @ np.array([[1, 2, 0], [-1, 0, 3]], np.float32).T + [-1, 1]
+    labels = x @ np.array([[1, 0, 1], [1, 1, 0]], np.float32).T
+    expected = labels - np.array([2, 0.5]) * np.maximum(0, 1 - z[:, [1, 0]]) ** 2
+    np.testing.assert_allclose(model.scores(inputs, rows), expected)
+    scores, best = model.topk(inputs, rows, 2)
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1))
+    np.testing.assert_allclose(np.take_along_axis(expected, best, axis=1), scores)
+    again = TermModel.from_solution(model.solution(), 3).state_dict()
+    assert again.keys() == model.state_dict().keys() == {**_weights(), **_level()}.keys()
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(again[name], array)
+        assert again[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("head.clusters_0_of", np.array([2, 0], np.uint16), "clusters_0_of holds 2, of 2 clusters"),
+        ("head.clusters_0_of", np.array([1], np.uint16), r"clusters_0_of must have the shape \[2\], has \[1\]"),
+        ("head.clusters_0_share", np.zeros(2, np.float32), "clusters_0_share must be float16"),
+        ("head.clusters_0_bias", np.zeros(1, np.float32), "clusters_0_bias must have the shape"),
+        ("head.clusters_0_indices", np.array([[0, 0], [2, 0]], np.uint16), r"clusters_0_indices\[0\] holds 0 twice"),
+        ("head.clusters_0_weight", None, "lack head.clusters_0_weight"),
+        ("head.clusters_1_bias", np.zeros(1, np.float32), "are blocks, a bias and clusters"),
+    ],
+)
+def test_damaged_clusters_are_refused(name, array, message):
+    weights = {**_weights(), **_level(), name: array}
+    if array is None:
+        del weights[name]
+    with pytest.raises(ValueError, match=message):
+        TermModel.from_weights(3, 2, weights)
+
+
+def test_a_run_that_takes_levels_predicts_converts_and_learns_new_labels(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "_WORTH", -1e9)
+    lines = []
+    metrics = train(config(folder, "levels", min_df=1), report=lines.append)
+    assert metrics["P@1"] > 90 and any("clusters in front" in line for line in lines if line.startswith("chosen"))
+    bundle = Bundle.load(folder / "levels")
+    assert len(bundle.model.levels) == 2
+    convert(str(folder / "levels"), str(tmp_path / "csr"), report=lambda line: None)
+    files = {name: np.load(tmp_path / "csr" / f"clusters_1.{name}.npy") for name in ("bias", "of", "share")}
+    np.testing.assert_array_equal(files["of"], bundle.model.levels[1].of)
+    assert sp.load_npz(tmp_path / "csr" / "clusters_1.npz").shape == (len(files["bias"]), bundle.num_features)
+    new = tmp_path / "new.jsonl"
+    new.write_text(
+        "".join(json.dumps({"text": f"late words {i % 3}", "labels": ["LATE"]}) + "\n" for i in range(6))
+        + (folder / "train.jsonl").read_text()
+    )
+    options = {"train": str(new), "test": str(folder / "test.jsonl"), "from_": str(folder / "levels")}
+    train(TrainingConfig(**options, out=str(tmp_path / "more"), min_df=1, progress=False), report=lambda line: None)
+    later = Bundle.load(tmp_path / "more")
+    assert len(later.vocabulary) == 16 and [level.share[15] for level in later.model.levels] == [0, 0]
+    inputs, _ = later.preparation.transform(open_split(str(new)))
+    assert (later.model.topk(inputs, np.arange(6), 1)[1] == 15).all()
 
 
 _COMMANDS = """

@@ -12,13 +12,14 @@ from sparse_xmc.app.direct.later import solve_later
 from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.split import TermSplit
 from sparse_xmc.app.direct.stages import StageFolder
+from sparse_xmc.app.direct.terms_choice import choose_terms, is_open
 from sparse_xmc.app.hold_out import hold_out
 from sparse_xmc.app.jobs.evaluation import calibrate_
 from sparse_xmc.app.prepare import Terms
 from sparse_xmc.app.run import Run
 from sparse_xmc.app.run_folder import CHECKPOINTS, digest
 from sparse_xmc.app.splits import check_effects, open_data
-from sparse_xmc.data import LabelVocabulary, SparseInputs
+from sparse_xmc.data import Features, LabelVocabulary, SparseInputs
 from sparse_xmc.kernels.threads import set_num_threads
 from sparse_xmc.solver.fit import fit
 from sparse_xmc.solver.plan import Plan, Stages, plan_for
@@ -40,7 +41,7 @@ class DirectRun(Run):
 
     def prepare(self) -> TermSplit:
         """Reads the data; refuses a folder that holds another run."""
-        config = self.config
+        self.chosen = config = self.config  # chosen: with what the run decides on
         self.check_folder()
         base = model_of(config) if config.from_ is not None else None
         preparation: Any = Terms(config.term_options) if base is None else base.preparation
@@ -50,6 +51,11 @@ class DirectRun(Run):
         inputs, rows = preparation.fit(source) if base is None else preparation.extend(source)
         self.report(source.summary())
         self.check_rows(rows)
+        if not isinstance(source, Features) and is_open(config):
+            self.chosen = choose_terms(config, iter(source), LabelVocabulary.from_rows(rows).encode(rows), self.report)
+            if self.chosen != config:
+                preparation = Terms(self.chosen.term_options)
+                inputs, rows = preparation.fit(source)
         held_out = None
         if config.calibration_share:
             (inputs, rows), held_out = hold_out(inputs, rows, config.calibration_share, config.seed)
@@ -69,7 +75,12 @@ class DirectRun(Run):
     def solved(self, data: TermSplit) -> Bundle:
         config = self.config
         plan = plan_for(
-            config.effort, data.frequencies, data.num_features, fan_in=config.fan_in, memory=config.head_memory
+            config.effort,
+            data.frequencies,
+            data.num_features,
+            fan_in=config.fan_in,
+            memory=config.head_memory,
+            entries=data.inputs.matrix.nnz / max(len(data.inputs), 1),
         )
         run = self.claim(config, self.digests, data.num_features)
         if os.path.isdir(self.model_folder) or os.path.isdir(f"{self.model_folder}.old"):
@@ -109,4 +120,4 @@ class DirectRun(Run):
         if solution.judged is not None:
             scores, hits = solution.judged
             calibration = Calibration.fit(model.estimates(scores), hits)
-        return data.bundle(config, model, calibration, solution.settings)
+        return data.bundle(self.chosen, model, calibration, solution.settings)

@@ -10,7 +10,7 @@ from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.split import TermSplit
-from sparse_xmc.solver.head import Block, TermHead
+from sparse_xmc.solver.head import Block, Level, TermHead
 from sparse_xmc.solver.later import fit_labels, grown
 from sparse_xmc.solver.plan import FREQUENT, Plan
 
@@ -62,7 +62,8 @@ def _kept(head: TermHead, kept: np.ndarray) -> TermHead:
     for block in head.blocks:
         own = np.isin(block.labels, kept)
         blocks.append(Block(np.searchsorted(kept, block.labels[own]), block.indices[own], block.weight[own]))
-    return TermHead([block for block in blocks if len(block.labels)], head.bias[kept])
+    levels = [Level(level.clusters, level.of[kept], level.share[kept]) for level in head.levels]
+    return TermHead([block for block in blocks if len(block.labels)], head.bias[kept], levels)
 
 
 def _connections(head: TermHead) -> np.ndarray:
@@ -80,7 +81,10 @@ def _check_memory(allowed: int | None, connections: list[int]) -> None:
 
 
 def _joined(old: TermHead, later: TermHead, wanted: np.ndarray, first: int) -> TermHead:
-    """``old`` with the labels of ``later``, whose label ``i`` is ``wanted[i]``: those from ``first`` on are new."""
+    """``old`` with the labels of ``later``, whose label ``i`` is ``wanted[i]``: those from ``first`` on are new.
+
+    A later label is solved without clusters: no cluster has a share in it.
+    """
     bias = np.concatenate([old.bias, np.zeros(int((wanted >= first).sum()), np.float32)])
     bias[wanted] = later.bias
     blocks = [Block(b.labels, b.indices.copy(), b.weight.copy()) for b in old.blocks]
@@ -96,4 +100,10 @@ def _joined(old: TermHead, later: TermHead, wanted: np.ndarray, first: int) -> T
         new = labels >= first
         if new.any():
             blocks.append(Block(labels[new], part.indices[new], part.weight[new]))
-    return TermHead(blocks, bias)
+    levels = []
+    for level in old.levels:
+        of, share = np.zeros(len(bias), level.of.dtype), np.zeros(len(bias), level.share.dtype)
+        of[:first], share[:first] = level.of, level.share
+        share[wanted] = 0
+        levels.append(Level(level.clusters, of, share))
+    return TermHead(blocks, bias, levels)

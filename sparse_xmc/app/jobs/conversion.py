@@ -19,7 +19,9 @@ def convert(run: str, out: str, *, form: str = "csr", report: Callable[[str], No
     """Writes the heads (``head``, ``lexical``) of a run's model into a new folder, labels in ``labels.json``.
 
     ``form`` "csr": ``head.npz`` for ``scipy.sparse.load_npz``; "dense": ``head.npy``; both ``[L, D]`` float32. Beside them
-    ``head.bias.npy [L]`` and the other weights under their names (``encoder.weight.npy``).
+    ``head.bias.npy [L]`` and the other weights under their names (``encoder.weight.npy``). A head with clusters in front has
+    theirs in ``clusters_0`` and so on, the cluster of each label in ``clusters_0.of.npy``: with z the score of its cluster a
+    label gains ``-clusters_0.share[l] * max(0, 1 - z) ** 2``.
 
     Raises:
         ValueError: ``form`` is another one, or ``out`` exists.
@@ -47,6 +49,10 @@ def _write(bundle: Bundle, folder: str, form: str) -> None:
         else:
             np.save(os.path.join(folder, f"{name}.npy"), matrix.toarray())
         np.save(os.path.join(folder, f"{name}.bias.npy"), bias)
+    if isinstance(bundle.model, TermModel):
+        for i, level in enumerate(bundle.model.levels):
+            np.save(os.path.join(folder, f"clusters_{i}.of.npy"), level.of)
+            np.save(os.path.join(folder, f"clusters_{i}.share.npy"), level.share)
     weights: dict[str, Any] = bundle.model.state_dict()
     for name, tensor in weights.items():
         if not name.startswith(("head.", "lexical.", "auxiliary.")):
@@ -65,6 +71,8 @@ def _heads(model: Any) -> Iterator[tuple[str, sp.csr_matrix, np.ndarray]]:
     """Name, weights ``[L, D]`` and bias ``[L]`` of each head."""
     if isinstance(model, TermModel):
         yield "head", model.matrix(), model.bias
+        for i, level in enumerate(model.levels):
+            yield f"clusters_{i}", level.matrix(model.in_features), level.bias
         return
     from sparse_xmc.app.module_heads import bias_of, matrix_of
 

@@ -46,7 +46,8 @@ def _model_lines(bundle: Bundle, folder: str) -> list[str]:
     width = f", {bundle.num_features:,} {'terms' if reads == 'texts' else 'features'}" if bundle.num_features else ""
     if isinstance(bundle.model, TermModel):
         sizes = [f"{len(indices):,} labels with {indices.shape[1]} connections" for indices, _ in bundle.model.blocks]
-        heads = f"head of {' and '.join(sizes)}"
+        clusters = [f"{len(level.bias)} clusters with {level.indices.shape[1]}" for level in bundle.model.levels]
+        heads = f"head of {' and '.join(sizes)}" + (f" behind {' and '.join(clusters)}" if clusters else "")
     else:
         heads = f"head {config.head}" + f" of {config.fan_in} connections per label" * (config.head != "dense")
     if config.lexical_fan_in and getattr(bundle.model, "lexical", None) is not None:
