@@ -28,6 +28,8 @@ class Columns(Records):
     def __init__(self, source: Source, how: str, **options: Any) -> None:
         super().__init__(source, how, **options)
         self._files, self._class_names = _parts(source)
+        if self._files and not self._class_names:
+            self._class_names = _classes_within(self._files[0], self.path)
 
     def _batches(self, columns: list[str] | None) -> Iterator[Any]:
         for path in self._files:
@@ -75,9 +77,9 @@ class Columns(Records):
         if names is None:
             return row
         for label in row:
-            if not isinstance(label, int) or not 0 <= label < len(names):
+            if not isinstance(label, int) or not -1 <= label < len(names):
                 raise ValueError(f"label {label!r:.80} is none of the {len(names)} classes")
-        return [names[label] for label in row]
+        return [names[label] for label in row if label >= 0]  # -1 is how datasets write that there is none
 
 
 def _pyarrow(path: str) -> Any:
@@ -120,21 +122,34 @@ def _read(path: str, name: str, columns: list[str] | None) -> Iterator[Any]:
 
 def _column_names(path: str, name: str) -> list[str]:
     """Names of the columns of a file, each once."""
+    names: list[str] = _schema(path, name).names
+    return [column for column in names if names.count(column) == 1]
+
+
+def _classes_within(path: str, name: str) -> dict[str, list[str]]:
+    """Names of the classes of columns that ``datasets`` writes into a file itself."""
+    metadata = _schema(path, name).metadata or {}
+    try:
+        document = json.loads(metadata.get(b"huggingface", b"{}"))
+        return _classes(document.get("info", {}).get("features"))
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _schema(path: str, name: str) -> Any:
     pyarrow = _pyarrow(name)
     with reading(name):
         try:
             if _magic(path)[:4] == b"PAR1":
-                names = pyarrow.parquet.read_schema(path).names
-            else:
-                with pyarrow.OSFile(path, "rb") as handle:
-                    opener = pyarrow.ipc.open_file if _magic(path) == b"ARROW1" else pyarrow.ipc.open_stream
-                    names = opener(handle).schema.names
+                return pyarrow.parquet.read_schema(path)
+            with pyarrow.OSFile(path, "rb") as handle:
+                opener = pyarrow.ipc.open_file if _magic(path) == b"ARROW1" else pyarrow.ipc.open_stream
+                return opener(handle).schema
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 name, None, f"{os.path.basename(path)} is no sound Parquet or Arrow file: {reason}"
             ) from None
-    return [column for column in names if names.count(column) == 1]
 
 
 def _document(source: Source, name: str) -> dict[str, Any]:
@@ -183,11 +198,15 @@ def _saved_dataset(source: Source) -> tuple[list[str], dict[str, list[str]]]:
         if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
             raise DataError(source.name, None, f"state.json names no file of this folder: {name!r:.80}")
         files.append(os.path.join(source.local, name))
-    features = _document(source, "dataset_info.json").get("features")
+    return files, _classes(_document(source, "dataset_info.json").get("features"))
+
+
+def _classes(features: Any) -> dict[str, list[str]]:
+    """Names of the classes of columns, as ``datasets`` describes them."""
     classes = {}
     for column, feature in (features if isinstance(features, dict) else {}).items():
         feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
         found = feature.get("names") if isinstance(feature, dict) else None
         if isinstance(found, list) and all(isinstance(name, str) for name in found):
             classes[column] = found
-    return files, classes
+    return classes

@@ -20,9 +20,19 @@ class _JsonRecords(Records):
             return value
         if isinstance(value, int) and not isinstance(value, bool):
             return [value]
-        if isinstance(value, str) and self.style is not None:
+        if isinstance(value, str):
+            if self.style is None:
+                self.recognise_style(self._label_texts())
+            assert self.style is not None
             return self.style.labels(value)
         raise ValueError(f"must be a list of labels, got {json.dumps(value)[:80]}")
+
+    def _label_texts(self) -> Iterator[str]:
+        """Labels of all records that write them as text, read once more."""
+        for _, record in self.records():
+            value = record.get(self.label_field) if isinstance(record, dict) else None
+            if isinstance(value, str):
+                yield value
 
     def _text(self, record: Any, number: int) -> str:
         if not isinstance(record, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from sparse_xmc.data.source import Source, numbered_lines
 from sparse_xmc.data.xmc_text import parse_pairs, read_pairs, two_numbers
 
 _NAMED = {"tab": "\t", "space": None, "comma": ","}  # what an option can hardly hold
+_ITEM = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|-?[0-9]+)"""
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}(?:\s*,\s*{_ITEM})*)?\s*\]")
 _BETWEEN_IDS = re.compile(r"[\s,;|]+")
 
 
@@ -23,7 +26,7 @@ class LabelStyle:
     Args:
         separator: between the labels of a row; "" where a row holds one, None for white space.
         ids: whether labels are ids separated by any of space, comma, ``;`` and ``|``.
-        lists: whether each row is a JSON list.
+        lists: whether each row is a list, in JSON or as Python writes it.
     """
 
     separator: str | None = ""
@@ -32,7 +35,7 @@ class LabelStyle:
 
     def __str__(self) -> str:
         if self.lists:
-            return "JSON lists"
+            return "lists"
         if self.ids:
             return "ids separated by spaces or punctuation"
         return "one label a row" if self.separator == "" else f"separated by {self.separator or ' '!r}"
@@ -41,21 +44,35 @@ class LabelStyle:
         """The labels of a row, each what ``as_label`` makes of it.
 
         Raises:
-            ValueError: the row is no JSON list of labels where all rows should be.
+            ValueError: the row is no list of labels where all rows should be.
         """
         text = text.strip()
         if not text:
             return []
         if self.lists:
-            row = json.loads(text)
-            if not isinstance(row, list):
-                raise ValueError(f"expected a JSON list of labels, got {text!r:.80}")
-            return row
+            return _listed(text)
         if self.ids:
             parts = _BETWEEN_IDS.split(text)
         else:
             parts = [text] if self.separator == "" else text.split(self.separator)
         return [as_label(part.strip()) for part in parts if part.strip()]
+
+
+def _listed(text: str) -> list[Label]:
+    """The labels of a list in JSON, or in Python's notation, as tables that pandas wrote have it.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    try:
+        row = json.loads(text)
+    except ValueError:
+        if not _PYTHON_LIST.fullmatch(text):  # which also refuses the commas that lists of NumPy lack
+            raise ValueError(f"expected a list of labels in JSON, got {text!r:.80}") from None
+        row = ast.literal_eval(text)
+    if not isinstance(row, list):
+        raise ValueError(f"expected a list of labels in JSON, got {text!r:.80}")
+    return row
 
 
 def given_style(separator: str) -> LabelStyle:
@@ -72,16 +89,18 @@ def recognised_style(rows: Iterable[str]) -> LabelStyle:
     Raises:
         ValueError: names with commas, which may separate labels or belong to them.
     """
-    ids = lists = True
+    seen, ids, lists = False, True, True
     found, comma = set(), None
     for row in rows:
         row = row.strip()
         if not row:
             continue
-        lists = lists and row[0] == "[" and row[-1] == "]"
+        seen, lists = True, lists and row[0] == "[" and row[-1] == "]"
         ids = ids and all(any(map(str.isdigit, part)) for part in _BETWEEN_IDS.split(row) if part)
         found |= {separator for separator in "\t;|" if separator in row}
         comma = comma or (row if "," in row else None)
+    if not seen:
+        return LabelStyle()
     if lists:
         return LabelStyle(lists=True)
     if ids:

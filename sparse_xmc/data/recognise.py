@@ -14,7 +14,8 @@ from sparse_xmc.data.xmc_text import is_labelled, parse_header, parse_pairs, two
 
 Kind = Literal["json lines", "json list", "table", "columns", "arrays", "one file", "pairs", "svmlight", "texts"]
 _SAMPLE = 100  # lines looked at
-_NAMED_TEXTS = ("", ".txt", ".text", ".svm", ".svmlight", ".libsvm")
+_NAMED_FEATURES = (".svm", ".svmlight", ".libsvm")
+_NAMED_TEXTS = ("", ".txt", ".text", *_NAMED_FEATURES)
 _OTHERS = {
     b"\xfd7zXZ": "compressed with xz",
     b"BZh": "compressed with bzip2",
@@ -60,6 +61,7 @@ def recognise(source: Source, wish: Wish) -> Recognised:
     binary = _binary(source, head)
     if binary is not None:
         return binary
+    _check_text(source, head)
     lines = _lines(head)
     first = next((line for line in lines if line.strip()), "")
     if source.ending in (".jsonl", ".ndjson", ".json") or (first.lstrip()[:1] == "{" and _objects(lines)):
@@ -76,6 +78,8 @@ def recognise(source: Source, wish: Wish) -> Recognised:
 def _binary(source: Source, head: bytes) -> Recognised | None:
     if source.compressed and head[:4] in (b"\x93NUM", b"PK\x03\x04", b"PAR1", b"ARRO"):
         raise DataError(source.name, None, "holds compressed arrays or columns: unpack it")
+    if source.compressed and head[:2] == b"\x1f\x8b":
+        raise DataError(source.name, None, "is compressed twice: unpack it once")
     if head[:6] == b"\x93NUMPY":
         return Recognised("arrays", "a NumPy array")
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -88,6 +92,18 @@ def _binary(source: Source, head: bytes) -> Recognised | None:
         if head.startswith(magic):
             raise DataError(source.name, None, f"is {what}: expected {KNOWN}, perhaps .gz")
     return None
+
+
+def _check_text(source: Source, head: bytes) -> None:
+    """Raises:
+    DataError: the file has an encoding or line ends by which its lines cannot be told.
+    """
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(source.name, 1, "not UTF-8 text: this is UTF-16, save it as UTF-8")
+    if 4 * head.count(0) > len(head):
+        raise DataError(source.name, 1, "not UTF-8 text: every other byte is NUL, as in UTF-16: save it as UTF-8")
+    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+        raise DataError(source.name, 1, "its lines end with CR alone: save it with LF, or CR and LF")
 
 
 def _lines(head: bytes) -> list[str]:
@@ -124,6 +140,9 @@ def _text(source: Source, lines: list[str], first: str, wish: Wish) -> Recognise
     elif first and all(map(is_labelled, lines)) and any(":" in line for line in lines):
         found = Recognised("svmlight", "sparse features and labels 'l1,l2 feature:value ...' without a header")
         return _features(source, wish, found, labelled=True)
+    if source.ending in _NAMED_FEATURES and not wish.texts:
+        how = f"sparse features and labels 'l1,l2 feature:value ...', as its name ends with {source.ending}"
+        return _features(source, wish, Recognised("svmlight", how), labelled=True)
     named = source.ending in _NAMED_TEXTS
     if not wish.labels_apart and (wish.need_labels or not named):
         delimiter = header_delimiter(first, wish.text_fields, wish.label_field, wish.need_labels)
@@ -132,9 +151,21 @@ def _text(source: Source, lines: list[str], first: str, wish: Wish) -> Recognise
     if not named:
         raise DataError(source.name, None, f"unknown format {source.ending!r}: expected {KNOWN}, perhaps .gz")
     if wish.need_labels and not wish.labels_apart:
+        _check_odd_line(source, lines)
         reason = "a file of raw texts needs a file of labels (--train-labels, --test-labels)"
         raise DataError(source.name, None, reason)
     return Recognised("texts", "texts, one a line")
+
+
+def _check_odd_line(source: Source, lines: list[str]) -> None:
+    """Raises:
+    DataError: most lines hold sparse features, but one does not.
+    """
+    fits = [is_labelled(line) and ":" in line for line in lines]
+    if 2 * sum(fits) > len(fits):
+        number = fits.index(False)
+        reason = f"most lines read 'l1,l2 feature:value ...', but this one is {lines[number]!r:.80}"
+        raise DataError(source.name, number + 1, reason)
 
 
 def _features(source: Source, wish: Wish, found: Recognised, *, labelled: bool) -> Recognised:

@@ -108,12 +108,14 @@ class Source:
         with reading(self.name), self.open() as lines:
             meter = Meter(f"reading {os.path.basename(self.name)}", "lines", shown=progress)
             for number, line in meter.over(enumerate(lines, start=1)):
+                if 0 in line:
+                    raise DataError(
+                        self.name, number, f"holds a NUL byte at column {line.index(0) + 1}: no text has one"
+                    )
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    utf16 = number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
-                    hint = ": this is UTF-16, save it as UTF-8" if utf16 else ""
-                    raise DataError(self.name, number, f"not UTF-8 text: {error}{hint}") from None
+                    raise DataError(self.name, number, f"not UTF-8 text: {error}") from None
 
 
 def _remove(path: str) -> None:

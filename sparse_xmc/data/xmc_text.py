@@ -22,7 +22,8 @@ from sparse_xmc.data.source import Source, numbered_lines
 _NUMBER = "[0-9]{1,18}"
 _HEADER = re.compile(rf"\s*({_NUMBER})\s+({_NUMBER})(?:\s+({_NUMBER}))?\s*")
 _PAIRS = re.compile(r"\s*(?:[0-9]+:[^\s:]+(?:\s+|$))*")
-_LABELLED = re.compile(r"(?:[+-]?[0-9]+(?:,[+-]?[0-9]+)*)?(?:(?:^|\s)\s*[0-9]+:[^\s:]+)*\s*(?:#.*)?")
+_LABELLED = re.compile(r"(?:[+-]?[0-9]+(?:,[+-]?[0-9]+)*)?(?:\s+qid:[0-9]+)?(?:(?:^|\s)\s*[0-9]+:[^\s:]+)*\s*(?:#.*)?")
+_QUERY = re.compile(r"\A\s*qid:[0-9]+(?=\s|\Z)")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(r"\s*(?:[0-9]{1,18}:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?(?:\s+|$))*")  # most rows there are
@@ -229,6 +230,7 @@ def read_pairs(source: Source, what: str = "feature", *, progress: bool = False)
 
 def read_svmlight(source: Source, *, progress: bool = False) -> tuple[sp.csr_matrix, LabelRows]:
     """Lines ``l1,l2 f:v f:v ...`` without a header; ``#`` begins a comment. The matrix is as wide as its largest column.
+    ``qid:1`` behind the labels, which groups rows to be ranked, is passed over.
 
     Lines that are a comment as a whole are no rows. Empty lines may stand at the end only, as nothing tells whether they are.
 
@@ -245,6 +247,6 @@ def read_svmlight(source: Source, *, progress: bool = False) -> tuple[sp.csr_mat
         if empty is not None:
             raise DataError(source.name, empty, "an empty line: every line must hold a row")
         row, rest = _labels_and_rest(line.partition("#")[0].rstrip(), source.name, number)
-        rows.add(rest, number)
+        rows.add(_QUERY.sub("", rest, count=1), number)
         labels.append(row)
     return rows.matrix(), labels
