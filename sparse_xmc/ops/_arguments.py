@@ -100,10 +100,11 @@ def check_seed(seed: object) -> int:
 def autocast(x: Tensor) -> Tensor:
     """``x`` in the dtype of the active autocast region, if there is one; float64 stays. And as memory that holds its
     numbers: the imaginary part of a conjugate is a view whose negation torch puts off."""
-    if x.is_neg():
-        x = x.resolve_neg()
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
-        return x
+    if not torch.compiler.is_compiling():  # in a graph the dispatcher sees to negations
+        if x.is_neg():
+            x = x.resolve_neg()
+        if not torch._C._is_any_autocast_enabled():
+            return x
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))

@@ -213,3 +213,10 @@ def test_validate_sees_what_torch_does_not_count(name):
         layer.validate()
     with pytest.raises(RuntimeError, match="uninitialised memory"):
         FixedFanInLinear(D, L, K, device="meta").to_empty(device="cpu").validate()
+
+
+def test_a_negation_that_torch_puts_off_in_a_graph():
+    torch._dynamo.reset()
+    layer, x = LAYERS["fixed"](), rows()
+    program = torch.compile(lambda x: layer(x), fullgraph=True, backend="aot_eager")
+    assert torch.equal(program(torch.complex(x, x).conj().imag), layer(-x)) and torch.equal(program(x), layer(x))
