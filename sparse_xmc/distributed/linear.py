@@ -18,7 +18,7 @@ from sparse_xmc.distributed.rows import SHARINGS, OwnRows, SharedRows, SumOverRa
 from sparse_xmc.distributed.targets import ExchangedTargets
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
 from sparse_xmc.models import FixedFanInLinear
-from sparse_xmc.models.linear import draw_seed
+from sparse_xmc.models.label_changes import draw_seed
 from sparse_xmc.models.prior import bias_of_labels
 from sparse_xmc.ops import Loss, Reduction
 from sparse_xmc.ops._arguments import Targets, num_index_rows

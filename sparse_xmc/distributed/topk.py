@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.topk import best_of
 
 
 def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,8 +24,7 @@ def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Tensor) ->
     rows = torch.arange(len(counts), device=x.device)
     excluded = torch.repeat_interleave(rows, counts) * L + exclude.col_indices()
     scores = scores.masked_fill(torch.isin(rows[:, None] * L + labels, excluded), -float("inf"))
-    best, order = scores.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], labels.gather(1, order[:, :k])
+    return best_of(scores, labels, k)
 
 
 def merge_candidates(
@@ -47,5 +47,4 @@ def merge_candidates(
     )
     # candidates in order of ranks are in order of labels among equals, which a stable sort keeps
     all_scores, all_labels = (t.transpose(0, 1).flatten(1) for t in found)
-    best, order = all_scores.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], all_labels.gather(1, order[:, :k])
+    return best_of(all_scores, all_labels, k)

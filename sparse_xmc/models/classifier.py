@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
-from sparse_xmc.models.head_tail import head_topk, topk_by_rows
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_rows
+from sparse_xmc.models.topk import head_topk, topk_by_rows
 
 
 def probability(scores: Tensor, loss: ops.Loss) -> Tensor:

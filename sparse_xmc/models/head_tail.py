@@ -4,95 +4,25 @@ the rest."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
-from sparse_xmc.models.label_changes import (
-    added_bias,
-    added_weights,
-    check_added,
-    check_change,
-    extend_,
-    keep_,
-    kept_labels,
-)
-from sparse_xmc.models.linear import FixedFanInLinear, draw_seed
+from sparse_xmc.models.label_changes import ChangeableLabels, check_added, check_change, kept_labels
+from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
-from sparse_xmc.models.sparse_rows import csr_columns, csr_rows
+from sparse_xmc.models.sparse_rows import csr_columns
+from sparse_xmc.models.topk import check_exclude, check_k, head_topk, merge_topk, topk_by_rows, topk_with_few_left
 from sparse_xmc.ops._arguments import check_input, check_positive_int
-from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops._target_forms import csr_tensor
 from sparse_xmc.ops.topk import sorted_exclusions
 
-TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
-
-def check_k(k: int, num_labels: int) -> None:
-    """Raises unless ``k`` is a number of labels that can be returned."""
-    check_positive_int("k", k)
-    if k > num_labels:
-        raise ValueError(f"k must not exceed the number of labels: k={k}, labels {num_labels}")
-
-
-def topk_of_logits(logits: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``(scores, labels) [..., k]`` of ``logits [..., L]`` in decreasing order; equal scores by smaller label.
-
-    ``exclude``: CSR ``[B, L]`` of labels not to return, a row for each of the logits' rows.
-    """
-    L = logits.shape[-1]
-    check_k(k, L)
-    if exclude is not None:
-        sorted_exclusions(exclude, logits.numel() // L, L, k)
-        logits = _without(logits, exclude)
-    order = torch.sort(logits, dim=-1, descending=True, stable=True)
-    return order.values[..., :k], order.indices[..., :k]
-
-
-def _without(logits: Tensor, exclude: Tensor) -> Tensor:
-    """Logits that are -inf wherever the CSR matrix ``exclude`` has an entry, of whatever value."""
-    entries = torch.ones(exclude.col_indices().shape, device=logits.device)
-    pattern = csr_matrix(exclude.crow_indices(), exclude.col_indices(), entries, exclude.shape)
-    return logits.masked_fill(pattern.to_dense().bool().view(logits.shape), -torch.inf)
-
-
-def topk_by_rows(
-    logits: Callable[[int, int], Tensor], lead: Sequence[int], k: int, exclude: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """``(scores, labels) [*lead, k]`` where ``logits(start, stop)`` makes ``[stop - start, L]`` of them."""
-    count = math.prod(lead)
-    parts = []
-    for start in range(0, max(1, count), TOPK_ROWS):
-        stop = min(start + TOPK_ROWS, count)
-        parts.append(
-            topk_of_logits(logits(start, stop), k, None if exclude is None else csr_rows(exclude, start, stop))
-        )
-    scores, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    return scores.view(*lead, k), labels.view(*lead, k)
-
-
-def head_topk(head: Any, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The head's ``topk``; for a head without one, from the logits of a few rows at a time."""
-    if hasattr(head, "topk"):
-        return head.topk(x, k=k)
-    rows = x.reshape(-1, x.shape[-1])
-    return topk_by_rows(lambda start, stop: head(rows[start:stop]), x.shape[:-1], k)
-
-
-def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """Best ``k`` of several top-k results over disjoint, ascending label ranges."""
-    scores = torch.cat([scores for scores, _ in parts], dim=-1)
-    labels = torch.cat([labels for _, labels in parts], dim=-1)
-    best = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return best.values[..., :k], labels.gather(-1, best.indices[..., :k])
-
-
-class DenseLinear(nn.Linear):
+class DenseLinear(ChangeableLabels, nn.Linear):
     """``nn.Linear`` with the interface of a head: the rival that sparse heads are compared with.
 
     Args:
@@ -159,39 +89,9 @@ class DenseLinear(nn.Linear):
         """``(scores, labels) [..., k]`` of ``x [..., in_features]``, best first; ``exclude`` as in the sparse layers."""
         check_input(x, self.in_features)
         check_k(k, self.out_features)
-        _check_exclude(exclude, x, self.out_features)
+        check_exclude(exclude, x, self.out_features)
         rows = x.reshape(-1, self.in_features)
         return topk_by_rows(lambda start, stop: self(rows[start:stop]), x.shape[:-1], k, exclude)
-
-    @torch.no_grad()
-    def add_labels_(
-        self,
-        num_labels: int,
-        x: Any = None,
-        targets: Tensor | None = None,
-        *,
-        prior: Any = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        seed: int | None = None,
-    ) -> None:
-        """Puts new labels behind those there are, as ``FixedFanInLinear.add_labels_``; every label reads all features."""
-        check_added(num_labels, x, targets)
-        seed = draw_seed() if seed is None else seed
-        extend_(self, "weight", added_weights(self, num_labels, x is not None, seed), optimizer)
-        if self.bias is not None:
-            extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)
-        self.out_features += num_labels
-        self._initial_bias = None
-
-    @torch.no_grad()
-    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Takes labels out, as ``FixedFanInLinear.remove_labels_``."""
-        kept = kept_labels(labels, self.out_features).to(self.weight.device)
-        keep_(self, "weight", kept, optimizer)
-        if self.bias is not None:
-            keep_(self, "bias", kept, optimizer)
-        self.out_features = len(kept)
-        self._initial_bias = None
 
     def num_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self.parameters())
@@ -312,11 +212,11 @@ class HeadTailLinear(nn.Module):
         if exclude is None:
             parts = [self.head.topk(head, of_head), head_topk(self.tail, tail, of_tail)]
         else:
-            _check_exclude(exclude, x, self.out_features)
+            check_exclude(exclude, x, self.out_features)
             sorted_exclusions(exclude, x.numel() // self.in_features, self.out_features, k)
             parts = [
-                _topk_without(self.head, head, of_head, csr_columns(exclude, 0, self.num_head), self.num_head),
-                _topk_without(
+                topk_with_few_left(self.head, head, of_head, csr_columns(exclude, 0, self.num_head), self.num_head),
+                topk_with_few_left(
                     self.tail, tail, of_tail, csr_columns(exclude, self.num_head, self.out_features), tail_labels
                 ),
             ]
@@ -363,21 +263,3 @@ class HeadTailLinear(nn.Module):
 
     def num_bytes(self) -> int:
         return self.head.num_bytes() + self.tail.num_bytes()
-
-
-def _topk_without(part: Any, x: Tensor, k: int, exclude: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
-    """Top-k of one part of a head; labels to leave out have a score of -inf where too few others are left in a row."""
-    left = num_labels - exclude.crow_indices().diff()
-    if not len(left) or int(left.min()) >= k:
-        return part.topk(x, k, exclude=exclude)
-    rows = x.reshape(-1, x.shape[-1])
-
-    def masked(start: int, stop: int) -> Tensor:
-        return _without(part(rows[start:stop]), csr_rows(exclude, start, stop))
-
-    return topk_by_rows(masked, x.shape[:-1], k)
-
-
-def _check_exclude(exclude: Tensor | None, x: Tensor, num_labels: int) -> None:
-    if exclude is not None and tuple(exclude.shape) != (x.shape[:-1].numel(), num_labels):
-        raise ValueError(f"exclude must be [{x.shape[:-1].numel()}, {num_labels}], got {list(exclude.shape)}")

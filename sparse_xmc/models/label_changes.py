@@ -11,13 +11,108 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_xmc import ops
-from sparse_xmc.models.prior import log_odds, on_cpu
-from sparse_xmc.ops._arguments import num_index_rows
+from sparse_xmc.models.prior import InitialBias, log_odds, on_cpu
 from sparse_xmc.ops._csr import csr_matrix
 
 
-def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Tensor) -> Tensor:
+def draw_seed() -> int:
+    """A seed from torch's global generator, whatever the default device is and whatever traces."""
+    with _disable_current_modes():
+        return int(torch.randint(1 << 62, (), device="cpu"))
+
+
+def check_own_weight(layer: Any) -> None:
+    """Raises ``RuntimeError`` if what writes to the layer's weight would write to a result: it is computed from others."""
+    held = layer._parameters
+    if "weight" not in held and (is_parametrized(layer, "weight") or any(name.startswith("weight_") for name in held)):
+        raise RuntimeError(
+            "the weight is computed from other parameters (parametrize, weight_norm, pruning), so nothing can be written to "
+            "it: take that off first"
+        )
+
+
+class ChangeableLabels:
+    """Mixed into layers whose labels are the rows of ``weight`` and ``bias``."""
+
+    weight: Any
+    bias: Any
+    out_features: int
+    group_size: int = 1
+    _initial_bias: InitialBias = None
+
+    def _grow_connections_(self, num_labels: int, x: Any, targets: Tensor | None, seed: int) -> None:
+        """Before the new labels are there; for layers that have connections."""
+
+    def _keep_connections_(self, kept: Tensor) -> None:
+        """Before the others are gone."""
+
+    def _labels_changed(self) -> None:
+        """Afterwards."""
+
+    @torch.no_grad()
+    def add_labels_(
+        self,
+        num_labels: int,
+        x: Any = None,
+        targets: Tensor | None = None,
+        *,
+        prior: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Puts new labels behind those of a trained layer, whose rows stay as they are.
+
+        Args:
+            num_labels: how many.
+            x, targets: rows ``[N, in_features]`` and which of the new labels they have, CSR ``[N, num_labels]``. The
+                connections of the new labels start where their rows are, with zero weights; without them they are drawn.
+                New labels that fill up the last group share its connections.
+            prior: frequencies of the new labels, as in the constructor; None: those in ``targets``, else the smallest
+                bias there is.
+            optimizer: of torch, that holds the parameters, which are other tensors afterwards: it goes on with them.
+            seed: of what is drawn; None: from torch's global generator.
+
+        Raises:
+            ValueError, TypeError: a number or a shape is not right, or a fused optimizer is attached.
+        """
+        check_own_weight(self)
+        check_change(self)
+        check_added(num_labels, x, targets)
+        seed = draw_seed() if seed is None else seed
+        rows = {"weight": _added_weights(self.weight, num_labels, x is not None, seed)}
+        if self.bias is not None:
+            rows["bias"] = _added_bias(targets, num_labels, prior, self.bias)
+        self._grow_connections_(num_labels, x, targets, seed)
+        for name, values in rows.items():
+            _extend_(self, name, values, optimizer)
+        self.out_features += num_labels
+        self._initial_bias = None
+        self._labels_changed()
+
+    @torch.no_grad()
+    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Takes labels out; those behind move up, in their order.
+
+        Args:
+            labels: their numbers; with ``group_size`` above 1 whole groups.
+            optimizer: as in ``add_labels_``.
+
+        Raises:
+            ValueError: a number is out of range, none or a part of a group would stay, or a fused optimizer is attached.
+        """
+        check_own_weight(self)
+        check_change(self)
+        kept = kept_labels(labels, self.out_features, self.group_size).to(self.weight.device)
+        self._keep_connections_(kept)
+        for name in ("weight", "bias"):
+            if getattr(self, name) is not None:
+                _replace_(self, name, getattr(self, name)[kept], optimizer, lambda key, state, group: state[kept])
+        self.out_features = len(kept)
+        self._initial_bias = None
+        self._labels_changed()
+
+
+def _added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Tensor) -> Tensor:
     """Biases of new labels: of ``prior``, else of their frequency in ``targets``, else the smallest there is."""
     if prior is None and targets is not None:
         columns = targets.col_indices().long()
@@ -28,17 +123,6 @@ def added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Ten
     else:
         odds = present.min().expand(num_labels)
     return odds.to(present.device, present.dtype)
-
-
-def added_indices(layer: Any, fresh: int, x: Any, targets: Tensor | None, seed: int) -> Tensor:
-    """Connections ``[R, fan_in]`` of the ``fresh`` last of the new labels, which no group of older ones takes in."""
-    if not fresh:
-        return layer.indices[:0]
-    if x is None or targets is None:
-        R = num_index_rows(fresh, layer.group_size)
-        shape = (R, layer.in_features, layer.fan_in)
-        return ops.init_indices(*shape, seed=seed, device=layer.indices.device, first_row=len(layer.indices))
-    return layer._informed(x, last_columns(targets, fresh))
 
 
 def last_columns(targets: Tensor, count: int) -> Tensor:
@@ -53,16 +137,16 @@ def last_columns(targets: Tensor, count: int) -> Tensor:
     return csr_matrix(before[crow], columns[kept] - first, values, (targets.shape[0], count))
 
 
-def added_weights(layer: Any, num_labels: int, informed: bool, seed: int) -> Tensor:
+def _added_weights(weight: Tensor, num_labels: int, informed: bool, seed: int) -> Tensor:
     """Zero on connections that were chosen, where the first gradient decides; else as a new layer draws them."""
-    weights = layer.weight.new_zeros(num_labels, layer.weight.shape[1])
+    weights = weight.new_zeros(num_labels, weight.shape[1])
     if not informed:
-        bound = 1 / math.sqrt(layer.weight.shape[1])
+        bound = 1 / math.sqrt(weight.shape[1])
         weights.uniform_(-bound, bound, generator=torch.Generator(weights.device).manual_seed(seed))
     return weights
 
 
-def extend_(layer: nn.Module, name: str, rows: Tensor, optimizer: Optimizer | None) -> None:
+def _extend_(layer: Any, name: str, rows: Tensor, optimizer: Optimizer | None) -> None:
     """Puts rows behind those of a parameter; an optimizer's state of the new ones is that of its beginning."""
 
     def longer(key: str, state: Tensor, group: dict[str, Any]) -> Tensor:
@@ -73,13 +157,8 @@ def extend_(layer: nn.Module, name: str, rows: Tensor, optimizer: Optimizer | No
     _replace_(layer, name, torch.cat([old, rows.to(old.dtype)]), optimizer, longer)
 
 
-def keep_(layer: nn.Module, name: str, kept: Tensor, optimizer: Optimizer | None) -> None:
-    """Leaves only the ``kept`` rows of a parameter and of an optimizer's state of it."""
-    _replace_(layer, name, getattr(layer, name)[kept], optimizer, lambda key, state, group: state[kept])
-
-
 def _replace_(
-    layer: nn.Module,
+    layer: Any,
     name: str,
     values: Tensor,
     optimizer: Optimizer | None,
@@ -116,7 +195,7 @@ def check_change(layer: Any) -> None:
         raise ValueError(
             "a fused optimizer holds state of each label: fuse_optimizer(None), change labels, attach a new one"
         )
-    if layer._holds_part:
+    if getattr(layer, "_holds_part", False):
         raise ValueError("other ranks hold other labels of the same head: change those of the whole layer")
 
 

@@ -15,16 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sparse_xmc import ops
 from sparse_xmc.models import replicas
 from sparse_xmc.models.checked_indices import CheckedIndices
-from sparse_xmc.models.label_changes import (
-    added_bias,
-    added_indices,
-    added_weights,
-    check_added,
-    check_change,
-    extend_,
-    keep_,
-    kept_labels,
-)
+from sparse_xmc.models.label_changes import ChangeableLabels, check_own_weight, draw_seed, last_columns
 from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.rewire import ConnectionState, connection_state
@@ -64,23 +55,7 @@ def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Te
             raise ValueError(f"cannot load {prefix}indices: {error}") from None
 
 
-def draw_seed() -> int:
-    """A seed from torch's global generator, whatever the default device is and whatever traces."""
-    with _disable_current_modes():
-        return int(torch.randint(1 << 62, (), device="cpu"))
-
-
-def check_own_weight(layer: nn.Module) -> None:
-    """Raises ``RuntimeError`` if what writes to the layer's weight would write to a result: it is computed from others."""
-    held = layer._parameters
-    if "weight" not in held and (is_parametrized(layer, "weight") or any(name.startswith("weight_") for name in held)):
-        raise RuntimeError(
-            "the weight is computed from other parameters (parametrize, weight_norm, pruning), so nothing can be written to "
-            "it: take that off first"
-        )
-
-
-class FixedFanInLinear(CheckedIndices):
+class FixedFanInLinear(ChangeableLabels, CheckedIndices):
     """Linear layer whose every output has exactly ``fan_in`` incoming connections.
 
     Drop-in for a wide ``nn.Linear``: ``weight [out_features, fan_in]``, ``bias [out_features]`` and
@@ -123,6 +98,11 @@ class FixedFanInLinear(CheckedIndices):
         torch.Size([4, 3])
         >>> head.num_bytes()  # of each label 16 weights, 16 indices and a bias; nn.Linear has 2,600,000
         1000000
+        >>> new = torch.eye(3)[[0, 0, 1, 2]].to_sparse_csr()  # which of three new labels the four rows have
+        >>> head.add_labels_(3, x, new)
+        >>> head.remove_labels_([0, 9_999])
+        >>> head(x).shape
+        torch.Size([4, 10001])
     """
 
     weight: Tensor
@@ -421,86 +401,29 @@ class FixedFanInLinear(CheckedIndices):
             self._mark_written("indices")
         return rewired
 
-    @torch.no_grad()
-    def add_labels_(
-        self,
-        num_labels: int,
-        x: Any = None,
-        targets: Tensor | None = None,
-        *,
-        prior: Any = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        seed: int | None = None,
-    ) -> None:
-        """Puts new labels behind those of a trained layer, whose rows stay as they are.
-
-        Args:
-            num_labels: how many.
-            x, targets: rows ``[N, in_features]`` and which of the new labels they have, CSR ``[N, num_labels]``. The
-                connections of the new labels start where their rows are, with zero weights; without them they are drawn.
-                New labels that fill up the last group share its connections.
-            prior: frequencies of the new labels, as in the constructor; None: those in ``targets``, else the smallest
-                bias there is.
-            optimizer: of torch, that holds the parameters, which are other tensors afterwards: it goes on with them.
-            seed: of what is drawn; None: from torch's global generator.
-
-        Raises:
-            ValueError, TypeError: a number or a shape is not right, or a fused optimizer is attached.
-
-        Examples:
-            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
-            >>> new = torch.eye(3)[[0, 0, 1, 2]].to_sparse_csr()  # which of the three new labels four rows have
-            >>> head.add_labels_(3, torch.randn(4, 16), new)
-            >>> head(torch.randn(2, 16)).shape
-            torch.Size([2, 103])
-        """
-        check_own_weight(self)
-        check_change(self)
-        check_added(num_labels, x, targets)
+    def _grow_connections_(self, num_labels: int, x: Any, targets: Tensor | None, seed: int) -> None:
+        """Connections of new labels, but for those that fill up the last group."""
         indices = self.checked_indices()
-        seed = draw_seed() if seed is None else seed
         fresh = max(0, num_labels - -self.out_features % self.group_size)
-        rows = added_indices(self, fresh, x, targets, seed)
-        weights = added_weights(self, num_labels, x is not None, seed)
-        extend_(self, "weight", weights, optimizer)
-        if self.bias is not None:
-            extend_(self, "bias", added_bias(targets, num_labels, prior, self.bias), optimizer)
+        if not fresh:
+            return
+        if x is not None and targets is not None:
+            rows = self._informed(x, last_columns(targets, fresh))
+        else:
+            shape = (num_index_rows(fresh, self.group_size), self.in_features, self.fan_in)
+            rows = ops.init_indices(*shape, seed=seed, device=indices.device, first_row=len(indices))
         self.indices = torch.cat([indices, rows.to(indices.device, indices.dtype)])
-        self.out_features += num_labels
-        self._initial_bias, self._copied = None, None
+
+    def _keep_connections_(self, kept: Tensor) -> None:
+        """Of the labels that stay."""
+        self.indices = self.checked_indices()[kept[:: self.group_size] // self.group_size]
+
+    def _labels_changed(self) -> None:
+        self._copied = None
         self._mark_written("indices")
 
     def _informed(self, x: Tensor, targets: Tensor) -> Tensor:
         return ops.informed_indices(x, targets, self.fan_in, group_size=self.group_size)
-
-    @torch.no_grad()
-    def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Takes labels out; those behind move up, in their order.
-
-        Args:
-            labels: their numbers; with ``group_size`` above 1 whole groups.
-            optimizer: as in ``add_labels_``.
-
-        Raises:
-            ValueError: a number is out of range, none or a part of a group would stay, or a fused optimizer is attached.
-
-        Examples:
-            >>> head = FixedFanInLinear(16, 100, fan_in=8, seed=0)
-            >>> head.remove_labels_([0, 99])
-            >>> head.out_features
-            98
-        """
-        check_own_weight(self)
-        check_change(self)
-        indices = self.checked_indices()
-        kept = kept_labels(labels, self.out_features, self.group_size).to(self.weight.device)
-        keep_(self, "weight", kept, optimizer)
-        if self.bias is not None:
-            keep_(self, "bias", kept, optimizer)
-        self.indices = indices[kept[:: self.group_size] // self.group_size]
-        self.out_features = len(kept)
-        self._initial_bias, self._copied = None, None
-        self._mark_written("indices")
 
     def num_bytes(self) -> int:
         """Bytes of weights, indices and bias.

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_xmc import ops
-from sparse_xmc.models.head_tail import topk_by_rows
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import csr_rows
+from sparse_xmc.models.topk import topk_by_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
 from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss

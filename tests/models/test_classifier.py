@@ -10,10 +10,11 @@ from sparse_xmc.models.auxiliary import AuxiliaryObjective
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.models.encoders import BagOfWordsEncoder, PrecomputedEncoder, intermediate_layer
 from sparse_xmc.models.grouping import balanced_clusters, group_order
-from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear, merge_topk, topk_of_logits
+from sparse_xmc.models.head_tail import DenseLinear, HeadTailLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_columns, csr_rows
+from sparse_xmc.models.topk import merge_topk, topk_of_logits
 
 
 def some_targets(B, L, p=0.2, seed=0):
