@@ -12,7 +12,8 @@ from typing import Any
 from sparse_xmc import _interrupt
 from sparse_xmc._extras import advice
 from sparse_xmc._version import __version__
-from sparse_xmc.app.config import TrainingConfig, load_toml
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.config_file import load_toml
 from sparse_xmc.app.first_use import announcing_compilation
 from sparse_xmc.app.inherited import with_model_options
 from sparse_xmc.app.options import entries, spelled

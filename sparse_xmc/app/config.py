@@ -6,22 +6,18 @@ An option and all that is known of it stand in one line; ``options`` tells how t
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sparse_xmc.app.direct.options import looks_direct, refuse_gradient_options
+from sparse_xmc.app.identity import Identified
 from sparse_xmc.app.options import (
-    Entry,
     check,
     converted,
     entries,
-    has_type,
     option,
-    spelled,
     unless,
     when,
     without_effect,
@@ -31,10 +27,8 @@ from sparse_xmc.solver.efforts import EFFORTS
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-_ABSENT = object()
 _CONNECTIONS = 64  # of a label where fan_in is left open
 _LONGEST_RUN = 32  # characters of a term
-_OPEN = ("fan_in", "lexical_fan_in")  # numbers of connections that ``completed`` decides
 _FREQUENT = 20  # training rows per label, on average, from which on labels count as frequent
 _FEWEST_TERMS, _MOST_TERMS = 64, 256  # connections of a label to terms that ``completed`` chooses
 
@@ -50,7 +44,7 @@ _EMBED = "set embedding_dim (512, say)"
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Identified):
     """A training run. Paths are as given; ``None`` means "decide from the rest"."""
 
     train: str = option("", "training split: .jsonl, .json, .txt, .npz or .npy, perhaps .gz")
@@ -488,45 +482,6 @@ class TrainingConfig:
                 )
         return dataclasses.replace(self, fan_in=fan_in, lexical_fan_in=terms)
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the result: what must be equal for a run to be resumed. What was left open to
-        ``completed`` is missing, as the data decide it."""
-        result = {}
-        for entry in entries(self):
-            value, kind = getattr(self, entry.name), entry.option.identity
-            if kind == "never" or (kind == "if changed" and self._as_recorded(entry.name) == entry.default):
-                continue
-            if entry.name not in _OPEN or value is not None:
-                result[entry.name] = value
-        return result
-
-    def _as_recorded(self, name: str) -> Any:
-        """A value as identities have it: a run by gradients is what every run was, and says nothing of it."""
-        value = getattr(self, name)
-        return "auto" if name == "solver" and value == "gradient" else value
-
-    def changed_since(self, earlier: Mapping[str, Any], num_features: int | None = None) -> list[str]:
-        """Names of options that differ from the ``identity`` of an earlier run (as JSON gives it back) in what they do.
-
-        Options without effect may differ, and a number of connections that was cut to ``num_features`` is that number.
-        """
-        result = []
-        by_name = {entry.name: entry for entry in entries(self)}
-        identity = self.identity()
-        for name, entry in by_name.items():
-            if entry.option.identity == "never" or (name in _OPEN and name not in identity):
-                continue
-            if entry.option.only_if is not None and entry.option.only_if.blamed(self):
-                continue
-            absent = entry.default if entry.option.identity == "if changed" else _ABSENT
-            then, now = earlier.get(name, absent), self._as_recorded(name)
-            cut = name == "lexical_fan_in" or (name == "fan_in" and self.width is None)
-            if cut and num_features is not None and isinstance(then, int):
-                then = min(then, num_features)
-            if then != now:
-                result.append(name)
-        return sorted(result)
-
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """The configuration that a trained model holds, in which options without effect were accepted once: they get
@@ -544,57 +499,3 @@ class TrainingConfig:
             if without_effect(SimpleNamespace(**whole), entry):
                 whole[entry.name] = entry.default
         return cls(**whole)
-
-
-def load_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Options from a TOML file; tables only group them (``[data]``, ``[training]``, any name).
-
-    Raises:
-        ValueError: the file is no TOML, or an option is unknown, stands twice or has the wrong type.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except FileNotFoundError:
-        raise ValueError(f"{os.fspath(path)}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)}: not valid TOML: {error}") from None
-    options: dict[str, Any] = {}
-    for key, value in content.items():
-        for name, item in value.items() if isinstance(value, dict) else [(key, value)]:
-            if name in options:
-                raise ValueError(f"{os.fspath(path)}: option {name!r} stands twice")
-            options[name] = item
-    by_name = {entry.spelled: entry for entry in entries(TrainingConfig)}
-    for name in options:
-        if name not in by_name:
-            raise ValueError(f"{os.fspath(path)}: unknown option {name!r}")
-    return {by_name[name].name: _checked(path, by_name[name], value) for name, value in options.items()}
-
-
-def _checked(path: str | os.PathLike[str], entry: Entry, value: Any) -> Any:
-    if entry.kind == "list[str]" and isinstance(value, str):
-        value = value.split(",")
-    if not has_type(entry.kind, value):
-        raise ValueError(f"{os.fspath(path)}: option {entry.spelled!r} must be {entry.kind}, got {value!r}")
-    return float(value) if entry.kind == "float" else value
-
-
-def to_toml(config: TrainingConfig) -> str:
-    """The configuration as TOML; ``load_toml`` reads it back. Options that are None are left out."""
-    import json
-
-    lines = []
-    for name, value in dataclasses.asdict(config).items():
-        if value is None:
-            continue
-        if isinstance(value, float):
-            text = repr(float(value))  # TOML writes inf and nan as Python does
-        else:
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{spelled(name)} = {text}")
-    return "\n".join(lines) + "\n"

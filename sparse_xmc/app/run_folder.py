@@ -15,7 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import MODEL_FOLDER
-from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.config_file import load_toml, to_toml
 from sparse_xmc.app.options import spelled
 from sparse_xmc.app.reports import REPORTS, changed, recorded
 from sparse_xmc.app.stored import IDENTITY

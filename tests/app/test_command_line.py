@@ -10,7 +10,8 @@ import torch
 
 from sparse_xmc.app import jobs
 from sparse_xmc.app.cli import main, make_parser
-from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.config_file import load_toml, to_toml
 from sparse_xmc.app.jobs import prediction, training
 from sparse_xmc.app.jobs.evaluation import ranking
 from sparse_xmc.distributed import RankFailure

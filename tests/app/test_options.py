@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sparse_xmc.app.config import TrainingConfig, load_toml, to_toml
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.config_file import load_toml, to_toml
 from sparse_xmc.app.options import entries, option
 
 NUMBERS = [e.name for e in dataclasses.fields(TrainingConfig) if str(e.type).startswith(("int", "float"))]
