@@ -18,7 +18,7 @@ from sparse_xmc.ops._contract import Scaling
 from sparse_xmc.ops._dispatch import NoGrad, define, direct, first_order, mutated
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction
 from sparse_xmc.ops.loss import HEAD_SCHEMA, Problem, empty_gradients, loss_of, prepare
-from sparse_xmc.ops.update import Update, UpdateRule
+from sparse_xmc.ops.update import RULE, STATE, Update, UpdateRule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,13 +54,9 @@ def _pack(update: Update) -> tuple[Any, ...]:
     """An update as the arguments ``state`` to ``integers`` of ``head_step_``. ``present``: which tensors there are, as
     bits, since torch can't trace a list that is written to and holds None."""
     lr, step = update.lr, update.step
-    tensors = (*update[:4], update.applied)
-    present = sum(1 << i for i, tensor in enumerate(tensors) if tensor is not None)
+    present = sum(1 << i for i, name in enumerate(STATE) if getattr(update, name) is not None)
     scalars = [update.correction, *(n if isinstance(n, Tensor) else None for n in (lr, step))]
-    rule = (
-        *(0.0 if isinstance(lr, Tensor) else lr, update.momentum, update.weight_decay),
-        *(update.decay, update.gain, update.eps),
-    )
+    rule = [0.0 if isinstance(value, Tensor) else value for value in (getattr(update, name) for name in RULE)]
     counters = (update.seed, 0 if isinstance(step, Tensor) else step, int(update.stochastic), present)
     return update.state(), scalars, rule, counters
 
@@ -69,10 +65,13 @@ def _unpack(state: Any, scalars: Any, rule: Any, counters: Any) -> Update:
     """The inverse of ``_pack``."""
     seed, number, stochastic, present = counters
     found = iter(state)
-    *buffers, applied = (next(found) if present >> i & 1 else None for i in range(5))
+    tensors = {name: next(found) for i, name in enumerate(STATE) if present >> i & 1}
     correction, lr, step = scalars
-    lr, step = rule[0] if lr is None else lr, number if step is None else step
-    return Update._make((*buffers, lr, *rule[1:], applied, correction, bool(stochastic), seed, step))
+    numbers = dict(zip(RULE, rule, strict=True))
+    if lr is not None:
+        numbers["lr"] = lr
+    step = number if step is None else step
+    return Update(**tensors, **numbers, correction=correction, stochastic=bool(stochastic), seed=seed, step=step)
 
 
 def _step_op(*arguments: Any) -> tuple[Tensor, Tensor]:

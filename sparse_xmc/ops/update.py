@@ -7,6 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# fields of ``Update`` that are written, and those that are numbers of the rule
+STATE = ("momentum_buffer", "second_moment", "bias_momentum_buffer", "bias_second_moment", "applied")
+RULE = ("lr", "momentum", "weight_decay", "decay", "gain", "eps")
+
 
 class Update(NamedTuple):
     """One update of a layer's parameters, in place, in the sweep that computes their gradients.
@@ -69,13 +73,7 @@ class Update(NamedTuple):
 
     def state(self) -> list[Tensor]:
         """The tensors that the update writes beside weight and bias."""
-        tensors = (
-            self.momentum_buffer,
-            self.second_moment,
-            self.bias_momentum_buffer,
-            self.bias_second_moment,
-            self.applied,
-        )
+        tensors = [getattr(self, name) for name in STATE]
         return [tensor for tensor in tensors if tensor is not None]
 
 
