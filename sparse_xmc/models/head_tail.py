@@ -122,6 +122,10 @@ class HeadTailLinear(nn.Module):
         torch.Size([2, 5])
         >>> head.num_bytes() == head.head.num_bytes() + head.tail.num_bytes()
         True
+        >>> head.add_labels_(10)  # to the tail
+        >>> head.remove_labels_([0, 1009])
+        >>> head.out_features
+        1008
     """
 
     def __init__(
