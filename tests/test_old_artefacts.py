@@ -14,7 +14,7 @@ from sparse_xmc.app.cli import main
 from sparse_xmc.distributed import checkpoint
 from sparse_xmc.models import FixedFanInLinear, HeadTailLinear, QuantizedFixedFanInLinear
 from sparse_xmc.optim import FusedAdam
-from tests.artefacts.write import RUN, batch, targets
+from tests.artefacts.write import FEATURE_RUNS, RUN, batch, targets
 
 OLD = Path(__file__).parent / "artefacts"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # another processor may sum in another order
@@ -36,6 +36,27 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_it_would_have(folder, ca
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, **CLOSE)
+
+
+@pytest.mark.parametrize("name, data", [("words", "words.jsonl"), ("counts", "counts.txt")])
+def test_a_run_on_features_that_are_made_otherwise_today_goes_on_with_its_own(name, data, folder, capsys):
+    """Text in scripts without spaces is cut today, counts grow with their logarithm."""
+    shutil.copy(OLD / data, folder)
+    shutil.copytree(OLD / f"{name}_interrupted", folder / "run")
+    early = json.loads((folder / "run" / "identity.json").read_text())
+    assert main(FEATURE_RUNS[name].split()) == 0
+    assert "resumed at step 4 of 9" in capsys.readouterr().out
+    found = load_file(folder / "run" / "model" / "model.safetensors")
+    wanted = load_file(OLD / f"{name}_finished.safetensors")
+    assert wanted.keys() == found.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, **CLOSE)
+    again = json.loads((folder / "run" / "identity.json").read_text())
+    assert again["training data"] == early["training data"]
+    shutil.rmtree(folder / "run" / "model")
+    assert main(FEATURE_RUNS[name].split()) == 0  # it stays a run of that version
+    assert main([*FEATURE_RUNS[name].split(), "--overwrite"]) == 0  # which a new one is not
+    assert json.loads((folder / "run" / "identity.json").read_text())["training data"] != early["training data"]
 
 
 def test_a_finished_run_is_evaluated_and_predicts(folder):

@@ -19,7 +19,7 @@ from sparse_xmc.app.jobs.evaluation import calibrate_, plain, score
 from sparse_xmc.app.log import RunLog, draw_curves
 from sparse_xmc.app.prepare import Precomputed, Preparation, Terms, Tokens
 from sparse_xmc.app.run import Report, Run
-from sparse_xmc.app.run_folder import CHECKPOINTS, digest
+from sparse_xmc.app.run_folder import CHECKPOINTS, begun_early, digest
 from sparse_xmc.app.sharding import TrainingRanks, label_shards
 from sparse_xmc.app.splits import check_effects, open_data, prepared_split
 from sparse_xmc.kernels.threads import set_num_threads
@@ -69,7 +69,8 @@ class GradientRun(Run):
         if config.encoder == "transformer":
             encoder = build_encoder(config, 0) if base is None else base.module.encoder
             config.connections(config.width or encoder.out_features)
-        preparation = _preparation(config, encoder, base)
+        early = not self.overwrite and begun_early(config.out)
+        preparation = _preparation(config, encoder, base, early)
         with self.ranks.in_turn(encoder is not None):
             texts = encoder is not None if base is None else preparation.reads_texts
             source = open_data(config, config.train, config.train_labels, texts=texts)
@@ -176,14 +177,14 @@ def _packages(config: TrainingConfig) -> list[str]:
     return ["sklearn"] if factorised or config.grouping == "clustered" or config.auxiliary_weight else []
 
 
-def _preparation(config: TrainingConfig, encoder: Any, base: Bundle | None) -> Preparation:
+def _preparation(config: TrainingConfig, encoder: Any, base: Bundle | None, early: bool) -> Preparation:
     if config.encoder == "transformer":
         return Tokens(encoder, os.path.join(config.out, "tokens"))
     if base is not None:
         return base.preparation
     if config.encoder == "features":
         return Precomputed()
-    return Terms(config.term_options)
+    return Terms(config.term_options, early=early)
 
 
 def _digest(train: Prepared) -> str:

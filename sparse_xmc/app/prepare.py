@@ -52,10 +52,15 @@ class Terms:
     """Texts to tf-idf rows; sparse features (repository format) to tf-idf rows likewise.
 
     Features that are counts in the training split grow with their logarithm, as those of texts do.
+
+    Args:
+        early: as version 0.1 did it, for runs that it has begun: counts are taken as they are, and text in scripts without
+            spaces is not cut.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.tfidf = TfidfFeatures(**options)
+    def __init__(self, options: dict[str, Any], *, early: bool = False) -> None:
+        self.early = early
+        self.tfidf = TfidfFeatures(**{**options, "scripts": not early})
         self.idf: np.ndarray | None = None  # of precomputed features
         self.counts = False
 
@@ -68,7 +73,7 @@ class Terms:
             matrix = _sparse(split)
             rows = np.bincount(matrix.indices, minlength=matrix.shape[1])
             self.idf = (np.log((1 + matrix.shape[0]) / (1 + rows)) + 1).astype(np.float32)
-            self.counts = bool(matrix.nnz) and _are_counts(matrix.data) and matrix.data.max() > 1
+            self.counts = not self.early and bool(matrix.nnz) and _are_counts(matrix.data) and matrix.data.max() > 1
             return self.transform(split)
         try:
             matrix = self.tfidf.fit_transform(iter(split))

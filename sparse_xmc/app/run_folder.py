@@ -34,7 +34,8 @@ _PATHS = ("train", "train_labels", "valid", "valid_labels", "from_")  # whose di
 _ANEW = "choose another --out, or --overwrite to begin anew"
 _ELSEWHERE = "choose another --out, or move it away"
 _BLOCK = 1 << 20  # rows hashed at a time
-_LATER = {"char_ngrams": [0, 0], "hashed": False, "scripts": True}  # what runs of version 0.1 had without saying so
+_LATER = {"char_ngrams": [0, 0], "hashed": False}  # what runs of version 0.1 had without saying so
+_EARLY = {"prepared_as": "0.1"}  # stands in the identity of runs that version 0.1 has begun and others go on with
 
 
 def digest(inputs: Inputs, targets: sp.csr_matrix, names: list[Any], document: Any = None) -> str:
@@ -49,10 +50,10 @@ def digest(inputs: Inputs, targets: sp.csr_matrix, names: list[Any], document: A
 
 
 def _as_before(document: Any) -> Any:
-    """A preparation without the options that came later and stand at what was done before."""
+    """A preparation without the options that came later and stand at what was done before, or that the features show."""
     if not isinstance(document, dict) or not isinstance(document.get("options"), dict):
         return document
-    options = {k: v for k, v in document["options"].items() if k not in _LATER or v != _LATER[k]}
+    options = {k: v for k, v in document["options"].items() if k != "scripts" and (k not in _LATER or v != _LATER[k])}
     return {**document, "options": options}
 
 
@@ -107,6 +108,15 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
+def begun_early(out: str) -> bool:
+    """Whether the run there was begun by version 0.1, which wrote no identity of the run: features are made as then."""
+    path = os.path.join(out, IDENTITY)
+    if not os.path.lexists(path):
+        return False
+    earlier = _read(path)
+    return "run" not in earlier or _EARLY.items() <= earlier.items()
+
+
 def claim(config: TrainingConfig, data: Mapping[str, str], report: Callable[[str], object] = print) -> str:
     """Makes the folder this run's, once its model is built; writes the effective configuration.
 
@@ -117,7 +127,8 @@ def claim(config: TrainingConfig, data: Mapping[str, str], report: Callable[[str
     path = os.path.join(config.out, IDENTITY)
     earlier = _read(path).get("run") if os.path.lexists(path) else None
     run = earlier if isinstance(earlier, str) else uuid.uuid4().hex
-    write_json(path, {**config.identity(), **data, "run": run})
+    early = _EARLY if begun_early(config.out) else {}
+    write_json(path, {**config.identity(), **data, **early, "run": run})
     options = os.path.join(config.out, CONFIG)
     if changed(options):
         report(f"{options} has been changed since a run wrote it: left as it is")

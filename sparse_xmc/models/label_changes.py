@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparse_xmc.models.prior import InitialBias, log_odds, on_cpu
 from sparse_xmc.ops._csr import csr_matrix

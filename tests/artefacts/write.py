@@ -3,8 +3,10 @@ c9e8101 (``git worktree add OLD c9e8101; cd THIS_FOLDER; PYTHONPATH=OLD python w
 """
 
 import copy
+import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import torch
 from sparse_xmc.training.optim import FusedAdam
@@ -18,6 +20,10 @@ RUN = (
     "--batch-size 16 --min-df 1 --threads 1 --rewire-fraction 0.2 --rewire-interval 2 --checkpoint-seconds 0 "
     "--keep-checkpoints 9 --log-every 1 --out run"
 )
+FEATURE_RUNS = {  # by the name of their folders
+    "words": RUN.replace("train.jsonl --test test.jsonl", "words.jsonl"),
+    "counts": RUN.replace("train.jsonl --test test.jsonl", "counts.txt"),
+}
 STEPS_KEPT = 4  # the interrupted run stops here, of 9 steps
 
 
@@ -84,23 +90,42 @@ def write_sharded() -> None:
     torch.save(states, "sharded_states.pt")
 
 
-def write_run() -> None:
+def write_run(finished: str, interrupted: str, command: str = RUN) -> None:
     shutil.rmtree("run", ignore_errors=True)
-    assert main(RUN.split()) == 0
-    shutil.copytree("run", "finished")
-    shutil.rmtree("finished/checkpoints")
-    Path("finished/curves.png").unlink()
-    shutil.move("run", "interrupted")
-    for path in Path("interrupted/checkpoints").iterdir():
+    assert main(command.split()) == 0
+    shutil.copytree("run", finished)
+    shutil.rmtree(f"{finished}/checkpoints")
+    Path(finished, "curves.png").unlink()
+    shutil.move("run", interrupted)
+    for path in Path(interrupted, "checkpoints").iterdir():
         if int(path.name.removeprefix("step-")) != STEPS_KEPT:
             shutil.rmtree(path)
-    shutil.rmtree("interrupted/model")
-    for name in ("metrics.json", "curves.png"):
-        Path("interrupted", name).unlink()
+    shutil.rmtree(f"{interrupted}/model")
+    Path(interrupted, "curves.png").unlink()
+    Path(interrupted, "metrics.json").unlink(missing_ok=True)
+
+
+def write_features() -> None:
+    """Runs on what this version's successors make other features of: text without spaces, and counts."""
+    random = Random(0)
+    words = ["日本", "東京", "本日", "東大", "สวัสดี", "ไทย", "plain", "naïve"]
+    records, lines = [], ["40 6 5"]
+    for _ in range(40):
+        label = random.randrange(5)
+        text = "".join(random.choices(words[:6], k=3)) + " " + words[label]
+        records.append(json.dumps({"text": text, "labels": [f"label {label}"]}, ensure_ascii=False))
+        lines.append(f"{label} {label}:{random.randrange(2, 9)} 5:{random.randrange(1, 4)}")
+    Path("words.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    Path("counts.txt").write_text("\n".join(lines) + "\n")
+    for name, command in FEATURE_RUNS.items():
+        write_run("scratch", f"{name}_interrupted", command)
+        shutil.move("scratch/model/model.safetensors", f"{name}_finished.safetensors")
+        shutil.rmtree("scratch")
 
 
 if __name__ == "__main__":
     write_layers()
     write_program()
     write_sharded()
-    write_run()
+    write_run("finished", "interrupted")
+    write_features()
