@@ -71,6 +71,11 @@ class Update(NamedTuple):
     seed: int = 0
     step: int | Tensor = 0
 
+    @property
+    def buffers(self) -> tuple[Tensor | None, ...]:
+        """(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment)"""
+        return self.momentum_buffer, self.second_moment, self.bias_momentum_buffer, self.bias_second_moment
+
     def state(self) -> list[Tensor]:
         """The tensors that the update writes beside weight and bias."""
         tensors = [getattr(self, name) for name in STATE]

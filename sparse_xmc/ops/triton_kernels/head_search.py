@@ -72,7 +72,7 @@ def _copy(call: Call) -> Call:
     layer = Layer(own, indices[: -(-number // G)], copied(bias), G)
     goal, wanted, update = call.objective, call.wanted, call.update
     if update is not None:
-        state = [copied(tensor) for tensor in update[:4]]
+        state = [copied(tensor) for tensor in update.buffers]
         applied = None if update.applied is None else update.applied.clone()
         update = update._replace(
             momentum_buffer=state[0], second_moment=state[1], bias_momentum_buffer=state[2],

@@ -69,7 +69,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
     scaling, update = call.scaling, call.update or _NO_UPDATE
     stream = ready(
         x, weight, indices, bias, positives.labels, positives.rows, goal.pos_weight, goal.sample_weight,
-        scaling.upstream, scaling.loss_scale, *update[:4], update.applied, update.correction,
+        scaling.upstream, scaling.loss_scale, *update.buffers, update.applied, update.correction,
         update.lr if isinstance(update.lr, Tensor) else None, update.step if isinstance(update.step, Tensor) else None,
     )  # fmt: skip
     with on_device(x):
@@ -136,8 +136,7 @@ def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Pa
         stream, memory.xt, *layer[:3], labels, rows, memory.starts, goal.pos_weight, goal.sample_weight,
         memory.sums if number == 0 or memory.sums is None else memory.sums[number],
         memory.dxt, memory.dz, memory.old_weight, wanted.dw, wanted.db,
-        memory.scale, memory.bad, update.momentum_buffer, update.second_moment, update.bias_momentum_buffer,
-        update.bias_second_moment, memory.correction, lr_ptr, step_ptr,
+        memory.scale, memory.bad, *update.buffers, memory.correction, lr_ptr, step_ptr,
         B, D, stride, L, *part.tiles, goal.gamma_pos, goal.gamma_neg, goal.clip,
         lr, update.momentum, update.weight_decay, update.decay, update.gain, update.eps, _signed(update.seed),
         step % (1 << 32),
