@@ -10,7 +10,8 @@ import shlex
 from pathlib import Path
 
 from sparse_xmc.app.cli import main
-from sparse_xmc.app.config import TrainingConfig, load_toml
+from sparse_xmc.app.config import TrainingConfig
+from sparse_xmc.app.config_file import load_toml
 from sparse_xmc.app.options import Entry, entries
 
 CORPUS = Path(__file__).parent / "corpus" / "options.txt"  # sets that once went wrong, or nearly, one a line
