@@ -161,3 +161,13 @@ def test_every_load_of_a_triton_kernel_tells_its_shape():
             if any(isinstance(part, ast.Call) and ast.unparse(part.func) == "tl.load" for part in ast.walk(node)):
                 near = lines[node.lineno - 2 : node.end_lineno]
                 assert any(SHAPE.search(_comment(line)) for line in near), f"{name}, line {node.lineno}"
+
+
+def test_every_cpu_kernel_tells_the_shapes_of_its_arrays():
+    for folder in ("sparse_xmc/ops/cpu_kernels", "sparse_xmc/kernels"):
+        for name, function, lines in _kernels(folder, r"kernel\b|register_jitable"):
+            arrays = {argument.arg for argument in function.args.args}
+            reads = [node for node in ast.walk(function) if isinstance(node, ast.Subscript)]
+            if any(isinstance(node.value, ast.Name) and node.value.id in arrays for node in reads):
+                comments = [_comment(line) for line in lines[function.lineno - 1 : function.end_lineno]]
+                assert SHAPE.search("\n".join([ast.get_docstring(function) or "", *comments])), name

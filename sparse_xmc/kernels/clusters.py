@@ -13,6 +13,7 @@ from sparse_xmc.kernels.heap import keep_best
 
 @register_jitable
 def _log_likelihoods(row_ptr, terms, values, i, term_ptr, clusters, weights, bias, out):
+    # row_ptr [N + 1], terms, values [nnz], term_ptr [D + 1], clusters, weights [connections], bias, out [C]
     out[:] = bias
     for p in range(row_ptr[i], row_ptr[i + 1]):
         for q in range(term_ptr[terms[p]], term_ptr[terms[p] + 1]):

@@ -27,6 +27,7 @@ def _seeded(seed, label):
 
 @register_jitable
 def _shuffle(order, n, state):
+    # order [n]
     for j in range(n - 1, 0, -1):
         state ^= state << np.uint64(13)
         state ^= state >> np.uint64(7)
@@ -39,6 +40,7 @@ def _shuffle(order, n, state):
 @register_jitable
 def _grown(slots, kept, m, needed):
     """Room for ``needed`` entries, the first ``m`` of them as they were."""
+    # slots, kept [room]
     if needed <= len(slots):
         return slots, kept
     more_slots, more = np.empty(2 * needed, np.int32), np.empty(2 * needed, np.float32)
@@ -49,6 +51,7 @@ def _grown(slots, kept, m, needed):
 @register_jitable
 def _descend(ptr, slots, values, square, positives, w, order, alpha, n, cost, offset, passes, tolerance, state):
     """Solves for ``w`` (zero on entry) over ``n`` compressed examples, their squared norms in ``square``."""
+    # ptr [n + 1], slots, values [nnz], square, order, alpha [n], w [slots]
     half = np.float32(0.5) / cost
     active = n
     for j in range(n):
@@ -87,6 +90,7 @@ def _descend(ptr, slots, values, square, positives, w, order, alpha, n, cost, of
 
 @register_jitable
 def _longest(ptr, labels):
+    # ptr [L + 1]
     most = 0
     for label in labels:
         most = max(most, ptr[label + 1] - ptr[label])

@@ -6,6 +6,7 @@ from sparse_xmc.kernels.compiled import kernel
 @kernel
 def count_examples(row_ptr, labels, shortlists, own, positives, negatives):
     """``own [L]`` is filled with -1; a label twice in a row's shortlists counts once."""
+    # row_ptr [N + 1], labels [nnz], shortlists [N, S], -1 where there is none; own, positives, negatives [L]
     for i in range(len(row_ptr) - 1):
         for p in range(row_ptr[i], row_ptr[i + 1]):
             positives[labels[p]] += 1
@@ -20,6 +21,7 @@ def count_examples(row_ptr, labels, shortlists, own, positives, negatives):
 @kernel
 def fill_examples(row_ptr, labels, shortlists, own, at_positive, at_negative, out):
     """Writes rows from the labels' offsets ``at_*`` on, which move along."""
+    # as above; at_positive, at_negative [L], out [all examples]
     for i in range(len(row_ptr) - 1):
         for p in range(row_ptr[i], row_ptr[i + 1]):
             label = labels[p]

@@ -13,6 +13,7 @@ def _worse(score, item, other_score, other_item):
 
 @register_jitable
 def sift_down(scores, items, i, n):
+    # scores, items [n]
     score, item = scores[i], items[i]
     while True:
         j = 2 * i + 1
@@ -30,6 +31,7 @@ def sift_down(scores, items, i, n):
 @register_jitable
 def offer(scores, items, score, item):
     """Keeps the item if it is better than the worst one."""
+    # scores, items [n]
     if _worse(scores[0], items[0], score, item):
         scores[0], items[0] = score, item
         sift_down(scores, items, 0, len(scores))
@@ -37,6 +39,7 @@ def offer(scores, items, score, item):
 
 @register_jitable
 def sort_best_first(scores, items):
+    # scores, items [n]
     for n in range(len(scores) - 1, 0, -1):
         scores[0], scores[n] = scores[n], scores[0]
         items[0], items[n] = items[n], items[0]
@@ -46,6 +49,7 @@ def sort_best_first(scores, items):
 @register_jitable
 def keep_best(scores, best, kept):
     """The best ``len(best)`` of all scores, best first, and their places."""
+    # scores [n], best, kept [S]
     S = len(best)
     for j in range(S):
         best[j] = scores[j]

@@ -17,6 +17,7 @@ TERMS, BYTES = 0, 1  # what ``fill`` counts of a table
 @kernel
 def _character(text, i):
     """Code point and length of the character at ``i`` (the text is valid UTF-8, half surrogates allowed)."""
+    # text [bytes]
     first = np.int64(text[i])
     if first < 0x80:
         return first, 1
@@ -33,6 +34,7 @@ def _character(text, i):
 @kernel
 def _head(text, start, end):
     """The first seven bytes of a term and, in the uppermost byte, its length or 8: a short term as one number."""
+    # text [bytes]
     head = np.uint64(min(end - start, 8)) << np.uint64(56)
     for i in range(min(end - start, 7)):
         head |= np.uint64(text[start + i]) << np.uint64(8 * i)
@@ -48,6 +50,7 @@ def _mixed(h):
 
 @kernel
 def _hash(text, start, end, head):
+    # text [bytes]
     h = _mixed(head)
     for i in range(start + 7, end, 8):
         rest = np.uint64(0)
@@ -65,6 +68,7 @@ def _rotate(x, by):
 @kernel
 def _murmur3(text, start, end):
     """MurmurHash3 (x86, 32 bits, seed 0) by Austin Appleby, as a signed integer."""
+    # text [bytes]
     c1, c2 = np.uint32(0xCC9E2D51), np.uint32(0x1B873593)
     h = np.uint32(0)
     length = end - start
@@ -308,6 +312,7 @@ def add_terms(text, starts, slots, heads, offsets, arena, fill, ids):
 @kernel
 def fill_slots(slots, heads, offsets, arena, num_terms):
     """Enters the first ``num_terms`` terms of a table into new slots."""
+    # slots [a power of 2], heads [terms], offsets [terms + 1], arena [bytes]
     mask = np.uint64(len(slots) - 1)
     for i in range(num_terms):
         h = _hash(arena, offsets[i], offsets[i + 1], heads[i])
@@ -320,6 +325,7 @@ def fill_slots(slots, heads, offsets, arena, num_terms):
 @kernel
 def add_frequencies(ids, counts, columns, documents, occurrences):
     """Adds the rows of a chunk to each column's number of documents and of occurrences."""
+    # ids, counts [entries], columns [ids], documents, occurrences [D]
     for i in range(len(ids)):
         column = columns[ids[i]]
         documents[column] += 1
@@ -334,6 +340,8 @@ def weigh(rows, ids, counts, columns, logs, idf, out_rows, out_columns, out_valu
         columns: column of each id, -1: none.
         logs: ``ln`` of small counts.
     """
+    # rows [n + 1], ids, counts [entries], columns [ids], logs [counts], idf [D]
+    # out_rows [n + 1], out_columns, out_values [nnz]
     out = out_rows[0]
     keys = np.empty(16, np.int64)
     for i in range(len(rows) - 1):

@@ -28,6 +28,8 @@ def _logits_tile(slab, block, weight, indices, bias, group_size, l0, labels, buf
     load = load_scaled_weights if isinstance(weight, types.BaseTuple) else load_weights
 
     def impl(slab, block, weight, indices, bias, group_size, l0, labels, buffers, group_row, tile, W):
+        # slab [blocks, D, W], weight [L, K], indices [R, K], bias [L] or [0], tile [labels, W]
+        # table: [D, W] of the block, or group [K, W]: what a connection's offset points into
         weights, offsets, group = buffers
         K, zero = indices.shape[1], slab.dtype.type(0)
         table = slab[block].reshape(-1)

@@ -16,6 +16,7 @@ ROWS = 4  # labels that group_logits computes at once: weight, bias and z must h
 @register_jitable
 def group_logits(table, weight, K, bias, z, labels, width):
     """``z = bias + weight @ table``."""
+    # table [K, width], weight [labels, K], bias [labels], z [labels, width]
     for i in range(0, labels, ROWS):
         w0, w1 = advance(weight, i * K), advance(weight, (i + 1) * K)
         w2, w3 = advance(weight, (i + 2) * K), advance(weight, (i + 3) * K)
@@ -37,6 +38,7 @@ def group_logits(table, weight, K, bias, z, labels, width):
 @register_jitable
 def group_weight_gradient(table, dz, dw, K, labels, width):
     """``dw += dz @ table^T``."""
+    # table [K, width], dz [labels, width], dw [labels, K]
     zero = splat(dz[0] - dz[0], 8)
     pairs, quads = labels // 2 * 2, K // 4 * 4
     for i in range(0, pairs, 2):
@@ -67,6 +69,7 @@ def group_weight_gradient(table, dz, dw, K, labels, width):
 @register_jitable
 def group_input_gradient(sums, offsets, weight, dz, K, labels, width):
     """Adds ``weight^T @ dz`` to the rows of sums."""
+    # sums [D, width], offsets [K], weight [labels, K], dz [labels, width]
     quads = K // 4 * 4
     for b in range(0, width, 16):
         for k in range(0, quads, 4):

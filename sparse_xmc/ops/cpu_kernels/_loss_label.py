@@ -23,7 +23,7 @@ def _(z, product, linear, constants, b, hinge, backward):
 
     def impl(z, product, linear, constants, b, hinge, backward):
         zero, one = splat(number(0), 8), splat(number(1), 8)
-        a = load(z, b, 8)
+        a = load(z, b, 8)  # z, product, linear [width]: eight rows of the batch
         if hinge:
             margin = a + one
             margin = where_positive(margin, margin, zero)
@@ -73,8 +73,8 @@ def _(table, offsets, weight, K, bias, lanes):
     width = lanes.literal_value
 
     def impl(table, offsets, weight, K, bias, lanes):
-        acc = splat(bias, width)
-        for k in range(K):
+        acc = splat(bias, width)  # [width]
+        for k in range(K):  # weight, offsets [K], table [D, width]
             acc = fma(splat(weight[k], width), load(table, offsets[k], width), acc)
         return acc
 
@@ -95,6 +95,7 @@ def _(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight,
     width = lanes.literal_value
 
     def impl(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
+        # table, sums [D, width]; offsets, weight, out [K]; dz [width]
         keeps, rates = splat(keep, 4), splat(rate, 4)
         d = load(dz, 0, width)
         quads = K // 4 * 4 if need_weight else 0

@@ -43,6 +43,7 @@ GROUP_FROM = 4  # group size from which a group is worked on as one
 
 @register_jitable
 def fill(target, count, value):
+    # target [count]
     for i in range(count):
         target[i] = value
 
@@ -50,6 +51,7 @@ def fill(target, count, value):
 @register_jitable
 def _first(labels, count, label):
     """Position of the first positive whose label is at least ``label``."""
+    # labels [count], ascending
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -67,6 +69,7 @@ def _first(labels, count, label):
 @register_jitable
 def _end(labels, count, position, label):
     """One past the last positive of a label whose first is at ``position``."""
+    # labels [count], ascending
     while position < count and labels[position] == label:
         position += 1
     return position
@@ -75,6 +78,7 @@ def _end(labels, count, position, label):
 @register_jitable
 def _flip(rows, values, begin, end, first, count):
     """Changes the sign at a label's positives: loss(z, positive) = loss(-z, negative)."""
+    # rows [nnz], values [width]
     for p in range(begin, end):
         b = rows[p] - first
         if b >= 0 and b < count:
@@ -153,7 +157,7 @@ def _collect(head, work, chunk):
 
 @register_jitable
 def _logarithms(products):
-    """Sum of log1p of the collected products, which are cleared."""
+    """Sum of log1p of the collected ``products [CHUNK]``, which are cleared."""
     result = 0.0
     for i in range(CHUNK):
         result += math.log1p(products[i])
@@ -169,7 +173,7 @@ def _row(label, group_size):
 
 @register_jitable
 def _gather(table, offsets, K, width, out):
-    """Copies the rows of a group to consecutive places."""
+    """Copies the rows of a group to consecutive places: ``table [D, width]``, ``offsets [K]`` to ``out [K, width]``."""
     for k in range(K):
         row, target = advance(table, offsets[k]), advance(out, k * width)
         for b in range(0, width, 16):
@@ -191,6 +195,7 @@ def _(head, work, tile, chunk, positive, lanes):
     width = lanes.literal_value
 
     def impl(head, work, tile, chunk, positive, lanes):
+        # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; z [width]
         f, n, K, z = head.f, head.n, head.f.K, work.z
         hinge, need_x, need_weight = f.loss == HINGE, f.need_x != 0, f.need_weight != 0
         special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
@@ -230,6 +235,7 @@ def _(head, work, tile, chunk, positive, lanes):
 @register_jitable
 def _groups_chunk(head, work, tile, chunk, positive):
     """A tile of labels against a chunk of the batch, group by group, or part of one by part."""
+    # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; work.group [K, width]; z [m, width]
     f, K, width, z = head.f, head.f.K, chunk.width, work.z
     special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
     i = 0
@@ -358,6 +364,7 @@ def sweep(fields, numbers, constants, part, start, stop):
 @kernel
 def input_gradient(partial, scale, dx, start, stop):
     """``dx[:, start:stop] = scale * sum(partial)``, the parts added in ascending order; overwrites ``partial``."""
+    # partial [parts, size of slab], dx [B, D]
     B, D = dx.shape
     sums = pointer(partial)
     for c0 in range(0, B, CHUNK):

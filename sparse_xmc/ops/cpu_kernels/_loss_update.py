@@ -38,7 +38,7 @@ def _store(head, tensor, code, values, p, tile, stream):
 @register_jitable
 def _normalize(n, p, g, tile, moments):
     """Follows the mean square of each label's gradient and divides the gradient by its root."""
-    for i in range(tile.n):
+    for i in range(tile.n):  # g [n, count], moments [L]
         row, label = advance(g, i * p.count), tile.first + i
         square = row[0] * row[0]
         for k in range(1, p.count):
@@ -52,7 +52,7 @@ def _normalize(n, p, g, tile, moments):
 @register_jitable
 def _update(head, p, tile, values, g, old, in_place):
     """``values`` holds the parameters decoded, or is their memory (``in_place``); ``g`` holds their gradients. Both are
-    overwritten."""
+    overwritten: ``[n, count]``, as ``old``."""
     n, size = head.n, tile.n * p.count
     if p.moment != 0:
         _normalize(n, p, g, tile, same_kind(np.uint64(p.moment), g))

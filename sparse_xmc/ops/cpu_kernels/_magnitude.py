@@ -19,6 +19,7 @@ _LOW_BITS = np.uint32(16)
 @register_jitable
 def score_row(weight, row, group_size, use_max, acc, keys, first_key=0, step=1):
     """Writes the scores of a row of indices to ``keys[first_key + k * step]`` (uint32); ``acc [K]`` is float32 scratch."""
+    # weight [L, K]; group_size rows of it make one row of scores
     first, K = row * group_size, acc.shape[0]
     if group_size == 1:
         for k in range(K):
@@ -41,6 +42,7 @@ def score_row(weight, row, group_size, use_max, acc, keys, first_key=0, step=1):
 @kernel
 def _histogram(weight, K, group_size, use_max, prefix, hist, task, start, stop):
     """Counts the high bits of all scores (``prefix`` -1), or the low bits of those whose high bits are ``prefix``."""
+    # weight [L, K], hist [parts, bins]
     acc, keys = np.empty(K, np.float32), np.empty(K, np.uint32)
     counts = hist[task]
     for row in range(start, stop):
@@ -56,6 +58,7 @@ def _histogram(weight, K, group_size, use_max, prefix, hist, task, start, stop):
 
 @kernel
 def _count_ties(weight, K, group_size, use_max, key, ties, task, start, stop):
+    # weight [L, K], ties [parts]
     acc, keys = np.empty(K, np.float32), np.empty(K, np.uint32)
     total = 0
     for row in range(start, stop):
@@ -67,6 +70,7 @@ def _count_ties(weight, K, group_size, use_max, key, ties, task, start, stop):
 
 @kernel
 def _count_rows(weight, group_size, use_max, key, budget, limit, counts, K, task, start, stop):
+    # weight [L, K], budget [parts], counts [R] int16
     acc, keys = np.empty(K, np.float32), np.empty(K, np.uint32)
     left = budget[task]
     for row in range(start, stop):

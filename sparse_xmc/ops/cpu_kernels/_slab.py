@@ -46,6 +46,7 @@ def _filler(numbers, decode):
 
     @register_jitable
     def fill(address, row_stride, column_stride, count, D, width, block):
+        # x [count, D] by strides, block [D, width]
         x = at_address(address, numbers)
         bad = False
         for f0 in range(0, D, _FEATURES):
@@ -71,6 +72,7 @@ _fill_bfloat16, _fill_float16 = _filler(np.uint16, bfloat16_to_float32), _filler
 @kernel
 def _fill(address, code, row_stride, column_stride, B, D, W, last_width, slab):
     """Fills ``slab`` block by block and returns whether all of x is finite."""
+    # x [B, D] by strides, slab [blocks, D, W], the last block [D, last_width]
     bad = False
     for first in range(0, B, W):
         count = min(W, B - first)

@@ -124,6 +124,7 @@ def round_float16(value, noise):
 @register_jitable
 def write_stochastic(address, code, first, count, values, seed, label, step, stream):
     """As ``write`` to a bfloat16 or float16 tensor, for all slots of ``label``, but rounded stochastically."""
+    # values [count]
     brains, halves = advance(at_address(address, np.uint16), first), advance(at_address(address, np.int16), first)
     for i in range(0, count, 8):
         words = philox(seed, label, i // 8, step, stream, ROUNDS)

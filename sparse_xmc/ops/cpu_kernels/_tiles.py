@@ -14,6 +14,7 @@ from sparse_xmc.ops.cpu_kernels._simd_blocks import transpose8
 @kernel
 def load_weights(weight, l0, labels, out):
     """weight[l0 + i, k] -> out[i * K + k]."""
+    # weight [L, K], out [labels * K]
     K = weight.shape[1]
     for i in range(labels):
         for k in range(K):
@@ -23,6 +24,7 @@ def load_weights(weight, l0, labels, out):
 @kernel
 def load_offsets(indices, group_size, l0, labels, W, out):
     """Where the row of a connection starts in a block of the slab -> out[i * K + k]."""
+    # indices [R, K], out [labels * K] int64
     K = indices.shape[1]
     for i in range(labels):
         r = (l0 + i) // group_size
@@ -33,6 +35,7 @@ def load_offsets(indices, group_size, l0, labels, W, out):
 @kernel
 def gather_rows(slab, block, indices, r, out):
     """slab[block, indices[r, k], b] -> out[k * W + b]."""
+    # slab [blocks, D, W], indices [R, K], out [K * W]
     W = slab.shape[2]
     for k in range(indices.shape[1]):
         out[k * W : k * W + W] = slab[block, np.int64(indices[r, k])]
@@ -51,6 +54,7 @@ def _transpose(source, rows, columns, row_stride, target, column_stride):
 def load_batch(dy, b0, l0, labels, W, scratch, out):
     """dy[b0 + b, l0 + i] -> out[i * W + b], zero for rows beyond the batch. Both buffers hold W * (labels rounded up
     to 8) numbers."""
+    # dy [B, L], scratch [W, stride], out [stride, W]
     stride = (labels + 7) // 8 * 8
     rows = min(W, dy.shape[0] - b0)
     for b in range(rows):
@@ -63,6 +67,7 @@ def load_batch(dy, b0, l0, labels, W, scratch, out):
 @kernel
 def save_batch(tile, b0, l0, labels, W, scratch, y):
     """tile[i * W + b] -> y[b0 + b, l0 + i], rounded once."""
+    # tile [stride, W], scratch [W, stride], y [B, L]
     stride = (labels + 7) // 8 * 8
     _transpose(tile, stride, W, W, scratch, stride)
     for b in range(min(W, y.shape[0] - b0)):

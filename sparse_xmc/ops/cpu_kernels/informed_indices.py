@@ -10,6 +10,7 @@ from sparse_xmc.ops.cpu_kernels._numeric import as_numpy, decode
 
 @kernel
 def _label_sums(x, rows, offsets, sums, start, stop):
+    # x [N, D], rows [nnz] (N: none), offsets [labels + 1], sums [labels, D] float32
     for label in range(start, stop):
         total = sums[label]
         total[:] = 0

@@ -13,6 +13,7 @@ from sparse_xmc.ops.cpu_kernels._sampling import LANES, draw, make_distinct, row
 
 @kernel
 def _init_indices(out, in_features, seed, first_row, start, stop):
+    # out [R, K], drawn [K + 3, LANES], marks [D]
     K = out.shape[1]
     need, drawn = np.full(LANES, K, np.uint32), np.empty((K + 3, LANES), np.uint32)
     chosen, marks = np.empty(K, np.uint32), np.zeros(in_features, np.uint16)

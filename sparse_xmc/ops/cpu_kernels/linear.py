@@ -44,6 +44,8 @@ def _kernels(W: int) -> _Kernels:
 
     @kernel
     def forward(slab, weight, indices, bias, y, group_size, block, start, stop):
+        # slab [blocks, D, W], weight [L, K], indices [R, K], bias [L] or [0], y [B, L]
+        # tile, scratch [_TILE, W]; buffers: weights, offsets [_TILE, K], a group's rows of x [K, W]
         K, group_row = indices.shape[1], -1
         tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)
         buffers = (np.empty(_TILE * K, slab.dtype), np.arange(_TILE * K) * W, np.empty(K * W, slab.dtype))
@@ -56,6 +58,8 @@ def _kernels(W: int) -> _Kernels:
 
     @kernel
     def backward_input(dy, weight, indices, partial, group_size, block, part, start, stop):
+        # dy [B, L], weight [L, K], indices [R, K], partial [blocks, parts, D, W]
+        # sums [D, W]; weights, offsets [_TILE, K]; tile, scratch [_TILE, W]
         K = weight.shape[1]
         sums = partial[block, part].reshape(-1)
         sums[:] = 0
@@ -88,6 +92,8 @@ def _kernels(W: int) -> _Kernels:
 
     @kernel
     def backward_weight(dy, slab, indices, dw, group_size, start, stop):
+        # dy [B, L], slab [blocks, D, W], indices [R, K], dw [L, K]
+        # sums, offsets [_TILE, K]; tile, scratch [_TILE, W]; group [K, W]; table: [D, W] of a block, or group
         K = dw.shape[1]
         sums = np.empty(_TILE * K, slab.dtype)
         tile, scratch = np.empty(_TILE * W, slab.dtype), np.empty(_TILE * W, slab.dtype)

@@ -36,6 +36,7 @@ _REGROW, _CANDIDATES, _WEIGHTS = 1, 2, 3  # streams of random numbers
 def _thresholds(keys, need, found):
     """For each of the ``LANES`` rows of ``keys [K * LANES]``, in ``found``: a number that exactly ``need`` keys do not
     exceed or, where ties prevent that, the ``need``-th lowest key. Bisection in all lanes at once."""
+    # keys [K, LANES], need, found [LANES]
     wanted = load(need, 0, LANES)
     zero = splat(np.uint32(0), LANES)
     low = load(keys, 0, LANES)
@@ -56,6 +57,7 @@ def _thresholds(keys, need, found):
 def _lowest(keys, thresholds, need, counts, sets):
     """Bit sets ``sets [K / 32, LANES]`` of the slots whose keys do not exceed a row's threshold; of equal keys beyond
     ``need`` the last are left out. ``counts [LANES]`` is scratch."""
+    # keys [K, LANES], thresholds, need, counts [LANES], sets [words, LANES]
     K = keys.shape[0] // LANES
     bound, zero = load(thresholds, 0, LANES), splat(np.uint32(0), LANES)
     at_most = zero
@@ -79,6 +81,7 @@ def _lowest(keys, thresholds, need, counts, sets):
 
 @register_jitable
 def _below(keys, t, threshold):
+    # keys [K, LANES]
     count = 0
     for i in range(t, keys.shape[0], LANES):
         count += keys[i] < threshold
@@ -88,6 +91,7 @@ def _below(keys, t, threshold):
 @register_jitable
 def _slots(sets, row, found):
     """Fills ``found`` with the slots of a row's bit set, ascending, and returns their number."""
+    # sets [rows, words], found [K]
     count = 0
     for word in range(sets.shape[1]):
         bits = sets[row, word]
@@ -107,6 +111,7 @@ def _new_weight(seed, label, k, bound):
 
 @register_jitable
 def _regrow(indices, weight, row, first_row, group_size, found, fresh, count, seed, bound):
+    # indices [R, K], weight [L, K], found (slots), fresh (features) [count]
     for i in range(count):
         indices[row, found[i]] = fresh[i]
     for label in range(row * group_size, min((row + 1) * group_size, weight.shape[0])):
@@ -125,6 +130,8 @@ def _rewire(
     pruned, start, stop,
 ):  # fmt: skip
     """Rewires the rows from ``start``, leaves bit sets of their slots in ``pruned`` and returns the number of these."""
+    # weight [L, K], indices [R, K], counts [R] or [0], candidates [R, C] or [0, 0], pruned [rows, words] uint32
+    # keys [K, LANES], need, low, scratch [LANES], sets [words, LANES], found, fresh [K], drawn [K + 3, LANES], marks [D]
     K = indices.shape[1]
     free = in_features - K
     limit = min(free, K)
@@ -169,6 +176,7 @@ def _rewire(
 
 @kernel
 def _reset(state, to_mean, group_size, pruned, start, stop):
+    # state [L, K], pruned [rows, words]
     K = state.shape[1]
     found = np.empty(K, np.uint64)
     for row in range(start, stop):
@@ -214,6 +222,7 @@ def rewire_(
 
 @kernel
 def _free_candidates(indices, out, in_features, seed, first_row, start, stop):
+    # indices [R, K], out [R, count], drawn [count + 3, LANES], marks [D]
     free, count = in_features - indices.shape[1], out.shape[1]
     need, drawn = np.full(LANES, count, np.uint32), np.empty((count + 3, LANES), np.uint32)
     fresh = np.empty(count, np.uint32)

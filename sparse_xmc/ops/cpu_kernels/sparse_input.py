@@ -56,6 +56,7 @@ class Goal(NamedTuple):
 
 @kernel
 def _columns(crow, col, values, pointers, rows, sorted_values):
+    # crow [B + 1], col, values, rows, sorted_values [nnz], pointers [D + 1]
     for j in range(crow[0], crow[crow.shape[0] - 1]):
         pointers[col[j] + 1] += 1
     for feature in range(pointers.shape[0] - 1):
@@ -72,6 +73,7 @@ def _columns(crow, col, values, pointers, rows, sorted_values):
 
 @kernel
 def _full_columns(pointers, rows, values, slots, full):
+    # pointers [D + 1], rows, values [nnz], slots [D], full [columns, B]
     for feature in range(slots.shape[0]):
         if slots[feature] >= 0:
             column = full[slots[feature]]
@@ -95,6 +97,7 @@ def _exp_of_negative(value):
 @kernel
 def _label_logits(label, columns, weight, indices, bias, group_size, z):
     """Logits of one label for all rows."""
+    # weight [L, K], indices [R, K], bias [L] or [0], z [B]; columns: see there
     pointers, rows, values, slots, full = columns
     z[:] = bias[label] if bias.shape[0] > 0 else np.float32(0)
     connections = indices[label // group_size]
@@ -111,6 +114,7 @@ def _label_logits(label, columns, weight, indices, bias, group_size, z):
 
 @kernel
 def _forward(columns, weight, indices, bias, group_size, y, l0, l1):
+    # y [B, L], block [_WRITTEN, B]
     B = y.shape[0]
     block = np.empty((_WRITTEN, B), np.float32)
     for start in range(l0, l1, _WRITTEN):
@@ -129,6 +133,7 @@ def _forward(columns, weight, indices, bias, group_size, y, l0, l1):
 @kernel
 def _bce(z, slope):
     """Sum of softplus; ``slope`` becomes the sigmoid."""
+    # z, slope [B]
     total = 0.0
     for i in range(z.shape[0]):
         slope[i] = _exp_of_negative(-abs(z[i]))
@@ -152,6 +157,7 @@ def _positive_part(z):
 @kernel
 def _squared_hinge(z, slope):
     """Sum of ``max(0, 1 + z)^2``; ``slope`` becomes its derivative."""
+    # z, slope [B]
     total = np.float32(0)
     for i in range(z.shape[0]):
         slope[i] = np.float32(2) * _positive_part(np.float32(1) + z[i])
@@ -164,6 +170,7 @@ def _squared_hinge(z, slope):
 @kernel
 def _add_negatives(goal, z, slope, product, linear):
     """The label's loss as a negative: ``log(product) + linear`` of each row grow by it; ``slope`` becomes its derivative."""
+    # z, slope [B], product, linear [B] or [0]
     if goal.loss == BCE:
         for b in range(z.shape[0]):
             slope[b] = _exp_of_negative(-abs(z[b]))
@@ -187,6 +194,7 @@ def _add_negatives(goal, z, slope, product, linear):
 
 @kernel
 def _take_logarithms(product, linear):
+    # product, linear [B] or [0]
     for b in range(product.shape[0]):
         linear[b] += math.log(product[b])
         product[b] = 1.0
@@ -207,6 +215,7 @@ def _positive_terms(goal, z):
 
 @kernel
 def _loss(columns, weight, indices, bias, group_size, labels, rows, batch, goal, gradients, dw, db, sums, tile, l0, l1):
+    # weight, dw [L, K], indices [R, K], bias, db [L] or [0], labels, rows [nnz], sums [tiles]; z, slope [batch]
     pointers, column_rows, values, slots, full = columns
     # At a fixed distance: LLVM sums one by one where two arrays lie close, and in lanes where they do not
     both = np.empty(2 * batch + _APART, np.float32)

@@ -13,6 +13,7 @@ _FINE, _BAD_START, _BAD_ROW, _BAD_END, _BAD_LABEL = range(5)
 @kernel
 def _check(crow, col, num_labels):
     """(what is wrong, where)."""
+    # crow [B + 1], col [nnz]
     nnz = col.shape[0]
     if crow[0] != 0:
         return _BAD_START, 0
@@ -30,6 +31,7 @@ def _check(crow, col, num_labels):
 @kernel
 def _sort(crow, col, num_labels, labels, rows):
     """Stable, so that rows ascend within a label; what stands twice gets the row behind the last one."""
+    # crow [B + 1], col [nnz], labels [nnz] int64, rows [nnz] int32
     nnz, num_rows = col.shape[0], crow.shape[0] - 1
     for row in range(num_rows):
         for i in range(crow[row], crow[row + 1]):

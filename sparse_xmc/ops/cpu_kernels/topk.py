@@ -33,6 +33,7 @@ def _worse(score, label, other_score, other_label):
 @kernel
 def _sift_down(scores, labels, score, label):
     """Puts a candidate in the place of the worst one."""
+    # scores, labels [k]: a heap with the worst on top
     k, at = scores.shape[0], 0
     while 2 * at + 1 < k:
         child = 2 * at + 1
@@ -47,6 +48,7 @@ def _sift_down(scores, labels, score, label):
 
 @kernel
 def _excluded(offsets, columns, row, label):
+    # offsets [B + 1], columns [nnz], ascending within a row
     first, last = offsets[row], offsets[row + 1]
     while first < last:
         middle = (first + last) // 2
@@ -65,6 +67,8 @@ def _kernel(W: int) -> Any:
     def topk(
         slab, weight, indices, bias, group_size, offsets, columns, scores, labels, no_label, block, part, start, stop
     ):
+        # slab [blocks, D, W], weight [L, K], indices [R, K], bias [L] or [0], offsets [B + 1] and columns [nnz], or [0]
+        # scores, labels [parts, B, k]; tile [_TILE, W]; buffers: weights, offsets [_TILE, K], a group's rows of x [K, W]
         K, b0 = indices.shape[1], block * W
         rows = min(W, scores.shape[1] - b0)
         tile = np.empty(_TILE * W, slab.dtype)

@@ -10,6 +10,7 @@ from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
 
 @kernel
 def _count(indices, counts, part, start, stop):
+    # indices [R, K], counts [parts, D]
     mine = counts[part]
     for r in range(start, stop):
         for k in range(indices.shape[1]):
@@ -18,6 +19,7 @@ def _count(indices, counts, part, start, stop):
 
 @kernel
 def _place(indices, cursors, positions, part, start, stop):
+    # indices [R, K], cursors [parts, D], positions [R * K]
     K, mine = indices.shape[1], cursors[part]
     for r in range(start, stop):
         for k in range(K):
