@@ -216,8 +216,12 @@ class CheckedIndices(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Call it with validated indices; what the state dict holds counts as written."""
-        shapes = {name: tensor.shape for name, tensor in self._tensors().items()}
+        shapes, missing = {name: tensor.shape for name, tensor in self._tensors().items()}, self._missing()
+        # torch.__future__.set_swap_module_params_on_conversion swaps no tensor that something refers to weakly
+        self._seen = _NEVER
+        self._unwritten = {name: state for name, state in self._unwritten.items() if name not in missing}
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._mark_unwritten(*missing)
         given = {name: state_dict.get(prefix + name) for name in shapes}
         self._mark_written(
             *(name for name, value in given.items() if isinstance(value, Tensor) and value.shape == shapes[name])

@@ -63,7 +63,8 @@ def parameter_groups(
         power: of ``D / K``: 1 for adaptive optimizers, 0.5 for SGD.
 
     Raises:
-        ValueError: negative numbers, or no parameter is left.
+        TypeError: ``model`` is no module.
+        ValueError: negative numbers, no parameter is left, or the weight of a fixed fan-in layer is no parameter.
 
     Examples:
         >>> import torch
@@ -76,6 +77,8 @@ def parameter_groups(
         [0.001, 0.004]
         >>> optimizer = torch.optim.AdamW(groups)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, whose layers tell the rates, got {type(model).__name__}")
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("power", power)):
         if value is not None and not value >= 0:
             raise ValueError(f"{name} must not be negative, got {value}")
@@ -83,7 +86,13 @@ def parameter_groups(
     fused: set[Tensor] = set()
     for layer in model.modules():
         if isinstance(layer, FixedFanInLinear):
-            multipliers[layer.weight] = rate_multiplier(layer, power=power)
+            multiplier = rate_multiplier(layer, power=power)
+            if multiplier != 1 and "weight" not in layer._parameters:
+                raise ValueError(
+                    f"the weight of a {type(layer).__name__} is computed from other parameters (parametrized, pruned, "
+                    f"flattened), whose rates are yours to set: lr * {multiplier:g} is that of the weight itself"
+                )
+            multipliers[layer.weight] = multiplier
             if layer._optimizer is not None:
                 fused.update(layer.parameters())
     by_multiplier: dict[float, list[Tensor]] = {}

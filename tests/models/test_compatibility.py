@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -135,6 +136,11 @@ def exported(layer: Any) -> None:
         torch.testing.assert_close(program(inputs(layer)), layer(inputs(layer)))
 
 
+def symbolically_traced(layer: Any) -> None:
+    program = torch.fx.symbolic_trace(layer)
+    torch.testing.assert_close(program(inputs(layer)), layer(inputs(layer)))
+
+
 def averaged(layer: Any) -> None:
     average = AveragedModel(layer)
     average.update_parameters(layer)
@@ -183,6 +189,11 @@ FEATURES: dict[str, tuple[Callable[[Any], None], str, dict[str, str]]] = {
         {"SparseInputLinear": "Unsupported: does not support sparse Tensors"},
     ),
     "torch.export": (exported, YES, {}),
+    "torch.fx.symbolic_trace": (
+        symbolically_traced,
+        "TypeError: x must be a torch.Tensor, got Proxy",
+        {"DenseLinear": YES},
+    ),
     "AveragedModel": (averaged, YES, {"QuantizedFixedFanInLinear": "RuntimeError: nested_tensorlist"}),
     "loss and torch.optim": (
         trained,

@@ -220,3 +220,30 @@ def test_a_negation_that_torch_puts_off_in_a_graph():
     layer, x = LAYERS["fixed"](), rows()
     program = torch.compile(lambda x: layer(x), fullgraph=True, backend="aot_eager")
     assert torch.equal(program(torch.complex(x, x).conj().imag), layer(-x)) and torch.equal(program(x), layer(x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_conversions_that_swap_tensors(name):
+    source = LAYERS[name]()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer = LAYERS[name]()
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1) if name != "quantized" else None
+        layer.double().float().load_state_dict(source.state_dict())
+        with torch.no_grad():
+            assert torch.equal(layer(rows(layer)), source(rows(source)))
+        if optimizer is not None:  # its parameters are still those of the layer
+            layer.loss(rows(layer), LISTS).backward()
+            optimizer.step()
+            with torch.no_grad():
+                assert not torch.equal(layer(rows(layer)), source(rows(source)))
+        if name in ("fixed", "grouped"):
+            empty = FixedFanInLinear(D, L, K, group_size=source.group_size, device="meta").to_empty(device="cpu")
+            state = source.state_dict()
+            empty.load_state_dict({"weight": state["weight"]}, strict=False)
+            with pytest.raises(RuntimeError, match="uninitialised memory in bias and indices"):
+                empty(rows())
+            empty.load_state_dict(state)
+            assert torch.equal(empty(rows()), source(rows()))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)

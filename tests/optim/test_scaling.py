@@ -45,6 +45,11 @@ def test_fused_and_frozen_parameters_are_left_out():
         parameter_groups(model[1], 0.1)
     with pytest.raises(ValueError, match="lr must not be negative, got -1"):
         parameter_groups(model, -1)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, whose layers tell the rates, got generator"):
+        parameter_groups(model.parameters(), 1)
+    nn.utils.parametrizations.weight_norm(model[1])
+    with pytest.raises(ValueError, match=r"computed from other parameters .* lr \* 4 is that of the weight itself"):
+        parameter_groups(model, 1)
     with pytest.raises(ValueError, match="weight_decay must not be negative, got nan"):
         parameter_groups(model, 1, weight_decay=math.nan)
 
