@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.labels import Label, LabelRows, as_label
@@ -67,12 +68,20 @@ def _listed(text: str) -> list[Label]:
     try:
         row = json.loads(text)
     except ValueError:
-        if not _PYTHON_LIST.fullmatch(text):  # which also refuses the commas that lists of NumPy lack
-            raise ValueError(f"expected a list of labels in JSON, got {text!r:.80}") from None
-        row = ast.literal_eval(text)
+        row = _python_list(text)
     if not isinstance(row, list):
         raise ValueError(f"expected a list of labels in JSON, got {text!r:.80}")
     return row
+
+
+def _python_list(text: str) -> Any:
+    """A list of strings and integers as Python writes it, None where the text is none."""
+    if not _PYTHON_LIST.fullmatch(text):  # which also refuses what NumPy writes, without commas
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):  # strings that break at ends of lines, integers of thousands of digits
+        return None
 
 
 def given_style(separator: str) -> LabelStyle:

@@ -53,6 +53,8 @@ def test_read_as_meant(tmp_path, name, content, labels):
         ("a.csv.gz", gzip.compress(gzip.compress(HEADER)), "a.csv.gz: is compressed twice"),
         ("a.csv", HEADER + b"a,\"['x' 'y']\"\n", "a.csv:2: field 'labels': expected a list of labels in JSON, got "),
         ("a.csv", HEADER + b"a,\"[open('x')]\"\n", "expected a list of labels in JSON"),
+        ("a.csv", HEADER + b"a,\"['x\ry']\"\n", "expected a list of labels in JSON"),
+        ("a.csv", HEADER + b'a,"[' + b"9" * 5000 + b",'x']\"\n", "expected a list of labels in JSON"),
         ("a.csv", HEADER + b"a,[1 2]\n", "expected a list of labels in JSON"),
         ("a.csv", HEADER + b"a,\"['x',]\"\n", "expected a list of labels in JSON"),
         ("a.jsonl", b'{"text": "a", "labels": "x, y"}\n', "do commas separate labels in 'x, y'"),
