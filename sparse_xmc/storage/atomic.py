@@ -39,6 +39,24 @@ def make_folder(path: str) -> None:
         flush(os.path.dirname(folder))
 
 
+def check_place(path: str, *, folder: bool) -> None:
+    """Refuses a place where nothing could be written, before the work whose result is to go there.
+
+    Raises:
+        ArtefactError: a file is where a folder is to be or the other way round, there is no folder for a file, or nothing
+            may be written there.
+    """
+    if os.path.exists(path) and os.path.isdir(path) != folder:
+        raise ArtefactError(f"is a {'file' if folder else 'folder'}: name another place to write to", path)
+    above = path if folder and os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+    while folder and not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise ArtefactError(f"cannot be written: {above} is no folder", path)
+    if not os.access(above, os.W_OK | os.X_OK) and not _written_through(path):
+        raise ArtefactError(f"cannot be written: no permission to write in {above}", path)
+
+
 def replace_folder(partial: str, folder: str) -> None:
     """Puts a complete folder in place of an older one; at any moment ``existing_folder`` finds one of the two."""
     old = f"{folder}.old"

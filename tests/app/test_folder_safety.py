@@ -153,3 +153,20 @@ def test_a_run_that_cannot_be_written_is_used(run, capsys, monkeypatch):  # noqa
     assert "P@1" in said and "metrics not kept: could not write" in said
     assert main(["predict", "run", "--input", "other.jsonl", "--out", "p.jsonl", "--no-progress"]) == 0
     assert contents(run / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "--train", "missing.jsonl", "--out", "train.jsonl"], "train.jsonl is a file: name another place"),
+        (
+            ["predict", "run", "--input", "missing.jsonl", "--out", "run"],
+            "run is a folder: name another place to write to",
+        ),
+        (["predict", "run", "--input", "missing.jsonl", "--out", "no/p.jsonl"], "no is no folder"),
+        (["convert", "run", "--out", "train.jsonl/c"], "train.jsonl is no folder"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_told_first(run, capsys, command, message):  # noqa: F811
+    assert main(command) == 1
+    assert message in capsys.readouterr().err

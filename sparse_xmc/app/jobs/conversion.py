@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.direct.model import TermModel
+from sparse_xmc.storage.atomic import check_place
 
 
 def convert(run: str, out: str, *, form: str = "csr", report: Callable[[str], None] = print) -> None:
@@ -31,6 +32,7 @@ def convert(run: str, out: str, *, form: str = "csr", report: Callable[[str], No
         raise ValueError(f"form must be 'csr' or 'dense', got {form!r}")
     if os.path.lexists(out):
         raise ValueError(f"{out} is there already: name a folder to make")
+    check_place(out, folder=True)
     bundle = Bundle.load(run, device="cpu")
     partial = f"{out}.partial-{os.getpid()}"
     os.makedirs(partial)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from sparse_xmc.app.loading import check_ranking, load_bundle
 from sparse_xmc.app.splits import open_data
-from sparse_xmc.storage.atomic import complete_file
+from sparse_xmc.storage.atomic import check_place, complete_file
 
 Report = Callable[[str], None]
 Writer = Callable[[int, list[tuple[Any, float]]], None]
@@ -43,6 +43,8 @@ def predict(
         raise ValueError(f"form must be one of {', '.join(_WRITERS)}, got {form!r}")
     if os.path.isfile(out) and os.path.isfile(source) and os.path.samefile(source, out):
         raise ValueError(f"out and input are the same file ({out}): choose another --out")
+    if out != "-":
+        check_place(out, folder=False)
     bundle = load_bundle(run, options)
     texts = bundle.preparation.reads_texts
     split = open_data(bundle.config, source, None, texts=texts, need_labels=False)

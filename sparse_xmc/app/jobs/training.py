@@ -10,6 +10,7 @@ from typing import Any
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct.options import settled
 from sparse_xmc.app.run import Report
+from sparse_xmc.storage.atomic import check_place
 from sparse_xmc.storage.lock import FolderLock
 
 
@@ -24,6 +25,7 @@ def train(config: TrainingConfig, *, overwrite: bool = False, report: Report = p
     """
     if not config.train or not config.out:
         raise ValueError("a run needs train (a data file) and out (a folder)")
+    check_place(config.out, folder=True)
     if os.environ.get("WORLD_SIZE", "1") == "1" and settled(config).solver == "direct":
         from sparse_xmc.app.direct.job import DirectRun
 
