@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -52,6 +53,10 @@ def fingerprint(indices: Tensor) -> int:
     return total % (1 << 64)
 
 
+_LAYERS: weakref.WeakValueDictionary[str, CheckedIndices] = weakref.WeakValueDictionary()  # by name, while they live
+_NUMBERS = itertools.count()
+
+
 class CheckedIndices(nn.Module):
     """A layer with a buffer ``indices [R, K]`` that it hands out by ``checked_indices`` only.
 
@@ -79,6 +84,11 @@ class CheckedIndices(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._unwritten = {}
+        self._enter()
+
+    def _enter(self) -> None:
+        self._trace_name = f"layer {next(_NUMBERS)}"
+        _LAYERS[self._trace_name] = self
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value).__name__ == "DTensor" and name in self._parameters:
@@ -129,7 +139,7 @@ class CheckedIndices(nn.Module):
 
     def _traced_indices(self) -> Tensor:
         # the dictionary is read here so that a compiled program is traced anew when it is filled
-        _check_while_tracing(self, len(self._unwritten))
+        _check_while_tracing(self._trace_name, len(self._unwritten))
         return self.indices
 
     def _check_written(self) -> None:
@@ -261,7 +271,7 @@ class CheckedIndices(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         tensors, missing = self._tensors(), self._missing()
         empty = {name: None for name in self._unwritten if name in missing or tensors[name].is_meta}
-        of_this_object = ("_seen", "_copied", "_replicas")
+        of_this_object = ("_seen", "_copied", "_replicas", "_trace_name")
         return {
             **{name: value for name, value in self.__dict__.items() if name not in of_this_object},
             "_unwritten": empty,
@@ -269,6 +279,7 @@ class CheckedIndices(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_unwritten": {}, **state})
+        self._enter()
         if self.indices.dtype == torch.int16:  # pickles of earlier versions
             self.indices = self.indices.view(torch.uint16)
         self._mark_unwritten(*self._unwritten)
@@ -288,8 +299,9 @@ def _same(state: _State, tensor: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _check_while_tracing(layer: CheckedIndices, unwritten: int) -> bool:
-    """Runs once per trace, on the real tensors; adds nothing to the program."""
+def _check_while_tracing(name: str, unwritten: int) -> bool:
+    """Runs once per trace, on the real tensors; adds nothing to the program. (torch 2.11 takes no module for a constant.)"""
+    layer = _LAYERS[name]
     with _disable_current_modes(), torch._C.DisableTorchFunction():
         return _check_real(layer, unwritten)
 
