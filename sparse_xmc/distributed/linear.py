@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from sparse_xmc.distributed.blocks import label_blocks
 from sparse_xmc.distributed.mesh import process_groups
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.rewire import rewire_shard
+from sparse_xmc.distributed.rewire import rewire_shard_
 from sparse_xmc.distributed.rows import SHARINGS, OwnRows, SharedRows, SumOverRanks
 from sparse_xmc.distributed.targets import ExchangedTargets
 from sparse_xmc.distributed.topk import merge_candidates, topk_without
@@ -279,15 +279,8 @@ class LabelShardedLinear(nn.Module):
         With ``scope="global"`` the ranks agree on the weakest connections of all labels, with ``seed=None`` on a seed.
         Returns the number of slots rewired on all ranks, 0-dim int64.
         """
-        return rewire_shard(
-            self.shard.rewire_,
-            self.shard.weight,
-            self.group_size,
-            self.blocks,
-            self.ranks,
-            seed=self._agreed_seed(None) if seed is None else seed,
-            **options,
-        )
+        seed = self._agreed_seed(None) if seed is None else seed
+        return rewire_shard_(self.shard, self.blocks, self.ranks, seed=seed, **options)
 
     def num_bytes(self) -> int:
         """Bytes of this rank's weights, indices and bias."""

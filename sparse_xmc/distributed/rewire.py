@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparse_xmc.distributed.ranks import Ranks
+from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.rewire import rewire_layer_
 from sparse_xmc.ops._arguments import num_index_rows
 
 _CHUNK = 1 << 22  # weights whose scores are held at a time
@@ -69,10 +71,8 @@ def share_of_lowest(weight: Tensor, group_size: int, group_score: str, number: i
     return mine_below + min(ties, max(0, left))
 
 
-def rewire_shard(
-    rewire: Callable[..., Tensor],
-    weight: Tensor,
-    group_size: int,
+def rewire_shard_(
+    shard: FixedFanInLinear,
     blocks: Sequence[range],
     ranks: Ranks,
     *,
@@ -81,16 +81,13 @@ def rewire_shard(
     group_score: str = "mean",
     **options: Any,
 ) -> Tensor:
-    """Calls ``rewire`` of this rank's part so that all parts together change as the whole layer would."""
+    """Rewires this rank's part so that all parts together change as the whole layer would."""
     if fraction is not None and scope == "global":
-        R = sum(num_index_rows(len(block), group_size) for block in blocks)
-        weakest = math.floor(fraction * (R * weight.shape[1]))
-        options["number"] = share_of_lowest(weight.detach(), group_size, group_score, weakest, ranks)
-    rewired = rewire(
-        fraction=fraction,
-        scope=scope,
-        group_score=group_score,
-        first_row=blocks[ranks.rank].start // group_size,
-        **options,
+        R = sum(num_index_rows(len(block), shard.group_size) for block in blocks)
+        weakest = math.floor(fraction * (R * shard.fan_in))
+        options["number"] = share_of_lowest(shard.weight.detach(), shard.group_size, group_score, weakest, ranks)
+    first_row = blocks[ranks.rank].start // shard.group_size
+    rewired = rewire_layer_(
+        shard, fraction=fraction, scope=scope, group_score=group_score, first_row=first_row, **options
     )
     return ranks.sum_(rewired, "count of the rewired connections")

@@ -48,7 +48,7 @@ class ChangeableLabels:
     def _keep_connections_(self, kept: Tensor) -> None:
         """Before the others are gone."""
 
-    def _labels_changed(self) -> None:
+    def _connections_changed(self) -> None:
         """Afterwards."""
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class ChangeableLabels:
             _extend_(self, name, values, optimizer)
         self.out_features += num_labels
         self._initial_bias = None
-        self._labels_changed()
+        self._connections_changed()
 
     @torch.no_grad()
     def remove_labels_(self, labels: Any, *, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -111,7 +111,7 @@ class ChangeableLabels:
                 _replace_(self, name, getattr(self, name)[kept], optimizer, lambda key, state, group: state[kept])
         self.out_features = len(kept)
         self._initial_bias = None
-        self._labels_changed()
+        self._connections_changed()
 
 
 def _added_bias(targets: Tensor | None, num_labels: int, prior: Any, present: Tensor) -> Tensor:

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_xmc import ops
-from sparse_xmc.models import replicas
+from sparse_xmc.models import dense_form, replicas
 from sparse_xmc.models.checked_indices import CheckedIndices
 from sparse_xmc.models.label_changes import ChangeableLabels, check_own_weight, draw_seed, last_columns
 from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.models.prior import InitialBias, fill_bias_, log_odds, set_prior_
-from sparse_xmc.models.rewire import ConnectionState, connection_state
+from sparse_xmc.models.rewire import rewire_layer_
 from sparse_xmc.models.shards import local_rows
 from sparse_xmc.ops._arguments import (
     QUANTIZED_DTYPE,
-    check_float,
     check_input,
     check_layer_sizes,
     index_dtype,
     num_index_rows,
     validate_indices,
 )
-from sparse_xmc.ops._csr import csr_matrix
 
 _SOFTMAXES = ("cross_entropy", "sampled_softmax")  # losses without a fused update
 _DRAWN_LABELS = 4096  # labels whose initial weights come from one random stream
 _SEED_STEP = 0x9E3779B97F4A7C15  # keeps the streams of neighbouring seeds apart
-_CONVERSION_BLOCK = 1 << 24  # elements of a dense block that conversions hold at a time
 
 
 _FUSED_REPLICAS = (
@@ -336,8 +332,6 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
         candidates: int | None = None,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         seed: int | None = None,
-        first_row: int = 0,
-        number: int | None = None,
     ) -> Tensor:
         """Replaces the weakest connections in place; see ``ops.prune_regrow_`` for the options.
 
@@ -359,45 +353,19 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
             >>> int(head.rewire_(fraction=0.25, optimizer=optimizer, seed=1))  # 4 of 16 connections of each label
             4000
         """
-        check_own_weight(self)
-        check_float("weight", self.weight)
-        if optimizer is None:
-            own: object = self._optimizer
-            optimizer = [own] if isinstance(own, torch.optim.Optimizer) else []
-        named = optimizer if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-        state = connection_state(self.weight, named) if named != [] else ConnectionState([], [])
-        if batch is not None and batch.targets is not None and batch.bias is None:
-            batch = replace(batch, bias=self.bias)
-        if seed is None:
-            seed = draw_seed()
-        replicating = replicas.active_groups(self)
-        if replicating:
-            seed = replicas.shared_seed(seed, replicating, self.indices.device)
-        rewired = ops.prune_regrow_(
-            self.weight,
-            self.checked_indices(),
-            self.in_features,
+        return rewire_layer_(
+            self,
             fraction=fraction,
             threshold=threshold,
             scope=scope,
-            seed=seed,
-            state=state.zero,
-            mean_state=state.mean,
             regrow=regrow,
             init=init,
-            group_size=self.group_size,
             group_score=group_score,
             batch=batch,
             candidates=candidates,
-            first_row=first_row,
-            number=number,
+            optimizer=optimizer,
+            seed=seed,
         )
-        self._copied = None  # a copy that rewires its own connections is no average of another's
-        self._mark_written("indices")
-        if replicating and batch is not None:  # the ranks' batches differ
-            replicas.broadcast_([self.weight, self.indices, *state.zero, *state.mean], replicating)
-            self._mark_written("indices")
-        return rewired
 
     def _grow_connections_(self, num_labels: int, x: Any, targets: Tensor | None, seed: int) -> None:
         """Connections of new labels, but for those that fill up the last group."""
@@ -416,7 +384,7 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
         """Of the labels that stay."""
         self.indices = self.checked_indices()[kept[:: self.group_size] // self.group_size]
 
-    def _labels_changed(self) -> None:
+    def _connections_changed(self) -> None:
         self._copied = None
         self._mark_written("indices")
 
@@ -461,19 +429,7 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
             >>> torch.allclose(head.to_dense()(x), head(x), atol=1e-5)
             True
         """
-        check_float("weight", self.weight)
-        has_bias = self.bias is not None
-        dense = nn.Linear(
-            self.in_features, self.out_features, has_bias, device=self.weight.device, dtype=self.weight.dtype
-        )
-        dense.weight.zero_()
-        block = max(1, _CONVERSION_BLOCK // self.fan_in)
-        for start in range(0, self.out_features, block):
-            stop = min(start + block, self.out_features)
-            dense.weight[start:stop].scatter_(1, self.label_indices(start, stop), self.weight[start:stop])
-        if self.bias is not None:
-            dense.bias.copy_(self.bias)
-        return dense
+        return dense_form.to_dense(self)
 
     @torch.no_grad()
     def to_sparse_csr(self) -> Tensor:
@@ -484,11 +440,7 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
             >>> matrix.shape, matrix.values().shape
             (torch.Size([100, 16]), torch.Size([800]))
         """
-        check_float("weight", self.weight)
-        columns, order = self.label_indices().sort(dim=1)
-        offsets = torch.arange(self.out_features + 1, device=columns.device) * self.fan_in
-        values = self.weight.gather(1, order).flatten()
-        return csr_matrix(offsets, columns.flatten(), values, (self.out_features, self.in_features))
+        return dense_form.to_sparse_csr(self)
 
     @classmethod
     @torch.no_grad()
@@ -508,29 +460,13 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        has_bias = linear.bias is not None
         layer = cls(
-            linear.in_features,
-            linear.out_features,
-            fan_in,
+            *(linear.in_features, linear.out_features, fan_in, linear.bias is not None),
             group_size=group_size,
-            bias=has_bias,
             device="meta",
             dtype=linear.weight.dtype,
         ).to_empty(device=linear.weight.device)
-        block = max(1, _CONVERSION_BLOCK // (linear.in_features * group_size)) * group_size
-        for start in range(0, linear.out_features, block):
-            rows = linear.weight[start : start + block]
-            score = rows.abs().float()
-            if group_size > 1:
-                padding = -len(rows) % group_size
-                score = nn.functional.pad(score, (0, 0, 0, padding)).view(-1, group_size, linear.in_features).sum(1)
-            kept = score.topk(fan_in, dim=1).indices.sort(dim=1).values
-            first = start // group_size
-            layer.indices[first : first + len(kept)] = kept.to(layer.indices.dtype)
-            layer.weight[start : start + block] = rows.gather(1, kept.repeat_interleave(group_size, 0)[: len(rows)])
-        if layer.bias is not None:
-            layer.bias.copy_(linear.bias)
+        dense_form.keep_largest_(layer, linear)
         return layer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

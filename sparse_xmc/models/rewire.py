@@ -1,12 +1,21 @@
-"""Optimizer state that belongs to single connections, and what becomes of it when a connection is replaced."""
+"""Rewiring of a layer: its optimizers' state that belongs to single connections, and replicas that rewire alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from sparse_xmc import ops
+from sparse_xmc.models import replicas
+from sparse_xmc.models.label_changes import check_own_weight, draw_seed
+from sparse_xmc.ops._arguments import check_float
+
+if TYPE_CHECKING:
+    from sparse_xmc.models.linear import FixedFanInLinear
 
 # accumulators of squared gradients and updates in torch.optim, which a step is divided by, and Rprop's step itself
 _SCALES = frozenset(
@@ -57,3 +66,43 @@ def connection_state(
     if weight.grad is not None:
         state.zero.append(weight.grad)
     return state
+
+
+def rewire_layer_(
+    layer: FixedFanInLinear,
+    *,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    batch: ops.RegrowBatch | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """``FixedFanInLinear.rewire_``, with all ``options`` of ``ops.prune_regrow_``: a part of a larger layer has two more."""
+    check_own_weight(layer)
+    check_float("weight", layer.weight)
+    if optimizer is None:
+        own: object = layer._optimizer
+        optimizer = [own] if isinstance(own, torch.optim.Optimizer) else []
+    named = optimizer if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    state = connection_state(layer.weight, named) if named != [] else ConnectionState([], [])
+    if batch is not None and batch.targets is not None and batch.bias is None:
+        batch = replace(batch, bias=layer.bias)
+    seed = draw_seed() if seed is None else seed
+    replicating = replicas.active_groups(layer)
+    if replicating:
+        seed = replicas.shared_seed(seed, replicating, layer.indices.device)
+    rewired = ops.prune_regrow_(
+        layer.weight,
+        layer.checked_indices(),
+        layer.in_features,
+        seed=seed,
+        state=state.zero,
+        mean_state=state.mean,
+        group_size=layer.group_size,
+        batch=batch,
+        **options,
+    )
+    layer._connections_changed()  # a copy that rewires its own connections is no average of another's
+    if replicating and batch is not None:  # the ranks' batches differ
+        replicas.broadcast_([layer.weight, layer.indices, *state.zero, *state.mean], replicating)
+        layer._mark_written("indices")
+    return rewired
