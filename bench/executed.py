@@ -45,7 +45,8 @@ def executed(sass: str, trips: Trips, entered: float) -> float:
         for start, end in known:
             if start <= number <= end:
                 times *= loops[start, end] or 0.0
-        total += times * len(block.names)
+        # what fills a listing up behind its end is never reached
+        total += times * sum(name != "NOP" for name in block.names)
     return total
 
 

@@ -27,8 +27,9 @@ _ARITHMETIC = re.compile(r"(?:fma|add|mul|sub)\.(?:\w+\.)*f(?:16|32|64)|v_(?:pk_
 _TENSOR_CORE = ("wgmma", "mma", "mfma")
 _ROWS = 128  # of the batch in every case
 _TILES_WITH_POSITIVES = 0.03  # 5 positives a row among 670,091 labels in groups of 32
-_COUNTED_LOOPS = {"fused_head"}
+_WALKS = {"fused_head", "backward_weight_kernel"}  # over the batch, in one program
 _COUNTED = {"fused_head", "tile_maxima_kernel", "rescore_kernel"}
+_COUNTED_OF_GROUPS = {"forward_kernel", "backward_input_kernel", "backward_weight_kernel"}
 _BATCH_WORK = ("HGMMA", "HMMA", "REDG", "RED.", "ATOM", "STG")
 
 
@@ -69,10 +70,11 @@ def _executed(launch: offline.Launch, compiled: Any) -> int | None:
     For 128 rows of a batch, which a program walks over in tiles or shares with others. Loops over the batch are those with
     matrix products, atomics or stores; all others belong to positives, which ``_TILES_WITH_POSITIVES`` have.
     """
-    if launch.kernel.__name__ not in _COUNTED:
+    name, grouped = launch.kernel.__name__, "BLOCK_G" in launch.kwargs
+    if name not in _COUNTED and not (grouped and name in _COUNTED_OF_GROUPS):
         return None
     tiles = _ROWS // min(launch.kwargs.get("BLOCK_B", _ROWS), _ROWS)
-    walks = launch.kernel.__name__ in _COUNTED_LOOPS
+    walks = name in _WALKS
 
     def trips(names: list[str]) -> float | None:
         return tiles if walks and any(name.startswith(_BATCH_WORK) for name in names) else None

@@ -13,8 +13,24 @@ _BEFORE_AND_HASTE: dict[tuple[str, str], tuple[str, int, str]] = {
         "21,170 for the three products alone, and 3 x [B, L] through memory",
     ),
     ("loss.step[bfloat16,K=64,G=32,bce,no loss]", "fused_head"): ("the same without the loss's value", 10_761, "-"),
+    ("linear.forward[bfloat16,K=64,G=32]", "forward_kernel"): ("forward alone (K=64, G=32, odd L)", 3_488, "6,240"),
+    ("linear.backward_input[bfloat16,K=64,G=32]", "backward_input_kernel"): (
+        "gradient of x alone (odd L)",
+        4_288,
+        "10,430",
+    ),
+    ("linear.backward_weight[bfloat16,K=64,G=32]", "backward_weight_kernel"): (
+        "gradient of weights alone (odd L)",
+        2_752,
+        "4,500",
+    ),
     ("topk.[bfloat16,K=64,G=32,k=5]", "tile_maxima_kernel"): ("top-k, sweep over the labels (K=64, G=32)", 17_800, "-"),
-    ("loss.step[bfloat16,K=32,G=1,bce]", "fused_head"): ("fused step, one label (K=32, G=1)", 3_385, "-"),
+    ("loss.step[bfloat16,K=32,G=1,bce]", "fused_head"): ("fused step, one label (K=32, G=1), atomics", 3_385, "-"),
+    ("loss.step[bfloat16,K=32,G=1,bce,dense]", "fused_head"): (
+        "the same, the gradient of x left to dense tiles",
+        3_385,
+        "-",
+    ),
 }
 
 

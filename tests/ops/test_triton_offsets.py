@@ -9,7 +9,7 @@ from tests.far_memory import huge, last_program_only
 if not INTERPRETING:
     pytest.skip("needs the interpreter", allow_module_level=True)
 
-from sparse_xmc.ops.triton_kernels import linear, linear_gather, linear_group, linear_inverted
+from sparse_xmc.ops.triton_kernels import input_gradient, linear, linear_gather, linear_group, linear_inverted
 
 HALF = torch.float16
 D, K = 40, 16
@@ -39,7 +39,7 @@ def test_many_labels(B: int, L: int, G: int) -> None:
     x, bias, dy = torch.randn(B, D).to(HALF), huge(L, dtype=HALF), huge(B, L, dtype=HALF)
     bias[-1] = 3.0
     dy[:, -1] = torch.randn(B)
-    with last_program_only():
+    with last_program_only(), input_gradient.forced("atomic"):
         y = linear.forward(x, weight, indices, bias, G)
         dx = linear.backward_input(dy, weight, indices, D, G, False)
         dw = linear.backward_weight(dy, x, indices, G, HALF)
@@ -83,7 +83,7 @@ def test_inverted_index_of_many_connections() -> None:
         rows[(position - first * K) // per_row] = number
         weight[position] = 10.0**number
     with last_program_only():
-        linear_inverted.sum_connections(offsets, positions, rows, weight, out, first, last, K, per_row)
+        linear_inverted.sum_connections_(offsets, positions, rows, weight, out, first, last, K, per_row)
     assert out[-1].tolist() == [3210.0] * stride
 
 
@@ -93,5 +93,5 @@ def test_sums_of_many_groups() -> None:
     dy, out = huge(B, L, dtype=HALF), huge(L // G * K, B, dtype=torch.float32)
     dy[:, -1] = 2.0
     with last_program_only():
-        linear_group.connection_sums(dy, weight, indices, out, D, G, 0, L // G)
+        linear_group.connection_sums_(dy, weight, indices, out, D, G, 0, L // G)
     torch.testing.assert_close(out[-K:], 2.0 * weight[-1].float()[:, None].expand(K, B))

@@ -20,7 +20,7 @@ from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import input_gradient, linear_dense, linear_gather, linear_group, linear_inverted
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import Plans
+from sparse_xmc.ops.triton_kernels._launch import Plans, padded
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 
 _WAYS = Plans()
@@ -99,7 +99,8 @@ def _quantized_case(K: int, G: int) -> CompileCase:
 
 def _cases(dtype: torch.dtype, weight_dtype: torch.dtype, K: int, G: int) -> Iterator[CompileCase]:
     B, D, L = 128, 768, 20_011
-    x, dy = torch.empty(B, D, dtype=dtype, device="meta"), torch.empty(B, L, dtype=dtype, device="meta")
+    x = torch.empty(B, D, dtype=dtype, device="meta")
+    dy = torch.empty(B, padded(L), dtype=dtype, device="meta")[:, :L]  # as gradients of a layer's logits come
     weight, bias = (torch.empty(*size, dtype=weight_dtype, device="meta") for size in ((L, K), (L,)))
     indices = torch.empty(-(-L // G), K, dtype=torch.uint16, device="meta")
     names = "-".join(str(d).removeprefix("torch.") for d in dict.fromkeys((dtype, weight_dtype)))

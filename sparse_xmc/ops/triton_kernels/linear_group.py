@@ -23,6 +23,7 @@ from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 # tl.dot takes no dimension below 16 on every target
 SMALLEST_DOT = 16
+WIDEST_TILE = 128  # rows or labels
 
 
 def _configs(tiles: list[tuple[int, int, int, int]]) -> list[tuning.Config]:
@@ -65,6 +66,38 @@ _CONFIGS = _configs(
 )
 
 
+@triton.jit
+def _place(tile, groups, MOST: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The group and the first row of the batch of a tile; groups come first."""
+    if MOST <= BLOCK_B:
+        return tile.to(tl.int64), tile * 0
+    else:
+        return (tile % groups).to(tl.int64), tile // groups * BLOCK_B
+
+
+@triton.jit
+def _features(
+    xt_ptr, stride, indices_ptr, offs_k, offs_b, K: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """``x [BLOCK_K, BLOCK_B]`` of the connections ``offs_k`` of a group, whose indices begin at ``indices_ptr``."""
+    inside = offs_k < K
+    if K % BLOCK_K == 0:
+        column = tl.load(indices_ptr + offs_k)  # [BLOCK_K]
+    else:
+        column = tl.load(indices_ptr + offs_k, mask=inside, other=0)  # [BLOCK_K]
+    if WIDE:
+        column = column.to(tl.int64)
+    else:
+        column = column.to(tl.int32)
+    x_ptrs = xt_ptr + (column[:, None] * stride + offs_b[None, :])
+    if K % BLOCK_K == 0 and ROWS % BLOCK_B == 0:
+        x = tl.load(x_ptrs)  # [BLOCK_K, BLOCK_B]
+    else:
+        x = tl.load(x_ptrs, mask=inside[:, None] & (offs_b < stride)[None, :], other=0.0)  # [BLOCK_K, BLOCK_B]
+    return x
+
+
 @triton.jit(do_not_specialize=["B"])
 def forward_kernel(
     xt_ptr,  # [D, stride_x], zeros from column B on
@@ -84,36 +117,44 @@ def forward_kernel(
     DOT: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets pass 2^31
+    ROWS: tl.constexpr,  # power of two that divides B
+    MOST: tl.constexpr,  # power of two that B does not pass
     BLOCK_G: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     pid = tl.program_id(0)
     chunks: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G
-    offs_g = (pid % chunks) * BLOCK_G + tl.arange(0, BLOCK_G)
-    group = ((pid // chunks) % R).to(tl.int64)
-    offs_b = (pid // (chunks * R)).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    labels = group * G + offs_g
-    mask_g = (offs_g < G) & (labels < L)
-    mask_x = (offs_b < stride_x)[None, :]
+    group, start_b = _place(pid // chunks, R, MOST, BLOCK_B)
+    first = group * G + pid % chunks * BLOCK_G
+    offs_b = start_b + tl.arange(0, BLOCK_B)
+    member = tl.arange(0, BLOCK_G)
+    room = G - pid % chunks * BLOCK_G  # labels of the group from the tile's first on
+    known = member < tl.minimum(L - first, room).to(tl.int32)
 
     acc = tl.zeros((BLOCK_B, BLOCK_G), ACC)
     for start_k in range(0, K, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < K
-        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
-        # [BLOCK_K, BLOCK_B]
-        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=mask_k[:, None] & mask_x, other=0.0)
-        w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
-        weight = decode(tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0))  # [BLOCK_G, BLOCK_K]
-        acc = dot_weight(tl.trans(x), tl.trans(weight), acc, DOT, SPLIT, PRECISION)
+        x = _features(xt_ptr, stride_x, indices_ptr + group * K, offs_k, offs_b, K, WIDE, ROWS, BLOCK_K, BLOCK_B)
+        w_ptrs = weight_ptr + first * K + member[:, None] * K + offs_k[None, :]
+        if K % BLOCK_K == 0:
+            weight = tl.load(w_ptrs, mask=known[:, None], other=0)  # [BLOCK_G, BLOCK_K]
+        else:
+            weight = tl.load(w_ptrs, mask=known[:, None] & (offs_k < K)[None, :], other=0)  # [BLOCK_G, BLOCK_K]
+        acc = dot_weight(tl.trans(x), tl.trans(decode(weight)), acc, DOT, SPLIT, PRECISION)
     if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + labels, mask=mask_g, other=0.0)[None, :]  # [BLOCK_G]
+        acc *= tl.load(scale_ptr + first + member, mask=known, other=0.0)[None, :]  # [BLOCK_G]
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + labels, mask=mask_g, other=0.0).to(ACC)[None, :]  # [BLOCK_G]
+        acc += tl.load(bias_ptr + first + member, mask=known, other=0.0).to(ACC)[None, :]  # [BLOCK_G]
 
-    y_ptrs = y_ptr + offs_b[:, None] * stride_y + labels[None, :]
-    inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < stride_y))[None, :]
+    row = tl.arange(0, BLOCK_B)[:, None]
+    if WIDE:
+        row = row.to(tl.int64)
+    y_ptrs = y_ptr + start_b.to(tl.int64) * stride_y + first + row * stride_y + member[None, :]
+    inside = (member < tl.minimum(stride_y - first, room).to(tl.int32))[None, :]
+    if ROWS % BLOCK_B != 0:
+        inside = inside & (offs_b < B)[:, None]
     tl.store(y_ptrs, round_nearest(acc, y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -139,6 +180,9 @@ def backward_input_kernel(
     PRECISION: tl.constexpr,
     GAPS: tl.constexpr,
     ATOMIC: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -146,33 +190,53 @@ def backward_input_kernel(
     pid = tl.program_id(0)
     chunks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     offs_k = (pid % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    local = ((pid // chunks) % num_groups).to(tl.int64)
+    local, start_b = _place(pid // chunks, num_groups, MOST, BLOCK_B)
     group = first + local
-    offs_b = (pid // (chunks * num_groups)).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_b = start_b + tl.arange(0, BLOCK_B)
     mask_k = offs_k < K
-    mask_x = mask_k[:, None] & (offs_b < stride_x)[None, :]
+    member = tl.arange(0, BLOCK_G)
+    row = tl.arange(0, BLOCK_B)
+    if WIDE:
+        row = row.to(tl.int64)
+        member_offset = member.to(tl.int64) * stride_dl
+    else:
+        member_offset = member * stride_dl
+    dy_offs = row[:, None] * stride_db + member_offset[None, :]
 
     sums = tl.zeros((BLOCK_B, BLOCK_K), ACC)
     for start_g in tl.static_range(0, G, BLOCK_G):
-        offs_g = start_g + tl.arange(0, BLOCK_G)
-        labels = group * G + offs_g
-        mask_g = (offs_g < G) & (labels < L)
-        dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
-        inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < readable))[None, :]
+        label = group * G + start_g
+        dy_ptrs = dy_ptr + start_b.to(tl.int64) * stride_db + label * stride_dl + dy_offs
+        inside = (member < tl.minimum(readable - label, G - start_g).to(tl.int32))[None, :]
+        if ROWS % BLOCK_B != 0:
+            inside = inside & (offs_b < B)[:, None]
         dy = tl.load(dy_ptrs, mask=inside, other=0.0)  # [BLOCK_B, BLOCK_G]
+        known = member < tl.minimum(L - label, G - start_g).to(tl.int32)
         if GAPS:
-            dy = tl.where(mask_g[None, :], dy, 0.0)
-        w_ptrs = weight_ptr + labels[:, None] * K + offs_k[None, :]
-        weight = tl.load(w_ptrs, mask=mask_g[:, None] & mask_k[None, :], other=0.0)  # [BLOCK_G, BLOCK_K]
+            if label + BLOCK_G > L:  # only behind the last label
+                dy = tl.where(known[None, :], dy, 0.0)
+        w_ptrs = weight_ptr + label * K + (member[:, None] * K + offs_k[None, :])
+        if K % BLOCK_K == 0:
+            weight = tl.load(w_ptrs, mask=known[:, None], other=0.0)  # [BLOCK_G, BLOCK_K]
+        else:
+            weight = tl.load(w_ptrs, mask=known[:, None] & mask_k[None, :], other=0.0)  # [BLOCK_G, BLOCK_K]
         sums = dot_weight(dy, weight, sums, DOT, SPLIT, PRECISION)
 
+    mask = mask_k[:, None] & (offs_b < stride_x)[None, :]
     if ATOMIC:
-        rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
-        dx_ptrs = dxt_ptr + rows[:, None] * stride_x + offs_b[None, :]
-        tl.atomic_add(dx_ptrs, tl.trans(sums), mask=mask_x, sem="relaxed")
+        column = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0)  # [BLOCK_K]
+        if WIDE:
+            column = column.to(tl.int64)
+        else:
+            column = column.to(tl.int32)
+        dx_ptrs = dxt_ptr + (column[:, None] * stride_x + offs_b[None, :])
+        if K % BLOCK_K == 0 and ROWS % BLOCK_B == 0:
+            tl.atomic_add(dx_ptrs, tl.trans(sums), sem="relaxed")
+        else:
+            tl.atomic_add(dx_ptrs, tl.trans(sums), mask=mask, sem="relaxed")
     else:
         dx_ptrs = dxt_ptr + (local * K + offs_k)[:, None] * stride_x + offs_b[None, :]
-        tl.store(dx_ptrs, tl.trans(sums), mask=mask_x)
+        tl.store(dx_ptrs, tl.trans(sums), mask=mask)
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -180,7 +244,7 @@ def backward_weight_kernel(
     dy_ptr,  # [B, readable]
     stride_db,
     stride_dl,
-    readable,  # labels that may be read; from L on (GAPS) they do not count
+    readable,  # labels that may be read; from L on they do not count
     xt_ptr,  # [D, stride_x], zeros from column B on
     stride_x,
     indices_ptr,  # [R, K]
@@ -192,7 +256,8 @@ def backward_weight_kernel(
     ACC: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
-    GAPS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -201,27 +266,34 @@ def backward_weight_kernel(
     chunks_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     chunks_g: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G
     offs_k = (pid % chunks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
-    offs_g = (pid // chunks_k % chunks_g) * BLOCK_G + tl.arange(0, BLOCK_G)
+    start_g = (pid // chunks_k % chunks_g) * BLOCK_G
     group = (pid // (chunks_k * chunks_g)).to(tl.int64)
-    labels = group * G + offs_g
-    mask_k = offs_k < K
-    mask_g = (offs_g < G) & (labels < L)
-    rows = tl.load(indices_ptr + group * K + offs_k, mask=mask_k, other=0).to(tl.int64)  # [BLOCK_K]
+    first = group * G + start_g
+    member = tl.arange(0, BLOCK_G)
+    row = tl.arange(0, BLOCK_B)
+    if WIDE:
+        row = row.to(tl.int64)
+        member_offset = member.to(tl.int64) * stride_dl
+    else:
+        member_offset = member * stride_dl
+    dy_ptrs = dy_ptr + first * stride_dl + (row[:, None] * stride_db + member_offset[None, :])
+    # what lies behind the last label ends in columns that are not stored
+    readable_here = (member < tl.minimum(readable - first, G - start_g).to(tl.int32))[None, :]
 
     acc = tl.zeros((BLOCK_K, BLOCK_G), ACC)
     for start_b in range(0, B, BLOCK_B):
-        offs_b = (start_b + tl.arange(0, BLOCK_B)).to(tl.int64)
-        x_mask = mask_k[:, None] & (offs_b < stride_x)[None, :]
-        x = tl.load(xt_ptr + rows[:, None] * stride_x + offs_b[None, :], mask=x_mask, other=0.0)  # [BLOCK_K, BLOCK_B]
-        dy_ptrs = dy_ptr + offs_b[:, None] * stride_db + labels[None, :] * stride_dl
-        inside = (offs_b < B)[:, None] & ((offs_g < G) & (labels < readable))[None, :]
+        offs_b = start_b + tl.arange(0, BLOCK_B)
+        x = _features(xt_ptr, stride_x, indices_ptr + group * K, offs_k, offs_b, K, WIDE, ROWS, BLOCK_K, BLOCK_B)
+        inside = readable_here
+        if ROWS % BLOCK_B != 0:
+            inside = inside & (offs_b < B)[:, None]
         dy = tl.load(dy_ptrs, mask=inside, other=0.0)  # [BLOCK_B, BLOCK_G]
-        if GAPS:
-            dy = tl.where(mask_g[None, :], dy, 0.0)
+        dy_ptrs += tl.full((), BLOCK_B, tl.int64) * stride_db
         acc = dot(x, dy, acc, DOT, PRECISION)
 
-    dw_ptrs = dw_ptr + labels[None, :] * K + offs_k[:, None]
-    tl.store(dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=mask_k[:, None] & mask_g[None, :])
+    known = member < tl.minimum(L - first, G - start_g).to(tl.int32)
+    dw_ptrs = dw_ptr + first * K + (member[None, :] * K + offs_k[:, None])
+    tl.store(dw_ptrs, round_nearest(acc, dw_ptr.dtype.element_ty), mask=(offs_k < K)[:, None] & known[None, :])
 
 
 FORWARD = tuning.Tuned(forward_kernel, _CONFIGS, _suits)
@@ -250,6 +322,7 @@ def forward(
     with on_device(x):
         if launch is None:
             constants, itemsize = _constants(K, group_size, x.dtype, weight.dtype)
+            constants |= _extent(B, D * xt.stride(0), y.stride(0))
             parts = cdiv(group_size, constants["BLOCK_G"]) * R
 
             def grid(config: tuning.Config) -> tuple[int, ...]:
@@ -299,7 +372,7 @@ def _multiply_weight_(
     with on_device(dy):
         if launch is None:
             constants, itemsize = _constants(K, group_size, dy.dtype, weight.dtype)
-            constants |= {"GAPS": readable > L, "ATOMIC": atomic}
+            constants |= {"GAPS": readable > L, "ATOMIC": atomic, **_extent(B, in_features * stride, *strides)}
 
             def grid(config: tuning.Config) -> tuple[int, ...]:
                 return (cdiv(K, config["BLOCK_K"]) * groups * cdiv(stride, config["BLOCK_B"]),)
@@ -321,8 +394,8 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dty
     with on_device(dy):
         if launch is None:
             constants, itemsize = _constants(K, group_size, x.dtype, dy.dtype)
-            constants["GAPS"] = readable > L
-            del constants["SPLIT"]
+            constants |= _extent(B, D * xt.stride(0), *strides)
+            del constants["SPLIT"], constants["MOST"]
             parts = cdiv(group_size, constants["BLOCK_G"]) * R
 
             def grid(config: tuning.Config) -> tuple[int, ...]:
@@ -341,3 +414,10 @@ def _constants(K: int, group_size: int, activation: torch.dtype, other: torch.dt
     block_g = max(SMALLEST_DOT, min(power_of_2(group_size), largest))
     constants = {"K": K, "G": group_size, "ACC": accumulator(activation), "BLOCK_G": block_g, **options}
     return constants, options["DOT"].primitive_bitwidth // 8
+
+
+def _extent(B: int, features: int, *strides: int) -> dict[str, Any]:
+    """Whether offsets in a matrix of features, or in a tile of one with these strides, need 64 bits; and powers of two that
+    divide the rows of the batch and that they do not pass, as far as tiles go."""
+    wide = max(features, 2 * WIDEST_TILE * max(strides)) >= 1 << 31
+    return {"WIDE": wide, "ROWS": min(B & -B, WIDEST_TILE), "MOST": min(power_of_2(B), 2 * WIDEST_TILE)}
