@@ -135,7 +135,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     from bench.tune import tune
 
     # in the suite's smoke mode there is nothing to search, which is no failure
-    return tune(arguments.out, small=arguments.small) if torch.cuda.is_available() or not arguments.small else 0
+    if arguments.small and not torch.cuda.is_available():
+        return 0
+    return tune(arguments.out, small=arguments.small, ship=arguments.ship)
 
 
 def _end_to_end(arguments: argparse.Namespace) -> int:
@@ -154,6 +156,12 @@ def _atomics(arguments: argparse.Namespace) -> int:
     from bench.atomics import measure
 
     return measure(arguments.out, arguments.device or _default_device(), small=arguments.small)
+
+
+def _edges(arguments: argparse.Namespace) -> int:
+    from bench.edges import sweep
+
+    return sweep(arguments.out, arguments.targets, arguments.match, arguments.jobs)
 
 
 def _gpu_report(arguments: argparse.Namespace) -> int:
@@ -235,6 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     step = verb("end_to_end", _end_to_end, "Time a training step of encoder and head.")
     profiled = verb("profile", _profile, "Profile a fused step.")
     atomics = verb("atomics", _atomics, "Time atomic additions and gathers in a GPU's L2 cache.")
+    tune.add_argument("--ship", action="store_true", help="also write the winners into the package")
+    edges = verb("edges", _edges, "Compile shapes at the edge offline and list what spills, races or does not fit.")
+    edges.add_argument("--targets", type=_several(str), default=["sm_80", "sm_90", "gfx942"], help="default: all three")
+    edges.add_argument("--match", default="", help="only calls that match, e.g. '^step' (default: all)")
+    edges.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     for sub in (tune, step, profiled, atomics):
         sub.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
     for sub in (check, step, profiled, atomics):

@@ -15,9 +15,11 @@ import triton.language as tl
 from bench import environment
 from bench.measure import Budget, interleaved
 from bench.rows import RowFile
+from sparse_xmc.ops.triton_kernels import input_gradient, tuning
 
 _ROWS = 64  # rows that a program touches at a time
 _ADDITIONS = {False: 1 << 28, True: 1 << 12}  # small: to try the command in Triton's interpreter
+_HEADLINE = (768, 128)  # the size whose rates are kept for the choice of a way
 _BUDGET = Budget(0.3, min_samples=3, max_samples=20)
 
 
@@ -85,4 +87,26 @@ def measure(folder: Path, device: str, *, small: bool = False) -> int:
             shown = row["reason"]
         file.append({**row, **described})
         print(f"[{D}, {B}]: {shown}", flush=True)
+        if row["status"] == "ok" and device == "cuda" and (D, B) == _HEADLINE:
+            remember(torch.cuda.get_device_name(), row["additions_per_s"], row["gathered_bytes_per_s"])
+    for line in ways(torch.device(device)):
+        print(line)
     return 0
+
+
+def remember(gpu: str, additions: float, l2_bytes: float) -> None:
+    """From now on the fused head's first guess at its way to the input gradient follows from these rates."""
+    tuning.forget()
+    input_gradient.remember_rates(gpu, additions, l2_bytes)
+    tuning.forget()
+
+
+def ways(device: torch.device) -> list[str]:
+    """Predicted times of the ways to the input gradient, by the rates that are known of a device."""
+    found = input_gradient.rates(device)
+    lines = [f"predicted time of the input gradient, B=128 D=768 bfloat16, at {found}:"]
+    for L, K in ((131_073, 32), (670_091, 32), (670_091, 64), (2_812_281, 128)):
+        problem = input_gradient.Problem(128, L, 768, K, torch.bfloat16, torch.bfloat16)
+        taken = input_gradient.seconds(problem, found).items()
+        lines.append(f"L={L} K={K}: " + ", ".join(f"{way} {time * 1e3:.2f} ms" for way, time in taken))
+    return lines

@@ -68,16 +68,20 @@ class Launch(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def recorded(launch: Callable[[], Any]) -> list[Launch]:
-    """The kernel launches that ``launch`` would make, with the default configurations of tuned kernels."""
-    from sparse_xmc.ops.triton_kernels import tuning
+def recorded(launch: Callable[[], Any], target: Target | None = None) -> list[Launch]:
+    """The kernel launches that ``launch`` would make, with the default configurations of tuned kernels on a target (sm_90)."""
+    from sparse_xmc.ops.triton_kernels import head_tiling, tuning
 
     launches: list[Launch] = []
+
+    def has_room(device: Any) -> bool:
+        return target is None or target.tensor_core != "mma"
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append(Launch(self, args, kwargs))
 
-    with mock.patch.object(JITFunction, "run", run), tuning.forced("off"):
+    patches = mock.patch.object(JITFunction, "run", run), mock.patch.object(head_tiling, "has_room", has_room)
+    with patches[0], patches[1], tuning.forced("off"):
         launch()
     return launches
 

@@ -37,7 +37,7 @@ def rows_of(case: str, target: str) -> list[dict[str, Any]]:
     """One row for each different kernel that a case launches."""
     found: dict[str, dict[str, Any]] = {}
     chosen = offline.TARGETS[target]
-    for launch in offline.recorded(static_cases.cases()[case].launch):
+    for launch in offline.recorded(static_cases.cases()[case].launch, chosen):
         compiled = offline.compile_for(launch, chosen)
         facts = offline.facts(compiled, chosen)
         loop: Counter[str] = max(offline.inner_loops(compiled, chosen), key=lambda c: c.total(), default=Counter())

@@ -6,6 +6,7 @@ The library remembers the winners in its cache (one json per GPU model) and uses
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import environment
+from bench import environment, suites
 from bench.check import check_provider
 from bench.measure import Budget, interleaved, warm_up
 from bench.point import Point
@@ -25,17 +26,29 @@ from bench.rows import RowFile
 _BUDGET = Budget(seconds=0.3, min_samples=5, max_samples=50)
 
 
+_SUITES = ("target", "gpu")
+_PARTS = {"full": ("forward", "backward_input", "backward_weight")}  # of a mode, each with kernels of its own
+
+
 def points(small: bool) -> Iterator[tuple[str, Point]]:
-    """(provider, point) that cover every tuned kernel, dtype and a few shape buckets."""
-    labels = (65_536,) if small else (131_072, 670_091, 2_812_281)
-    for L in labels:
-        for dtype in ("bfloat16",) if small else ("bfloat16", "float16", "float32"):
-            for K, G in ((32, 1), (64, 32)) if small else ((32, 1), (64, 1), (64, 32), (128, 32), (64, 16)):
-                base = Point("forward", L, K=K, G=G, B=128, dtype=dtype, device="cuda")
-                for mode in ("forward", "backward_input", "backward_weight"):
-                    yield "sparse_xmc", dataclasses.replace(base, mode=mode)
-                for mode in ("step", "topk"):
-                    yield "sparse_xmc_fused", dataclasses.replace(base, mode=mode)
+    """(provider, point) of our kernels in the GPU suites, those of the target first; one of each kind that is tuned apart."""
+    if small:
+        base = Point("forward", 65_536, K=64, G=32, B=128, dtype="bfloat16", device="cuda")
+        yield "sparse_xmc", base
+        yield "sparse_xmc_fused", dataclasses.replace(base, mode="step")
+        return
+    seen = set()
+    for name in _SUITES:
+        for sweep in suites.SUITES[name]("cuda")[0]:
+            for provider, point in itertools.product(sweep.providers, sweep.points):
+                if not provider.startswith("sparse_xmc") or provider == "sparse_xmc_deterministic":
+                    continue
+                for mode in _PARTS.get(point.mode, (point.mode,)):
+                    buckets = tuple((size - 1).bit_length() for size in (point.B, point.L, point.D))
+                    kind = (provider, mode, buckets, point.K, point.G, point.dtype)
+                    if kind not in seen:
+                        seen.add(kind)
+                        yield provider, dataclasses.replace(point, mode=mode)
 
 
 def _median(provider: Provider, point: Point, mode: str) -> float:
@@ -47,8 +60,12 @@ def _median(provider: Provider, point: Point, mode: str) -> float:
         return interleaved({"call": case.run}, "cuda", _BUDGET)["call"].p50_ms
 
 
-def tune(folder: Path, *, small: bool = False) -> int:
-    """Searches in full and appends a row per kernel and shape: first configuration against winner."""
+def tune(folder: Path, *, small: bool = False, ship: bool = False) -> int:
+    """Searches in full and appends a row per kernel and shape: first configuration against winner.
+
+    Args:
+        ship: whether the winners are also written into the package, where every installation finds them.
+    """
     if not torch.cuda.is_available():
         print("tuning needs a GPU: none is visible, nothing was searched")
         return 1
@@ -75,4 +92,7 @@ def tune(folder: Path, *, small: bool = False) -> int:
     winners = store.path(torch.cuda.get_device_name())
     if winners.exists():
         shutil.copy(winners, folder / "tuning.json")
+        if ship:
+            store.SHIPPED.mkdir(exist_ok=True)
+            shutil.copy(winners, store.SHIPPED / winners.name)
     return 0

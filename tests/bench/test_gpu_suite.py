@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
-from bench import end_to_end, gpu_report
+from bench import end_to_end, gpu_report, suites
 from bench.environment import REPOSITORY
 from bench.point import Point
 from bench.providers import get_provider
@@ -151,3 +151,41 @@ def test_atomics_and_gathers_are_checked_before_they_are_timed(tmp_path) -> None
     assert done.returncode == 0, done.stderr
     (row,) = RowFile(tmp_path).read()
     assert row["status"] == "ok" and row["additions_per_s"] > 0 and row["gathered_bytes_per_s"] > 0
+
+
+def test_shapes_that_are_tuned_are_those_of_the_suites() -> None:
+    """Every kind of call of our kernels that a GPU suite times has been searched before, the target's first."""
+    tuned = list(points(small=False))
+    kinds = {(name, p.mode, p.K, p.G, p.dtype, (p.B - 1).bit_length(), (p.L - 1).bit_length()) for name, p in tuned}
+    assert len(kinds) == len(tuned)
+    for suite in ("target", "gpu"):
+        for sweep in suites.SUITES[suite]("cuda")[0]:
+            for point in sweep.points:
+                for name in sweep.providers:
+                    if name.startswith("sparse_xmc") and name != "sparse_xmc_deterministic":
+                        mode = "backward_input" if point.mode == "full" else point.mode
+                        own = (
+                            mode,
+                            point.K,
+                            point.G,
+                            point.dtype,
+                            (point.B - 1).bit_length(),
+                            (point.L - 1).bit_length(),
+                        )
+                        assert (name, *own) in kinds
+    assert (tuned[0][1].L, tuned[0][1].K) == (670_091, 64)
+
+
+def test_measured_rates_are_kept_and_predict_the_ways(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("triton")
+    from bench import atomics
+    from sparse_xmc.ops.triton_kernels import input_gradient, tuning
+
+    monkeypatch.setenv("SPARSE_XMC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Test GPU")
+    atomics.remember("Test GPU", 1e15, 2e12)
+    cuda = torch.device("cuda", 0)
+    assert input_gradient.rates(cuda)[:2] == (1e15, 2e12)
+    lines = atomics.ways(cuda)
+    assert "additions=1000000000000000.0" in lines[0] and lines[2].startswith("L=670091 K=32: atomic 0.00 ms")
+    tuning.forget()

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
-from sparse_xmc.ops.triton_kernels import input_gradient, linear_dense
+from sparse_xmc.ops.triton_kernels import head_tiling, input_gradient, linear_dense
 from sparse_xmc.ops.triton_kernels._dot import TRITON_DTYPES, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import Launch, cdiv, padded
 from sparse_xmc.ops.triton_kernels._surround import finish_kernel, prepare_kernel
 from sparse_xmc.ops.triton_kernels.head_kernel import fused_head
-from sparse_xmc.ops.triton_kernels.head_tiling import Tiling, operands, tiling
+from sparse_xmc.ops.triton_kernels.head_tiling import Tiling, operands
 from sparse_xmc.ops.update import Update
 
 PRIVATE_BYTES = 1 << 28  # private buffers of the input gradient, all together
@@ -130,9 +130,10 @@ def first_tiling(call: Call, way: str) -> Tiling:
     x, (L, K) = call.x, call.layer.weight.shape
     adaptive = call.update is not None and call.update.second_moment is not None
     few_registers = x.dtype == call.layer.weight.dtype and x.element_size() == 2 and way == "atomic" and not adaptive
-    return tiling(
-        x.shape[0], L, K, call.layer.group_size, x.dtype, one_label=way == "private", few_registers=few_registers
-    )
+    return head_tiling.tiling(
+        x.shape[0], L, K, call.layer.group_size, x.dtype,
+        one_label=way == "private", few_registers=few_registers, room=head_tiling.has_room(x.device),
+    )  # fmt: skip
 
 
 def make(call: Call, way: str, tiles: Tiling) -> Plan:

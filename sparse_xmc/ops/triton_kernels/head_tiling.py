@@ -39,14 +39,30 @@ class Tiling(NamedTuple):
 
 
 @functools.cache
+def has_room(device: torch.device) -> bool:
+    """Whether registers are left beside a tile of 64 rows: on GPUs from sm_90 on, whose tensor cores read operands from shared
+    memory, and on AMD's."""
+    return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@functools.cache
 def tiling(
-    B: int, L: int, K: int, G: int, dtype: torch.dtype, *, one_label: bool = False, few_registers: bool = False
+    B: int,
+    L: int,
+    K: int,
+    G: int,
+    dtype: torch.dtype,
+    *,
+    one_label: bool = False,
+    few_registers: bool = False,
+    room: bool = True,
 ) -> Tiling:
     """The first guess. The batch enters by powers of two only.
 
     one_label: tiles of one label, where two may add to the same feature of memory without atomics.
     few_registers: whether 168 registers do for a group's tile: one 16-bit dtype, no second moments, atomics. Then three
         blocks fit a multiprocessor of sm_80 or sm_90.
+    room: ``has_room`` of the device.
     """
     batch = triton.next_power_of_2(max(B, 1))
     if G > 1 and K <= MAX_DOT_FAN_IN.get(dtype, 0):
@@ -54,8 +70,10 @@ def tiling(
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
         widest = 4096 if dtype != torch.float32 else 1024
         block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), 64)
+        if not room and dtype != torch.float32:
+            block_b = max(16, block_b // 2)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
-        maxnreg = 168 if few_registers and block_k <= 64 else None
+        maxnreg = 168 if few_registers and block_k <= 64 and block_k == K else None
         return Tiling(True, tiles, G, block_l, block_k, block_b, 4, num_stages=1, maxnreg=maxnreg)
     block_k = max(8, triton.next_power_of_2(K))
     if block_k > MAX_FAN_IN:
@@ -64,7 +82,8 @@ def tiling(
     block_b = min(max(16, batch), max(16 if block_k <= 512 else 1, 1024 // block_k), 64)
     block_l = 1 if one_label else max(1, (16384 if interpreting() else 1024) // (block_k * block_b))
     width = max(32, block_l)
-    warps = max(1, min(16, block_l * block_k * block_b // 1024))
+    # float64 takes two registers for each of them
+    warps = max(1, min(16, block_l * block_k * block_b // (512 if dtype == torch.float64 else 1024)))
     return Tiling(False, triton.cdiv(L, block_l), width, block_l, block_k, block_b, warps)
 
 
