@@ -52,7 +52,7 @@ def calibrate(
     scores: np.ndarray, centroid: np.ndarray, hit: np.ndarray, frequencies: np.ndarray,
     weight: np.ndarray | None = None, levels: Sequence[np.ndarray] = (),
 ) -> Calibration:  # fmt: skip
-    """Penalised logistic regression by Newton's method.
+    """Penalised logistic regression on pairs of rows and labels.
 
     Args:
         scores, centroid, hit, frequencies: one entry a pair of a held-out row and a candidate label ``[n]``.
@@ -67,19 +67,26 @@ def calibrate(
     # neighbouring knots are drawn together: a knot without data goes along with the next
     bend = np.diff(np.eye(n), axis=0)
     penalty = np.kron(np.eye(len(columns)), _RIDGE * bend.T @ bend) + 1e-3 * np.eye(len(columns) * n)
+    start = np.repeat([1.0, 1.0, -2.0, 0.0, 0.0][: len(columns)], n)
+    theta = logistic(design, hit, weight, penalty, start, np.zeros(len(start)))
+    return Calibration(knots, *theta.reshape(len(columns), n))
+
+
+def logistic(
+    design: np.ndarray, hit: np.ndarray, weight: np.ndarray, penalty: np.ndarray, start: np.ndarray, centre: np.ndarray
+) -> np.ndarray:
+    """Coefficients of a logistic regression under a quadratic penalty about ``centre``, by Newton's method from ``start``."""
 
     def objective(theta: np.ndarray) -> float:
-        z = design @ theta
-        return float(weight @ (np.logaddexp(0, z) - hit * z) + 0.5 * theta @ penalty @ theta)
+        z, off = design @ theta, theta - centre
+        return float(weight @ (np.logaddexp(0, z) - hit * z) + 0.5 * off @ penalty @ off)
 
-    theta = np.repeat([1.0, 1.0, -2.0, 0.0, 0.0][: len(columns)], n)
-    value = objective(theta)
+    theta, value = start, objective(start)
     for _ in range(_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(design @ theta, -500, 500)))
-        gradient = design.T @ (weight * (p - hit)) + penalty @ theta
+        p = np.exp(-np.logaddexp(0, -(design @ theta)))
+        gradient = design.T @ (weight * (p - hit)) + penalty @ (theta - centre)
         curvature = (design * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ design + penalty
-        step = np.linalg.solve(curvature, gradient)
-        before, share = value, 1.0
+        step, before, share = np.linalg.solve(curvature, gradient), value, 1.0
         while (value := objective(theta - share * step)) > before and share > 1e-3:
             share /= 2  # a full step may lead too far
         if value >= before:
@@ -87,4 +94,4 @@ def calibrate(
         theta = theta - share * step
         if before - value < 1e-5 * abs(value):
             break
-    return Calibration(knots, *theta.reshape(len(columns), n))
+    return theta

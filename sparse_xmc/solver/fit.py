@@ -247,6 +247,7 @@ class _Chosen:
     name: str
     judged: tuple[np.ndarray, np.ndarray]
     flat: Mixture
+    calibrates: bool = False
     clusterings: int = 0
     lines: list[str] = field(default_factory=list)
 
@@ -266,7 +267,8 @@ def _choose(
         svm = task.head(own, stages(name, lambda: task.svm(lists, own, cost, f"trying {name}")))
         held = pairs(x, targets, svm, task.centroid(own), task.frequencies, task.x.shape[0], propensity)
         mixture, value, how = best_mixture(held, tail)
-        tried.append(_Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture))
+        chosen = _Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
+        tried.append(replace(chosen, calibrates=held.calibrates))
         return tried[-1]
 
     def judge_levels(best: _Chosen) -> _Chosen:
@@ -299,7 +301,7 @@ def _choose(
         if more.value < best.value + _WORTH:
             break
         best = more
-    for _ in range(plan.clusterings):
+    for _ in range(plan.clusterings if best.calibrates else 0):
         more = judge_levels(best)
         if more.value < best.value + _WORTH:
             break

@@ -10,13 +10,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc.metrics import Truth, ranking_metrics
-from sparse_xmc.solver.calibrate import Calibration, calibrate
+from sparse_xmc.solver.calibrate import Calibration, calibrate, logistic
 from sparse_xmc.solver.head import Block, Level, TermHead
 
 SHARES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TEMPERS = (0.0, 0.3, 0.6, 1.0)  # of propensities in the weight of a hit; where the tail does not count the first two
 _CANDIDATES = 25  # labels of a held-out row by each of two mixtures
 _RANKED = 5
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,16 @@ class Pairs:
     truth: Truth
     levels: Sequence[np.ndarray] = ()  # of each pair the score among its cluster's rows, and what its clusters say
 
+    @property
+    def folds(self) -> np.ndarray:
+        """The fifth that each row is in ``[H]``."""
+        return np.arange(len(self.labels)) % _FOLDS
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether every fifth has a hit, so that a calibration by the others can be judged on it; levels need one."""
+        return all(self.hit[self.folds == i].any() for i in range(_FOLDS))
+
     def total(self, mixture: Mixture, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """The mixture's scores ``[H, S]``, -inf where there is no label."""
         labels = self.labels[rows]
@@ -165,17 +176,17 @@ def objective(top: np.ndarray, truth: Truth, tail: float) -> float:
 def best_mixture(held: Pairs, tail: float) -> tuple[Mixture, float, str]:
     """The mixture with the best objective, its value and its name.
 
-    A calibration is judged on one half of the rows by the fit on the other half, and fitted on both once it is taken.
+    A calibration is judged on each fifth of the rows by the fit on the others, and fitted on all once it is taken.
     """
     found: list[tuple[float, str, Any]] = []
     for share in () if held.levels else SHARES:
         found.append((objective(held.ranked(Uniform(share)), held.truth, tail), f"centroid x {share:g}", share))
-    halves = np.arange(len(held.labels)) % 2 == 0
-    if min(held.hit[halves].sum(), held.hit[~halves].sum()) > 0:
+    if held.calibrates:
+        fold = held.folds
         for temper in TEMPERS if tail else TEMPERS[:2]:
             top = np.empty((len(held.labels), _RANKED), held.labels.dtype)
-            for part in (halves, ~halves):
-                top[part] = held.ranked(held.fit(temper, ~part), part)
+            for i in range(_FOLDS):
+                top[fold == i] = held.ranked(held.fit(temper, fold != i), fold == i)
             name = "calibrated by label frequency" + (f", hits weigh propensity^-{temper:g}" if temper else "")
             found.append((objective(top, held.truth, tail), name, held.fit(temper)))
     value, name, chosen = max(found, key=lambda entry: entry[0])
@@ -186,15 +197,7 @@ def _log_odds(held: Pairs, share: float) -> Uniform:
     """The share with scale and shift that make scores log-odds: the order of labels stays."""
     known = held.labels >= 0
     z = (held.scores + share * held.centroid)[known].astype(np.float64)
+    design, as_it_is = np.stack([z, np.ones(len(z))], axis=1), np.array([1.0, 0.0])  # with a faint pull towards it
     hit = held.hit[known].astype(np.float64)
-    scale, shift = 1.0, 0.0
-    for _ in range(30):  # Newton's method, with a faint pull towards (1, 0)
-        p = 1 / (1 + np.exp(-(scale * z + shift)))
-        w = np.maximum(p * (1 - p), 1e-9)
-        gradient = np.array([((p - hit) * z).sum() + (scale - 1), (p - hit).sum() + shift])
-        curvature = np.array([[(w * z * z).sum() + 1, (w * z).sum()], [(w * z).sum(), w.sum() + 1]])
-        step = np.linalg.solve(curvature, gradient)
-        scale, shift = scale - step[0], shift - step[1]
-        if np.abs(step).max() < 1e-8:
-            break
+    scale, shift = logistic(design, hit, np.ones(len(z)), np.eye(2), as_it_is, as_it_is)
     return Uniform(share, float(max(scale, 1e-3)), float(shift))

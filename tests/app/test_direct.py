@@ -16,7 +16,7 @@ from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.options import GRADIENT, settled
 from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.jobs import convert, train
-from sparse_xmc.data import SparseInputs, open_split
+from sparse_xmc.data import DataError, SparseInputs, open_split
 from sparse_xmc.solver import fit as fitting
 from sparse_xmc.solver.head import Block, TermHead
 from tests.conftest import INTERPRETING
@@ -262,3 +262,32 @@ def test_training_evaluating_and_predicting_load_neither_torch_nor_scikit_learn(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     assert "head of 15 labels with " in done.stdout
+
+
+ODD = {
+    "one label": [("a{i} b", ["x"])] * 40,
+    "few rows": [("aa bb", ["x"]), ("bb cc", ["y"]), ("cc aa", ["x"])],
+    "rows without a term": [("", ["x"]), ("aa b{i}", ["y"]), ("aa", ["x", "y"])] * 20,
+    "labels without a term": [("u{i}", ["rare{i}"]), ("aa b{i}", ["x"]), ("aa", ["y"])] * 20,
+    "rows without labels": [("aa bb", []), ("aa b{i}", ["x"]), ("bb", ["y"])] * 20,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("effort", ["normal", "best"])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_are_solved_without_a_warning(tmp_path, name, effort):
+    with open(tmp_path / "odd.jsonl", "w", encoding="utf-8") as file:
+        for i, (text, labels) in enumerate(ODD[name]):
+            row = {"text": text.format(i=i % 9), "labels": [label.format(i=i) for label in labels]}
+            file.write(json.dumps(row) + "\n")
+    path = str(tmp_path / "odd.jsonl")
+    options = {"train": path, "test": path, "out": str(tmp_path / "run"), "effort": effort, "held_out": 0.5}
+    metrics = train(TrainingConfig(**options, progress=False), report=lambda line: None)
+    assert 0 <= metrics["P@1"] <= 100 and np.isfinite(metrics["PSP@1"])
+
+
+def test_texts_without_terms_are_refused_in_one_line(tmp_path):
+    (tmp_path / "none.jsonl").write_text('{"text": "", "labels": ["x"]}\n' * 3)
+    with pytest.raises(DataError, match="the training texts give no tf-idf terms"):
+        train(TrainingConfig(train=str(tmp_path / "none.jsonl"), out=str(tmp_path / "run")), report=lambda line: None)
