@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from sparse_xmc._progress import Meter
 from sparse_xmc.app.log import RunLog
-from sparse_xmc.data import Inputs, to_torch_csr
+from sparse_xmc.data import Inputs, sorted_targets, to_torch_csr
 from sparse_xmc.distributed.layout import Layout
 from sparse_xmc.models.classifier import XMCClassifier
 from sparse_xmc.optim.learning_rate import rate_factor
@@ -126,6 +126,7 @@ class Trainer:
         self.progress = Progress()
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.prepare_targets = sorted_targets if getattr(model, "takes_sorted_targets", False) else to_torch_csr
         self.steps_per_epoch = math.ceil(len(inputs) / batch_size)
         self.total = self.steps_per_epoch * epochs
 
@@ -146,7 +147,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for piece in np.array_split(rows, min(self.accumulate, len(rows))):
             inputs = to_device(self.inputs.batch(piece), self.device)
-            targets = to_torch_csr(self.targets[piece]).to(self.device)
+            targets = self.prepare_targets(self.targets[piece]).to(self.device)
             with torch.autocast(self.device.type, dtype=_AMP.get(self.amp), enabled=self.amp != "off"):
                 loss = self.model.loss(inputs, targets, progress=step / self.total)
             loss = loss * (len(piece) / len(rows))

@@ -5,7 +5,7 @@ from sparse_xmc._extras import require
 
 require("scipy")
 
-from sparse_xmc.data.batches import DenseInputs, Inputs, SparseInputs, TokenInputs, to_torch_csr
+from sparse_xmc.data.batches import DenseInputs, Inputs, SparseInputs, TokenInputs, sorted_targets, to_torch_csr
 from sparse_xmc.data.errors import DataError
 from sparse_xmc.data.filters import read_filter
 from sparse_xmc.data.labels import LabelRows, LabelVocabulary
@@ -31,6 +31,7 @@ __all__ = [
     "TokenRows",
     "open_split",
     "read_filter",
+    "sorted_targets",
     "targets_from_lists",
     "to_torch_csr",
 ]

@@ -16,6 +16,8 @@ from sparse_xmc.ops._csr import csr_matrix
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparse_xmc.ops._contract import Positives
+
 
 class Inputs(Protocol):
     """Rows that a model can be fed with.
@@ -58,6 +60,27 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
     _meet_beta_notice()
     offsets, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
     return csr_matrix(offsets, columns, torch.from_numpy(np.ascontiguousarray(matrix.data)), matrix.shape)
+
+
+def sorted_targets(matrix: sp.csr_matrix) -> Positives:
+    """A SciPy CSR matrix of labels, ordered by label as the fused losses read it: what a loss would else do in every step.
+
+    Examples:
+        >>> import scipy.sparse as sp
+        >>> from sparse_xmc.data import sorted_targets
+        >>> sorted_targets(sp.csr_matrix([[0.0, 1.0], [1.0, 1.0]])).labels
+        tensor([0, 1, 1])
+    """
+    import torch
+
+    from sparse_xmc.ops._contract import Positives
+
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
+    order = np.argsort(matrix.indices, kind="stable")
+    labels, rows = matrix.indices[order].astype(np.int64), rows[order]
+    again = (labels[1:] == labels[:-1]) & (rows[1:] == rows[:-1])
+    rows[1:][again] = matrix.shape[0]  # a repeated entry counts once
+    return Positives(torch.from_numpy(labels), torch.from_numpy(rows), *matrix.shape)
 
 
 class SparseInputs:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.auxiliary import AuxiliaryObjective
+from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_input import SparseInputLinear
 from sparse_xmc.models.sparse_rows import csr_rows
 from sparse_xmc.models.topk import head_topk, topk_by_rows
+from sparse_xmc.ops._contract import Positives
 
 
 def probability(scores: Tensor, loss: ops.Loss) -> Tensor:
@@ -90,11 +92,17 @@ class XMCClassifier(nn.Module):
             return logits
         return (probability(logits, self.head_loss) + probability(self.lexical(inputs), self.lexical_loss)) / 2
 
-    def loss(self, inputs: Any, targets: Tensor, *, progress: float = 1.0) -> Tensor:
+    @property
+    def takes_sorted_targets(self) -> bool:
+        """Whether ``loss`` takes targets that a loader has sorted (``data.sorted_targets``): a fused head alone does."""
+        alone = self.auxiliary is None and self.lexical is None
+        return alone and type(self.head) is FixedFanInLinear
+
+    def loss(self, inputs: Any, targets: Tensor | Positives, *, progress: float = 1.0) -> Tensor:
         """Training loss: the head's, mixed with the auxiliary objective while that is on.
 
         Args:
-            targets: ``torch.sparse_csr [B, L]``.
+            targets: ``torch.sparse_csr [B, L]``, or sorted ones where ``takes_sorted_targets``.
             progress: share of the training that is over, for the auxiliary weight.
         """
         x = self.encoder(inputs)

@@ -43,7 +43,8 @@ def direct(*tensors: Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
-        or transforming()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     ):
         return False
     # no generator here: it would take longer than all of the above

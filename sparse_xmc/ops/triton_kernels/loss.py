@@ -33,8 +33,9 @@ def loss_gradients(
 ) -> Gradients:
     """Gradients of the loss: (dx, dw, db), None where not needed."""
     weight, _, bias, _ = layer
-    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if needed.weight else None
-    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if needed.bias and bias is not None else None
+    whole = torch.contiguous_format
+    dw = torch.empty_like(weight, memory_format=whole) if needed.weight else None
+    db = torch.empty_like(bias, memory_format=whole) if needed.bias and bias is not None else None
     _, dx = sweep(x, layer, positives, objective, scaling, Wanted(x=needed.x, dw=dw, db=db))
     return dx, dw, db
 
