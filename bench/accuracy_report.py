@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -77,6 +78,22 @@ def family(variant: str) -> str:
     return "fixed fan-in on embeddings"
 
 
+def short(label: str) -> str:
+    """A variant's title as it stands in a figure: what its overrides say in words."""
+    name, _, extra = label.rstrip(")").partition(" (")
+    name = name.replace("intermediate ", "units: ")
+    said = dict(part.split("=") for part in extra.split(", ")) if extra else {}
+    words = {
+        "fan_in": "K={}",
+        "lexical_fan_in": "{} terms",
+        "intermediate": "units: {}",
+        "head": "{}",
+    }
+    parts = [words.get(key, key + "={}").format(value) for key, value in said.items()]
+    own = [part for part in name.split(", ") if part != "default" or not parts]
+    return ", ".join(dict.fromkeys([*parts, *own]))
+
+
 def unbeaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
     """Whether none of ``others`` (memory, precision) beats a point, a tenth more memory counting as equal."""
     x, y = point
@@ -84,55 +101,53 @@ def unbeaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) 
 
 
 def draw(name: str, variants: Variants, target: Sequence[float]) -> str:
-    """P@1 against head memory, one point per variant. Numbered: what nothing (dense heads: no dense head) beats."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
+    """P@1 against head memory, one point per variant. Named: what nothing (dense heads: no dense head) beats."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(10.5, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    from bench import figure_style as look
+
+    figure, all_axes = look.canvas(4.6)
+    figure.subplots_adjust(bottom=0.22)
+    axes = all_axes[0, 0]
     labels = [label for label, _ in variants]
     points = [(rows[0]["head_bytes"] / 2**20, mean(row["P@1"] for row in rows)) for rows in variants.values()]
     families = [family(label) for label in labels]
-    for kind in dict.fromkeys((*FAMILIES.values(), *families)):
+    kinds = dict.fromkeys((*FAMILIES.values(), "fixed fan-in on embeddings"))
+    colours = dict(zip(kinds, look.PALETTE, strict=False))
+    for kind, marker in zip(kinds, "soD^vP", strict=False):
         chosen = [point for point, own in zip(points, families, strict=True) if own == kind]
         if chosen:
-            axes.plot(*zip(*chosen, strict=True), "s" if kind == "dense" else "o", label=kind, alpha=0.7)
+            axes.plot(*zip(*chosen, strict=True), marker, color=colours[kind], label=kind, alpha=0.8, markersize=5.5)
     dense = [point for point, kind in zip(points, families, strict=True) if kind == "dense"]
-    axes.axhline(target[0], color="gray", linestyle="--", label="tree ensemble on tf-idf", zorder=1)
-    numbered = [
-        (point, label)
-        for label, kind, point in zip(labels, families, points, strict=True)
-        if unbeaten(point, dense if kind == "dense" else points)
-    ]
-    for number, (point, label) in enumerate(sorted(numbered), start=1):
-        axes.annotate(
-            str(number), point, fontsize=9, fontweight="bold", xytext=(0, 5), textcoords="offset points", ha="center",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
-        axes.plot(
-            [],
-            [],
-            marker=f"${number}$",
-            markeredgewidth=0,
-            color="black",
-            linestyle="none",
-            label=label.replace(" (", "\n("),
-        )
-    commits = sorted({row["commit"] for rows in variants.values() for row in rows})
-    axes.set_title(f"{name}: precision against memory of the head", loc="left", fontweight="bold", pad=20)
-    axes.text(0, 1.02, f"commits {', '.join(commits)}", transform=axes.transAxes, fontsize=8, color="#555555")
-    axes.set(xscale="log", xlabel="head: weights, indices, bias (MiB)", ylabel="test P@1, %")
+    axes.axhline(target[0], color="gray", linestyle="--", linewidth=1.2, zorder=1)
+    axes.set(xscale="log")
+    axes.set_xlabel("head: weights, indices, bias (MiB)", fontsize=look.TEXT)
+    axes.set_ylabel("test P@1, %", fontsize=look.TEXT)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.06, y=0.06)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    look.titled(axes, f"{name}: precision against memory of the head")
+    named = [
+        look.Named(*point, short(label), colours[kind], kind != "dense")
+        for label, kind, point in zip(labels, families, points, strict=True)
+        if unbeaten(point, dense if kind == "dense" else points)
+    ]
+    look.near(axes, sorted(named, key=lambda one: -one.y), points, size=look.TEXT - 1)
+    axes.annotate(
+        "tree ensemble on tf-idf", (axes.get_xlim()[1], target[0]), xytext=(0, 3), textcoords="offset points",
+        ha="right", fontsize=look.TEXT - 1, color=look.GREY,
+    )  # fmt: skip
+    axes.legend(fontsize=look.TEXT - 1, frameon=False, loc="upper left", bbox_to_anchor=(-0.01, -0.12), ncols=3)
+    commits = sorted({row["commit"] for row in rows_of(variants)})
+    look.caption(figure, f"commits {', '.join(commits)}")
     path = os.path.join(FOLDER, f"{name}.png")
-    figure.savefig(path, dpi=120)
+    look.save(figure, Path(path))
     return path
+
+
+def rows_of(variants: Variants) -> list[dict[str, Any]]:
+    return [row for rows in variants.values() for row in rows]
 
 
 def write_report(rows: Sequence[dict[str, Any]], targets: dict[str, tuple[float, float, float]]) -> None:

@@ -8,7 +8,7 @@ from bench import environment
 from bench.rows import Row
 
 PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"), ("S3Rec-Beauty", "AdamW"))
-COLOURS = {0: "black", 16: "#1b9e77", 32: "#d95f02", 64: "#7570b3"}
+COLOURS = {0: "#000000", 16: "#009e73", 32: "#d55e00", 64: "#0072b2"}
 RULES = {0.0: "lr", 0.5: "lr (D/K)^0.5", 1.0: "lr D/K"}  # by the power of D / K
 FIGURE = environment.REPOSITORY / "reports" / "learning_rate.png"
 

@@ -1,84 +1,79 @@
-"""Figures from stored rows. Measures nothing."""
+"""Figures from stored rows: every one that the rows allow. Measures nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench import figure_style as look
+from bench.figure_style import Named, Value
+from bench.first_screen import BASELINES, OWN
 from bench.providers import providers
+from bench.roofline_figure import roofline
 from bench.rows import Row, RowFile, newest
 
-_MARKERS = "osD^vP*Xh<>p"
 _POINT = ["L", "D", "K", "G", "B", "dtype", "device"]
+_AXES = {"L": "labels", "K": "fan_in", "B": "batch_size", "D": "in_features", "G": "group_size"}
+_WORDS = {"L": "labels", "K": "connections per label K", "B": "rows B", "D": "features D", "G": "labels per group G"}
+_MODES = {
+    "step": "Training step",
+    "forward": "Forward",
+    "full": "Forward + backward",
+    "backward_input": "Gradient of the input",
+    "backward_weight": "Gradient of the weights",
+    "softmax": "Softmax, loss and gradients",
+    "topk": "Top-k",
+    "rewire": "Rewiring",
+}
 
 
-def _frame(rows: list[Row]) -> pd.DataFrame:
+def frame(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame([row for row in rows if "status" in row and row["kind"] in ("time", "memory", "roof")])
 
 
 def plot_folder(folder: Path) -> list[Path]:
     """Draws every figure that the rows allow; returns the files written.
 
-    The roofline shows one run; the others show the newest measurement of every job.
+    The headline and the roofline show one run; the others show the newest measurement of every job.
     """
     every = RowFile(folder).read()
-    rows = _frame(newest(every))
+    rows = frame(newest(every))
     if rows.empty:
         raise ValueError(f"no rows in {folder}: run `python -m bench run --out {folder}` first")
-    figures = {
-        "headline": headline,
-        "step_time_vs_labels": step_time,
-        "peak_memory_vs_labels": peak_memory,
-        "throughput_vs_labels": throughput,
-        "time_vs_fan_in": time_vs_fan_in,
-        "roofline": roofline,
-    }
     written = []
-    for name, draw in figures.items():
-        figure = draw(_frame(every) if draw is roofline else rows)
-        if figure is None:
-            continue
-        path = Path(folder) / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
-        plt.close(figure)
-        written.append(path)
+    for name, draw in _figures(rows, frame(every)):
+        figure = draw()
+        if figure is not None:
+            path = Path(folder) / "figures" / f"{name}.png"
+            look.save(figure, path)
+            written.append(path)
     return written
 
 
-def _style(name: str) -> dict[str, Any]:
-    known = providers()
-    place = list(known).index(name) if name in known else len(known)
-    ours = name.startswith("sparse_xmc")
-    return {
-        "label": known[name].label if name in known else name,
-        "color": known[name].colour if name in known else "#dbdb8d",
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": "-" if ours else "--",
-        "linewidth": 2.4 if ours else 1.4,
-        "markersize": 6 if ours else 5,
-        "zorder": 3 if ours else 2,
-    }
+def _figures(rows: pd.DataFrame, every: pd.DataFrame) -> Iterator[tuple[str, partial[Figure | None]]]:
+    yield "headline", partial(headline, every)
+    yield "providers", partial(by_provider, every)
+    for kind, word in (("time", "time"), ("memory", "peak_memory")):
+        for mode in _MODES:
+            for axis, name in _AXES.items():
+                yield f"{mode}_{word}_vs_{name}", partial(along, rows, kind, mode, axis)
+    yield "roofline", partial(roofline, every)
 
 
-def _slice(rows: pd.DataFrame, kind: str, mode: str, along: str) -> pd.DataFrame:
+def _slice(rows: pd.DataFrame, kind: str, mode: str, axis: str) -> pd.DataFrame:
     """Rows of the best covered sweep along one axis: everything else of the point is constant."""
     part = rows[(rows["kind"] == kind) & (rows["mode"] == mode)]
     if part.empty:
         return part
-    fixed = [c for c in _POINT if c != along]
-    spread = part.groupby(fixed)[along].nunique()
-    if spread.max() < 2:
+    fixed = [c for c in _POINT if c != axis]
+    spread = part[part["status"] == "ok"].groupby(fixed)[axis].nunique()
+    if spread.empty or spread.max() < 2:
         return part.iloc[:0]
     chosen = dict(zip(fixed, spread.idxmax(), strict=True))
     for column, value in chosen.items():
@@ -86,41 +81,39 @@ def _slice(rows: pd.DataFrame, kind: str, mode: str, along: str) -> pd.DataFrame
     return part
 
 
-def _conditions(part: pd.DataFrame, *names: str) -> str:
-    first = part.iloc[0]
-    values = ", ".join([*(f"{name}={first[name]}" for name in names), str(first["dtype"])])
-    gpu = first.get("gpu")
-    where = gpu if isinstance(gpu, str) else f"{first['cpu']}, {first['cores']} cores"
-    commits = "/".join(sorted({str(c)[:8] for c in part["commit"]}))
-    return f"{values}\n{where}, torch {first['torch']}, commit {commits}"
+def along(rows: pd.DataFrame, kind: str, mode: str, axis: str) -> Figure | None:
+    """Time or memory of a mode against one field of the point, a line per provider."""
+    part = _slice(rows, kind, mode, axis)
+    if part.empty:
+        return None
+    figure, all_axes = look.canvas(3.9)
+    axes = all_axes[0, 0]
+    flat = part[(part["provider"] == "dense") & (part["status"] == "ok")] if axis == "K" else part.iloc[:0]
+    drawn = part[part["provider"] != "dense"] if len(flat) else part
+    value = _scale(axes, drawn, axis, kind)
+    named = _lines(axes, drawn, axis, value)
+    if len(flat):  # nn.Linear has no fan-in
+        level, dense = float(value(flat).iloc[-1]), look.style("dense")
+        axes.axhline(level, color=dense["color"], linestyle="--", linewidth=1.4)
+        named.append(Named(axes.get_xlim()[1], level, dense["label"], dense["color"]))
+    what = "peak memory" if kind == "memory" else "time"
+    look.titled(axes, f"{_MODES[mode]}: {what} against {_WORDS[axis].rpartition(' ')[0] or _WORDS[axis]}")
+    look.beside(axes, named)
+    look.caption(figure, look.conditions(part, *(name for name in ("L", "B", "D", "K", "G") if name != axis)))
+    return figure
 
 
-def _axes(title: str, part: pd.DataFrame, conditions: tuple[str, ...]) -> tuple[plt.Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(7.2, 4.6))
-    axes.set_title(f"{title}\n", pad=9, fontsize=11.5, loc="left", fontweight="bold")
-    axes.text(0, 1.015, _conditions(part, *conditions), transform=axes.transAxes, fontsize=7.5, color="#555555")
-    _plain(axes)
-    return figure, axes
-
-
-def _caption(figure: plt.Figure, text: str) -> None:
-    """Small print above figures of several panels."""
-    figure.suptitle(text, fontsize=7.5, color="#555555", x=0.12, ha="left", y=1.02)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _labels_axis(axes: Axes, labels: pd.Series) -> None:
+def _scale(axes: Axes, part: pd.DataFrame, axis: str, kind: str) -> Value:
+    """Both axes, logarithmic; returns what stands on the vertical one."""
     axes.set_xscale("log")
-    ticks = _apart(sorted(labels.unique()))
-    axes.set_xticks(ticks, [_count(t) for t in ticks])
+    ticks = _apart(sorted(part[axis].unique()))
+    axes.set_xticks(ticks, [look.count(t) for t in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
-    axes.set_xlabel("labels L")
+    axes.set_xlabel(_WORDS[axis], fontsize=look.TEXT)
+    axes.set_yscale("log", base=2 if kind == "memory" else 10)
+    axes.yaxis.set_major_formatter(FuncFormatter(look.in_bytes if kind == "memory" else look.in_seconds))
+    return look.held if kind == "memory" else look.median
 
 
 def _apart(values: list[float]) -> list[float]:
@@ -133,60 +126,34 @@ def _apart(values: list[float]) -> list[float]:
     return kept
 
 
-def _count(value: float) -> str:
-    return f"{value / 1e6:.3g}M" if value >= 1e6 else f"{value / 1e3:.0f}k" if value >= 1e3 else f"{value:g}"
+def _lines(axes: Axes, part: pd.DataFrame, axis: str, value: Value) -> list[Named]:
+    """A line per provider that has two points or more; returns the last points, with names.
 
-
-def _bytes(value: float, _: int = 0) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def _milliseconds(value: float, _: int = 0) -> str:
-    return f"{value / 1e3:g} s" if value >= 1e3 else f"{value:g} ms" if value >= 0.1 else f"{value * 1e3:g} us"
-
-
-def _lines(axes: Axes, part: pd.DataFrame, along: str, value: Callable[[pd.DataFrame], pd.Series]) -> None:
-    """A line per provider, with a cross behind the last point if the next one takes more memory than there is.
-
-    A line joins points of one run, the one with the most of them; the others stand alone and hollow.
+    A line joins points of one run, the one with the most of them; the others stand alone and hollow. Of a provider whose
+    next point takes more memory than there is, the name says so.
     """
-    too_large = apart = False
+    named = []
     order = list(providers())
     for name in sorted(part["provider"].unique(), key=lambda n: order.index(n) if n in order else len(order)):
-        own = part[part["provider"] == name].sort_values(along)
+        own = part[part["provider"] == name].sort_values(axis)
         good = own[own["status"] == "ok"]
-        if good.empty:
+        if good[axis].nunique() < 2:
             continue
-        style = _style(name)
+        style = look.style(name)
         joined = good["run"] == _main_run(good)
         line, alone = good[joined], good[~joined]
-        axes.plot(line[along], value(line), **style)
+        axes.plot(line[axis], value(line), **style)
         if not alone.empty:
-            hollow = {"linestyle": "none", "markerfacecolor": "white", "label": None}
-            axes.plot(alone[along], value(alone), **(style | hollow))
-            apart = True
-        if {"p20_ms", "p80_ms"} <= set(line) and line["p20_ms"].notna().all() and value is _median:
-            axes.fill_between(
-                line[along], line["p20_ms"], line["p80_ms"], color=style["color"], alpha=0.15, linewidth=0
-            )
-        lost = own[(own["status"] == "oom") & (own[along] > good[along].max())]
-        if not lost.empty:
-            last = good.iloc[-1:]
-            axes.annotate(
-                "×",
-                (last[along].iloc[0], value(last).iloc[0]),
-                xytext=(6, -3),
-                textcoords="offset points",
-                color=style["color"],
-            )
-            too_large = True
-    if too_large:
-        axes.plot([], [], "x", color="gray", label="next size: too much memory")
-    if apart:
-        axes.plot([], [], "o", color="gray", markerfacecolor="white", label="hollow: another run than the line's")
+            axes.plot(alone[axis], value(alone), **(style | {"linestyle": "none", "markerfacecolor": "white"}))
+        if value is look.median and line[["p20_ms", "p80_ms"]].notna().all(axis=None):
+            axes.fill_between(line[axis], line["p20_ms"], line["p80_ms"], color=style["color"], alpha=0.15, linewidth=0)
+        lost = own[(own["status"] == "oom") & (own[axis] > good[axis].max())]
+        text = style["label"] + (f", {look.count(lost[axis].min())}: does not fit" if len(lost) else "")
+        last = good.iloc[-1:]
+        named.append(
+            Named(last[axis].iloc[0], value(last).iloc[0], text, style["color"], name.startswith("sparse_xmc"))
+        )
+    return named
 
 
 def _main_run(rows: pd.DataFrame) -> str:
@@ -195,175 +162,87 @@ def _main_run(rows: pd.DataFrame) -> str:
     return str(counts[counts == counts.max()].index.max())
 
 
-def _held(part: pd.DataFrame) -> pd.Series:
-    return part["peak_bytes"] + part["persistent_bytes"]
+def headline(rows: pd.DataFrame) -> Figure | None:
+    """Peak memory and time of a training step against the number of labels, side by side, of one run.
 
-
-def _median(part: pd.DataFrame) -> pd.Series:
-    return part["p50_ms"]
-
-
-def _legend(figure: plt.Figure) -> plt.Figure:
-    """One legend of all axes, right of the last one."""
-    pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-    shown = {label: handle for part in pairs for handle, label in part}
-    figure.axes[-1].legend(
-        shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
+    The run is the newest of those in which the fused head and the dense layer were taken at the most numbers of labels.
+    """
+    good = rows[(rows["status"] == "ok") & (rows["mode"] == "step")]
+    found = {}
+    for run, part in good.groupby("run"):
+        sizes = [_slice(part, kind, "step", "L") for kind in ("memory", "time")]
+        both = [set(s[s["provider"] == OWN]["L"]) & set(s[s["provider"] == "dense"]["L"]) for s in sizes if len(s)]
+        if len(both) == 2 and len(both[0] & both[1]) > 1:
+            found[len(both[0] & both[1]), str(run)] = sizes
+    if not found:
+        return None
+    memory, time = found[max(found)]
+    figure, axes = look.canvas(3.5, columns=2)
+    figure.subplots_adjust(wspace=0.32)
+    shown = {OWN: "fused head", **{name: label.replace("`", "").partition(",")[0] for name, label in BASELINES.items()}}
+    for panel, part, kind, title, word in (
+        (axes[0, 0], memory, "memory", "Memory of a training step", "smaller"),
+        (axes[0, 1], time, "time", "Time of a training step", "faster"),
+    ):
+        part = part[part["provider"].isin(shown)]
+        value = _scale(panel, part, "L", kind)
+        named = _lines(panel, part, "L", value)
+        gain = _mark_gain(panel, part, value)
+        look.titled(panel, f"{title}: {gain:.0f}x {word}")
+        if kind == "time":
+            labels = {look.style(name)["label"]: text for name, text in shown.items()}
+            look.beside(panel, [name._replace(text=labels.get(name.text, name.text)) for name in named])
+    look.caption(figure, look.conditions(pd.concat([memory, time]), "B", "D", "K"))
     return figure
 
 
-def _draw_step_time(axes: Axes, part: pd.DataFrame) -> None:
-    _lines(axes, part, "L", _median)
-    _labels_axis(axes, part["L"])
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
-    axes.set_ylabel("time per step (median, 20-80 % band)")
-
-
-def _draw_peak_memory(axes: Axes, part: pd.DataFrame) -> None:
-    _lines(axes, part, "L", _held)
-    _labels_axis(axes, part["L"])
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
-    axes.set_ylabel("weights + indices + peak of the step")
-
-
-def _write_gain(axes: Axes, part: pd.DataFrame, value: Callable[[pd.DataFrame], pd.Series], word: str) -> None:
-    """The ratio of the dense layer to the fused head where both were measured in one run, at the most labels."""
-    good = part[(part["status"] == "ok") & part["provider"].isin(("dense", "sparse_xmc_fused"))]
-    pairs = [pair for _, pair in good.groupby(["run", "L"]) if set(pair["provider"]) == {"dense", "sparse_xmc_fused"}]
-    if not pairs:
-        return
-    most = max(pairs, key=lambda pair: (pair["L"].iloc[0], pair["run"].iloc[0])).set_index("provider")
-    dense, own = (float(value(most.loc[[name]]).iloc[0]) for name in ("dense", "sparse_xmc_fused"))
-    place = float(most["L"].iloc[0])
+def _mark_gain(axes: Axes, part: pd.DataFrame, value: Value) -> float:
+    """The ratio of the dense layer to the fused head at the most labels that both have, and an arrow there."""
+    pairs = {name: part[part["provider"] == name].set_index("L") for name in ("dense", OWN)}
+    place = max(set(pairs["dense"].index) & set(pairs[OWN].index))
+    dense, own = (float(value(pairs[name].loc[[place]]).iloc[0]) for name in ("dense", OWN))
     axes.annotate("", (place, own), (place, dense), arrowprops={"arrowstyle": "->", "color": "black", "linewidth": 1.4})
-    text = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "black", "linewidth": 0.8}
-    middle = (dense * own) ** 0.5
-    axes.text(
-        place, middle, f"{dense / own:.0f}x {word}", ha="center", va="center", fontsize=9.5, weight="bold", bbox=text
-    )
+    return dense / own
 
 
-def headline(rows: pd.DataFrame) -> plt.Figure | None:
-    """Peak memory and time of a training step against the number of labels, side by side."""
-    parts = [
-        ("Peak memory of a training step", _slice(rows, "memory", "step", "L"), _draw_peak_memory, _held, "smaller"),
-        ("Time of a training step", _slice(rows, "time", "step", "L"), _draw_step_time, _median, "faster"),
-    ]
-    if any(part.empty for _, part, *_ in parts):
-        return None
-    figure, all_axes = plt.subplots(1, 2, figsize=(11.5, 4.3))
-    for axes, (title, part, draw, value, word) in zip(all_axes, parts, strict=True):
-        axes.set_title(title, fontsize=11.5, loc="left", fontweight="bold")
-        _plain(axes)
-        draw(axes, part)
-        _write_gain(axes, part, value, word)
-        axes.tick_params(axis="x", labelsize=8)
-    _caption(figure, _conditions(pd.concat([part for _, part, *_ in parts]), "B", "D", "K"))
-    figure.subplots_adjust(wspace=0.24)
-    return _legend(figure)
-
-
-def step_time(rows: pd.DataFrame) -> plt.Figure | None:
-    """Time of one training step of the head (loss, gradients, SGD update) against the number of labels."""
-    part = _slice(rows, "time", "step", "L")
-    if part.empty:
-        return None
-    figure, axes = _axes("Training step of the output layer", part, ("B", "D", "K", "G"))
-    _draw_step_time(axes, part)
-    return _legend(figure)
-
-
-def peak_memory(rows: pd.DataFrame) -> plt.Figure | None:
-    """Parameters and indices, plus what a training step needs on top of them, against the number of labels."""
-    part = _slice(rows, "memory", "step", "L")
-    if part.empty:
-        return None
-    figure, axes = _axes("Peak memory of a training step", part, ("B", "D", "K", "G"))
-    _draw_peak_memory(axes, part)
-    return _legend(figure)
-
-
-def throughput(rows: pd.DataFrame) -> plt.Figure | None:
-    """Labels scored and differentiated per second, forward and forward + backward."""
-    parts = {
-        title: _slice(rows, "time", mode, "L")
-        for mode, title in (("forward", "Forward"), ("full", "Forward + backward"))
-    }
-    parts = {title: part for title, part in parts.items() if not part.empty}
-    if not parts:
-        return None
-    figure, all_axes = plt.subplots(1, len(parts), figsize=(4.6 * len(parts), 4.2), sharey=True, squeeze=False)
-    for axes, (title, part) in zip(all_axes[0], parts.items(), strict=True):
-        axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        _plain(axes)
-        _lines(axes, part, "L", lambda p: p["L"] * p["B"] / (p["p50_ms"] * 1e-3))
-        _labels_axis(axes, part["L"])
-        axes.tick_params(axis="x", labelsize=8)
-        axes.set_yscale("log")
-    all_axes[0, 0].set_ylabel("logits per second (labels x batch rows)")
-    _caption(figure, _conditions(pd.concat(parts.values()), "B", "D", "K", "G"))
-    return _legend(figure)
-
-
-def time_vs_fan_in(rows: pd.DataFrame) -> plt.Figure | None:
-    """Time of forward + backward against the fan-in."""
-    part = _slice(rows, "time", "full", "K")
-    if part.empty:
-        return None
-    figure, axes = _axes("Forward + backward against the fan-in", part, ("L", "B", "D", "G"))
-    dense = part[(part["provider"] == "dense") & (part["status"] == "ok")]
-    if not dense.empty:
-        style = _style("dense") | {"marker": None, "label": "nn.Linear, which has no fan-in"}
-        axes.axhline(_median(dense).iloc[-1], **style)
-    _lines(axes, part[part["provider"] != "dense"], "K", _median)
-    axes.set_xscale("log", base=2)
-    ticks = sorted(part["K"].unique())
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.set_xlabel("fan-in K")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
-    axes.set_ylabel("time (median, 20-80 % band)")
-    return _legend(figure)
-
-
-def roofline(rows: pd.DataFrame) -> plt.Figure | None:
-    """Reached FLOP rate against the arithmetic intensity of the work's floor, under the limits measured in the same run."""
-    roofs = rows[(rows["kind"] == "roof") & (rows["status"] == "ok")]
+def by_provider(rows: pd.DataFrame) -> Figure | None:
+    """Time of every provider at one point of each mode: of those with the most providers in one run the largest, newest."""
     timed = rows[(rows["kind"] == "time") & (rows["status"] == "ok")]
-    timed = timed[timed["flops"].fillna(0) > 0] if "flops" in timed else timed.iloc[:0]
-    if roofs.empty or timed.empty:
+    panels = []
+    for mode in _MODES:
+        points = [part for _, part in timed[timed["mode"] == mode].groupby([*_POINT, "run"])]
+        best = max(points, key=lambda p: (p["provider"].nunique(), p["L"].iloc[0], p["run"].iloc[0]), default=None)
+        if best is not None and best["provider"].nunique() > 1:
+            panels.append((mode, best.drop_duplicates("provider", keep="last").sort_values("p50_ms", ascending=False)))
+    if not panels:
         return None
-    dtype = timed["dtype"].mode()[0] if timed["dtype"].nunique() > 1 else timed["dtype"].iloc[0]
-    roofs, timed = roofs[roofs["dtype"] == dtype], timed[timed["dtype"] == dtype]
-    timed = timed[timed["run"].isin(roofs["run"])]
-    if timed.empty:
-        return None
-    run = _main_run(timed.drop_duplicates(["run", "provider", "mode"]))
-    bandwidth, rate = roofs[roofs["run"] == run].iloc[-1][["bandwidth", "rate"]]
-    largest = timed[timed["run"] == run].sort_values("L").groupby(["provider", "mode"]).tail(1)
-    figure, axes = _axes("Roofline (largest point of each provider and mode)", largest, ())
-    intensity = largest["flops"] / largest["floor_bytes"]
-    lowest, highest = intensity.min() / 3, max(intensity.max() * 3, 4 * rate / bandwidth)
-    knee = rate / bandwidth
-    axes.plot([lowest, knee, highest], [lowest * bandwidth, rate, rate], color="black", linewidth=1.5, zorder=1)
-    axes.text(highest, rate * 1.08, f"matrix product {rate / 1e9:,.0f} GFLOP/s", ha="right", fontsize=7.5)
-    axes.text(lowest, lowest * bandwidth * 0.75, f"copy {bandwidth / 1e9:,.1f} GB/s", fontsize=7.5)
-    shapes = {"forward": "o", "full": "s", "step": "^", "backward_input": "v", "backward_weight": "D", "topk": "P"}
-    for name, own in largest.groupby("provider"):
-        style = _style(str(name))
-        for _, row in own.iterrows():
-            axes.scatter(
-                row["flops"] / row["floor_bytes"], row["flops"] / (row["p50_ms"] * 1e-3), color=style["color"],
-                marker=shapes.get(row["mode"], "x"), s=46, zorder=3, edgecolor="white", linewidth=0.6,
-            )  # fmt: skip
-        axes.scatter([], [], color=style["color"], marker="o", label=style["label"])
-    for mode in [m for m in shapes if m in set(largest["mode"])]:
-        axes.scatter([], [], color="#555555", marker=shapes[mode], label=mode)
+    sizes = [len(part) for _, part in panels]
+    height = 0.85 * len(panels) + 0.22 * sum(sizes)
+    options = {"height_ratios": sizes, "hspace": 0.7 * len(panels) / (0.22 * sum(sizes))}
+    figure, axes = look.canvas(height, rows=len(panels), gridspec_kw=options)
+    for panel, (mode, part) in zip(axes[:, 0], panels, strict=True):
+        _bars(panel, part)
+        first = part.iloc[0]
+        look.titled(panel, f"{_MODES[mode]}, {first['L']:,} labels, K={first['K']}, D={first['D']}, B={first['B']}")
+    look.caption(figure, look.conditions(pd.concat([part for _, part in panels])))
+    return figure
+
+
+def _bars(axes: Axes, part: pd.DataFrame) -> None:
+    """Times as bars, each with its time and how many times faster than the dense layer it is."""
+    dense = part[part["provider"] == "dense"]["p50_ms"]
+    places = range(len(part))
+    styles = [look.style(name) for name in part["provider"]]
+    axes.barh(places, part["p50_ms"], color=[s["color"] for s in styles], height=0.7)
+    axes.set_yticks(places, [s["label"] for s in styles], fontsize=look.TEXT)
+    axes.grid(False, axis="y")
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("FLOP per byte of the work's floor")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e9:g} GFLOP/s"))
-    return _legend(figure)
+    axes.set_xlim(part["p50_ms"].min() / 1.6, part["p50_ms"].max() * 3)
+    axes.xaxis.set_major_formatter(FuncFormatter(look.in_seconds))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for place, name, time in zip(places, part["provider"], part["p50_ms"], strict=True):
+        times = f", {dense.iloc[0] / time:.2g}x" if len(dense) and name != "dense" else ""
+        axes.annotate(
+            look.in_seconds(time) + times, (time, place), xytext=(4, 0), textcoords="offset points", va="center",
+            fontsize=look.SMALL + 0.5, color=look.INK,
+        )  # fmt: skip

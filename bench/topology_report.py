@@ -56,27 +56,32 @@ def write_report(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
+    from bench import figure_style as look
 
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
-    curves = defaultdict(list)
+    figure, all_axes = look.canvas(4.2)
+    axes = all_axes[0, 0]
+    curves, named = defaultdict(list), []
     shortest = min(row["epochs"] for row in rows if not row["hidden"])
     for (hidden, fan_in, start, regrow, epochs), group in _grouped(rows).items():
         if epochs != shortest:
             continue
         mean = statistics.mean(row["P@1"] for row in group)
         if hidden == 0 and fan_in == 0:
-            axes.axhline(mean, color="black", linestyle=":", label="dense head")
+            axes.axhline(mean, color="black", linestyle=":")
+            named.append(look.Named(128, mean, "dense head", "black"))
         elif hidden == 0:
             curves[start, regrow].append((fan_in, mean))
+    colours = dict(zip(LABELS, look.PALETTE[1:], strict=False))
     for (start, regrow), points in sorted(curves.items()):
         line = "-" if start == "informed" else "--"
-        axes.plot(*zip(*points, strict=True), line, marker="o", label=f"{start} start, {LABELS[regrow]}")
-    axes.set_title(f"EURLEX57K, 512 frozen features, {shortest} epochs", loc="left", fontweight="bold")
-    axes.set(xscale="log", xlabel="connections per label K", ylabel="test P@1 in %")
+        axes.plot(*zip(*points, strict=True), line, marker="o", color=colours[regrow])
+        text = f"{start} start, {LABELS[regrow]}"
+        named.append(look.Named(*points[-1], text, colours[regrow], start == "informed"))
+    look.titled(axes, f"EURLEX57K, 512 frozen features, {shortest} epochs")
+    axes.set(xscale="log")
+    axes.set_xlabel("connections per label K", fontsize=look.TEXT)
+    axes.set_ylabel("test P@1, %", fontsize=look.TEXT)
     axes.set_xticks([16, 32, 64, 128], ["16", "32", "64", "128"])
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    look.beside(axes, named)
+    look.save(figure, path)

@@ -25,7 +25,7 @@ def dense_weights(point: Point, problem: Problem) -> DenseWeights:
 class Dense(LinearProvider):
     name = "dense"
     label = "nn.Linear"
-    colour = "#1f4e9c"
+    colour = "#000000"
 
     def predicted_bytes(self, point: Point) -> int:
         return matrices_bytes(point, point.L * point.D)
@@ -58,7 +58,7 @@ class DenseChunked(Provider):
 
     name = "dense_chunked"
     label = "dense, chunked step"
-    colour = "#4f9bd9"
+    colour = "#56b4e9"
     modes: Sequence[str] = ("step", "topk")
 
     def predicted_bytes(self, point: Point) -> int:
@@ -120,7 +120,7 @@ class Bottleneck(LinearProvider):
 
     name = "bottleneck"
     label = "low rank, same FLOPs"
-    colour = "#7f7f7f"
+    colour = "#cc79a7"
 
     @staticmethod
     def rank(point: Point) -> int:

@@ -14,7 +14,7 @@ from bench.weights import EllWeights, Weights
 class EmbeddingBag(LinearProvider):
     name = "embedding_bag"
     label = "F.embedding_bag"
-    colour = "#9467bd"
+    colour = "#009e73"
 
     def unsupported(self, point: Point) -> str | None:
         if point.device == "cpu" and point.dtype == "bfloat16" and point.mode not in ("forward", "topk"):

@@ -14,7 +14,7 @@ from bench.weights import EllWeights, Weights
 class GatherEinsum(LinearProvider):
     name = "gather_einsum"
     label = "gather + einsum"
-    colour = "#000000"
+    colour = "#9467bd"
 
     def predicted_bytes(self, point: Point) -> int:
         copies = 1 if point.mode in ("forward", "topk") else 3

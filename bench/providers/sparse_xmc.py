@@ -151,10 +151,10 @@ class SparseXmcFusedLoss(SparseXmc):
 
 
 PROVIDERS = (
-    SparseXmc("sparse_xmc", "sparse_xmc", "#d62728"),
-    SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused", "#8b0000"),
-    SparseXmc("sparse_xmc_group32", "sparse_xmc G=32", "#ff7f0e", group_size=32),
-    SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", "#b8560b", group_size=32),
-    SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only", "#e377c2"),
+    SparseXmc("sparse_xmc", "sparse_xmc", "#e69f00"),
+    SparseXmcFused("sparse_xmc_fused", "sparse_xmc, fused", "#d55e00"),
+    SparseXmc("sparse_xmc_group32", "sparse_xmc G=32", "#f5c04d", group_size=32),
+    SparseXmcFused("sparse_xmc_group32_fused", "sparse_xmc G=32, fused", "#8c3b00", group_size=32),
+    SparseXmcFusedLoss("sparse_xmc_fused_loss", "sparse_xmc, fused loss only", "#d62728"),
     SparseXmc("sparse_xmc_deterministic", "sparse_xmc, deterministic", "#ff9896", deterministic=True),
 )

@@ -38,7 +38,7 @@ class _CsrLinear(torch.autograd.Function):
 class TorchCsr(LinearProvider):
     name = "torch_csr"
     label = "torch.sparse CSR"
-    colour = "#2ca02c"
+    colour = "#0072b2"
 
     def unsupported(self, point: Point) -> str | None:
         if point.device == "cpu" and point.dtype not in ("float32", "float64"):
