@@ -233,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("plot", _plot, "Draw the figures from stored rows; measures nothing.")
     verb("table", _table, "Write the tables from stored rows; measures nothing.")
     verb("report", _report, "Regenerate reports/README.md with every figure and table from stored rows.")
-    verb("first_screen", _first_screen, "Write the README's table from the rows of the suite gain; measures nothing.")
+    verb("first_screen", _first_screen, "Write the README's tables from the stored rows; measures nothing.")
     verb("environment", _environment, "Print versions and hardware, and store them in the result folder.")
     check = verb("check", _check, "Compare providers with a dense float64 computation; times nothing.")
     check.add_argument("--providers", nargs="+", default=(), metavar="NAME", help="default: all")

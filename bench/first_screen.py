@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from bench import answers
+from bench.answers import REPORTS
 from bench.environment import REPOSITORY
 from bench.report import speedup
 from bench.rows import Row, RowFile
@@ -15,7 +18,9 @@ BASELINES = {
     "embedding_bag": "`F.embedding_bag`",
     "bottleneck": "low rank, as many FLOPs",
 }
-BEGIN, END = "<!-- gain: python -m bench first_screen -->", "<!-- end of gain -->"
+LEAST = 100_000  # labels: smaller layers of the suite are for the figure
+GAIN = ("<!-- gain: python -m bench first_screen -->", "<!-- end of gain -->")
+ACCURACY = ("<!-- accuracy: python -m bench first_screen -->", "<!-- end of accuracy -->")
 
 
 def newest_run(rows: list[Row]) -> list[Row]:
@@ -38,13 +43,17 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x"
 
 
+_NEEDS = re.compile(r"needs about ([\d.]+) GiB")
+
+
 def _cell(baseline: dict[str, Row], own: dict[str, Row]) -> str:
     """Faster and smaller, or why there is no figure."""
     parts = []
     for kind, word in (("time", "faster"), ("memory", "smaller")):
         row = baseline[kind]
         if row["status"] == "oom":
-            return "does not fit"
+            needed = _NEEDS.search(row["reason"])
+            return f"does not fit (needs {needed[1]} GiB)" if needed else "does not fit"
         if row["status"] != "ok":
             parts.append(f"{row['status']}")
         else:
@@ -60,7 +69,7 @@ def table(rows: list[Row]) -> list[str]:
     for row in run:
         if row.get("kind") in ("time", "memory"):
             found.setdefault(row["L"], {}).setdefault(row["provider"], {})[row["kind"]] = row
-    sizes = sorted(found)
+    sizes = [size for size in sorted(found) if size >= LEAST]
     lines = [
         "| a training step against | " + " | ".join(f"{L:,} labels" for L in sizes) + " |",
         "|---|" + "---|" * len(sizes),
@@ -75,16 +84,39 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def write(folder: Path = REPOSITORY / "reports" / "cpu", readme: Path = REPOSITORY / "README.md") -> None:
-    """Puts the table between the marks in the README.
+def conditions(rows: list[Row]) -> list[str]:
+    """How the table was measured, in one sentence, and where the dense layer is the better one."""
+    row = next(row for row in newest_run(rows) if row.get("kind") == "time")
+    where = row.get("gpu") or f"{row['cpu']}, {row['cores']} cores"
+    line = (
+        f"Measured on {where}: D={row['D']}, {row['K']} connections per label, {row['B']} rows, {row['dtype']}, loss and SGD "
+        "update included, all checked against float64 first. Again: `python -m bench run --suite gain`."
+    )
+    even = answers.break_even(rows)
+    return [f"{line} Below about {even[OWN]:,} labels `nn.Linear` is faster."]
+
+
+def answers_of(rows: list[Row]) -> list[str]:
+    return [*table(rows), "", *conditions(rows)]
+
+
+def blocks() -> dict[tuple[str, str], list[str]]:
+    """What stands between the README's marks."""
+    rows = RowFile(REPORTS / "cpu").read()
+    return {GAIN: answers_of(rows), ACCURACY: answers.accuracy()}
+
+
+def write(readme: Path = REPOSITORY / "README.md") -> None:
+    """Puts the answers between the marks in the README.
 
     Raises:
         ValueError: the README has no such marks, or there is no complete run.
     """
     text = readme.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme} must hold the lines {BEGIN!r} and {END!r}")
-    lines = "\n".join(table(RowFile(folder).read()))
-    readme.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+    for (begin, end), lines in blocks().items():
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{readme} must hold the lines {begin!r} and {end!r}")
+        text = "\n".join([before + begin, *lines, end + after])
+    readme.write_text(text)

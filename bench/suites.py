@@ -198,6 +198,14 @@ def gain(device: str) -> Plan:
     return [sweep(base, names, ("time", "memory"), L=(*ALL_LABELS[:2], *ALL_LABELS[3:6:2]))], Budget(1.0, 0.1, 3, 15)
 
 
+def break_even(device: str) -> Plan:
+    """From how many labels on a sparse head is faster than the dense one: small layers, fused and through autograd."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    base = Point("step", 128, dtype=dtype, device=device)
+    sizes = (128, 512, 1024, 2048, 4096, 8192, 16_384)
+    return [sweep(base, ("sparse_xmc_fused", "sparse_xmc", "dense"), L=sizes)], Budget(0.3, 0.1, 20, 200)
+
+
 def softmax(device: str) -> Plan:
     """A wide softmax, loss and gradients: the streaming one against dense ones, whole and chunked."""
     dtype = "float32" if device == "cpu" else "bfloat16"
@@ -227,7 +235,8 @@ def gpu(device: str) -> Plan:
 
 
 SUITES: dict[str, Callable[[str], Plan]] = {
-    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "labels": labels, "gain": gain,
+    "smoke": smoke, "demo": demo, "quick": quick, "target": target, "full": full, "gpu": gpu, "labels": labels,
+    "gain": gain, "break_even": break_even,
     "softmax": softmax, "memory": memory, "rewire": rewire,
 }  # fmt: skip
 

@@ -2,9 +2,8 @@
 
 import pytest
 
-from bench import first_screen
+from bench import answers, first_screen
 from bench.environment import REPOSITORY
-from bench.rows import RowFile
 from tests.bench.test_report import _row
 
 
@@ -24,16 +23,41 @@ def _rows(L: int, run: str = "r", **lost):
                 "persistent_bytes": 0,
                 "peak_bytes": factor * 2**20,
             }
-            rows.append(row | ({"status": "oom", "reason": "predicted"} if lost.get(name) else {}))
+            rows.append(
+                row | ({"status": "oom", "reason": "predicted: needs about 12.5 GiB where 1"} if lost.get(name) else {})
+            )
     return [*rows, {"kind": "end", "suite": "gain", "run": run}]
 
 
+def _even(slow_until: int):
+    """Rows of the suite of small layers: the fused step loses up to ``slow_until`` labels."""
+    rows = []
+    for L in (100, 200, 400, 800):
+        for name, cost in (("dense", 1.0), ("sparse_xmc_fused", 2.0 if slow_until >= L else 0.5)):
+            rows.append(_row(name, cost, "step", L) | {"kind": "time", "run": "even"})
+    return [*rows, {"kind": "end", "suite": "break_even", "run": "even"}]
+
+
 def test_ratios_of_time_and_memory_and_what_does_not_fit():
-    lines = first_screen.table([*_rows(1000, dense=True), *_rows(1000, "later"), *_rows(9, "later")])
-    assert lines[0] == "| a training step against | 9 labels | 1,000 labels |"
+    lines = first_screen.table([*_rows(10**6, dense=True), *_rows(10**6, "later"), *_rows(9 * 10**5, "later")])
+    assert lines[0] == "| a training step against | 900,000 labels | 1,000,000 labels |"
     assert lines[2] == "| `nn.Linear` | 20x faster, 20x smaller | 20x faster, 20x smaller |"
     assert lines[3].startswith("| `torch.sparse` CSR | 5.2x faster, 5.2x smaller")
-    assert "does not fit" in first_screen.table(_rows(1000, dense=True))[2]
+    assert "does not fit (needs 12.5 GiB)" in first_screen.table(_rows(10**6, dense=True))[2]
+
+
+def test_small_layers_are_left_to_the_figure():
+    assert "900" not in first_screen.table([*_rows(900, "r"), *_rows(10**6, "r")])[0]
+
+
+def test_break_even_is_where_the_sparse_step_stays_ahead():
+    assert answers.break_even(_even(0)) == {"sparse_xmc_fused": 100}
+    assert answers.break_even(_even(200)) == {"sparse_xmc_fused": 400}
+    assert answers.break_even(_even(800)) == {}
+    with pytest.raises(ValueError, match="no complete run"):
+        answers.break_even(_even(0)[:-1])
+    said = first_screen.answers_of([*_rows(10**6), *_even(200)])[-1]
+    assert "D=64, 8 connections per label" in said and "Below about 400 labels `nn.Linear` is faster" in said
 
 
 def test_nothing_is_made_of_an_unfinished_run():
@@ -44,11 +68,20 @@ def test_nothing_is_made_of_an_unfinished_run():
 def test_a_readme_without_marks_is_left_alone(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="must hold the lines"):
-        first_screen.write(readme=tmp_path / "README.md")
+        first_screen.write(tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == "nothing"
 
 
-def test_the_readme_holds_the_table_of_the_stored_rows():
-    text = (REPOSITORY / "README.md").read_text()
-    wanted = "\n".join(first_screen.table(RowFile(REPOSITORY / "reports" / "cpu").read()))
-    assert f"{first_screen.BEGIN}\n{wanted}\n{first_screen.END}" in text
+def test_accuracy_is_that_of_the_stored_rows():
+    lines = answers.accuracy()
+    assert lines[2].startswith(
+        "| EURLEX57K, 512 frozen features | 90.8 | 87.3 with K=64"
+    )  # as reports/topology.md has it
+    assert len(lines) == 3 + len(answers.PAIRS)
+
+
+@pytest.mark.parametrize("marks", [first_screen.GAIN, first_screen.ACCURACY], ids=["gain", "accuracy"])
+def test_the_readme_holds_what_the_stored_rows_say(marks):
+    begin, end = marks
+    wanted = "\n".join([begin, *first_screen.blocks()[marks], end])
+    assert wanted in (REPOSITORY / "README.md").read_text(), "python -m bench first_screen"

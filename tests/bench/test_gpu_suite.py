@@ -54,7 +54,7 @@ def test_report_of_a_folder_and_index(tmp_path) -> None:
     assert folder == reports / "gpu" / "nvidia-test-1" and (folder / "figures" / "headline.png").exists()
     assert "12 passed" in text and "2.00x" in text and "NVIDIA Test-1" in text
     index = regenerate(reports).read_text()
-    assert "gpu/nvidia-test-1/figures/headline.png" in index and "No GPU has been measured" not in index
+    assert "- [NVIDIA Test-1](gpu/nvidia-test-1)" in index and "No GPU has been measured" not in index
 
 
 def test_rows_of_two_gpus_do_not_mix() -> None:
