@@ -48,6 +48,8 @@ class TfidfFeatures:
         >>> again = TfidfFeatures.from_state({"min_df": 1}, terms, idf)
         >>> again.transform(["bread"]).nnz
         1
+        >>> again.extend_transform(["bread and oven"]).shape  # a term more
+        (1, 5)
     """
 
     def __init__(
