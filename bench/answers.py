@@ -91,11 +91,14 @@ def classifiers(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def break_even(rows: Sequence[Row]) -> dict[str, int]:
-    """The fewest labels from which on a sparse step was faster than the dense one at every size measured, by provider.
+def break_even(rows: Sequence[Row], provider: str) -> tuple[int, bool]:
+    """The fewest labels from which on a provider's step was faster than the dense one, at every size measured.
+
+    Returns:
+        That number, and whether no fewer labels were tried.
 
     Raises:
-        ValueError: there is no complete run of the suite.
+        ValueError: there is no complete run of the suite, or the dense step was faster up to the last size.
     """
     ended = [row["run"] for row in rows if row.get("kind") == "end" and row.get("suite") == "break_even"]
     if not ended:
@@ -104,11 +107,9 @@ def break_even(rows: Sequence[Row]) -> dict[str, int]:
     for row in rows:
         if row.get("run") == ended[-1] and row.get("kind") == "time" and row["status"] == "ok":
             times.setdefault(row["provider"], {})[row["L"]] = row["p50_ms"]
-    dense = times.pop("dense")
-    found = {}
-    for name, own in times.items():
-        slower = [size for size in sorted(own) if own[size] >= dense[size]]
-        faster = [size for size in sorted(own) if not slower or size > slower[-1]]
-        if faster:
-            found[name] = faster[0]
-    return found
+    own, dense = times[provider], times["dense"]
+    slower = [size for size in own if own[size] >= dense[size]]
+    faster = [size for size in own if size > max(slower, default=0)]
+    if not faster:
+        raise ValueError(f"{provider} was not faster than the dense layer at {max(own):,} labels")
+    return min(faster), not slower

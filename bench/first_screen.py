@@ -92,8 +92,9 @@ def conditions(rows: list[Row]) -> list[str]:
         f"Measured on {where}: D={row['D']}, {row['K']} connections per label, {row['B']} rows, {row['dtype']}, loss and SGD "
         "update included, all checked against float64 first. Again: `python -m bench run --suite gain`."
     )
-    even = answers.break_even(rows)
-    return [f"{line} Below about {even[OWN]:,} labels `nn.Linear` is faster."]
+    labels, fewest = answers.break_even(rows, OWN)
+    words = f"The step is faster than that of `nn.Linear` from {labels:,} labels on{', the fewest tried' * fewest}."
+    return [f"{line} {words}"]
 
 
 def answers_of(rows: list[Row]) -> list[str]:

@@ -51,13 +51,14 @@ def test_small_layers_are_left_to_the_figure():
 
 
 def test_break_even_is_where_the_sparse_step_stays_ahead():
-    assert answers.break_even(_even(0)) == {"sparse_xmc_fused": 100}
-    assert answers.break_even(_even(200)) == {"sparse_xmc_fused": 400}
-    assert answers.break_even(_even(800)) == {}
+    assert answers.break_even(_even(0), "sparse_xmc_fused") == (100, True)
+    assert answers.break_even(_even(200), "sparse_xmc_fused") == (400, False)
+    with pytest.raises(ValueError, match="was not faster than the dense layer at 800 labels"):
+        answers.break_even(_even(800), "sparse_xmc_fused")
     with pytest.raises(ValueError, match="no complete run"):
-        answers.break_even(_even(0)[:-1])
+        answers.break_even(_even(0)[:-1], "sparse_xmc_fused")
     said = first_screen.answers_of([*_rows(10**6), *_even(200)])[-1]
-    assert "D=64, 8 connections per label" in said and "Below about 400 labels `nn.Linear` is faster" in said
+    assert "D=64, 8 connections per label" in said and "from 400 labels on." in said
 
 
 def test_nothing_is_made_of_an_unfinished_run():
