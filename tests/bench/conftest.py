@@ -1,6 +1,6 @@
 """``pytest tests/bench --benchmark-only`` compares with the baselines stored in ``reports/benchmarks``.
 
-They are those of one machine: on another one pytest-benchmark warns, and what counts is the ratio to ``nn.Linear`` within the run.
+They are those of one machine: on another one pytest-benchmark warns, and what counts is the ratio to ``nn.Linear`` in the run.
 ``--benchmark-save=cpu`` writes new ones.
 """
 
