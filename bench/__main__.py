@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bench.environment import REPOSITORY
 
@@ -60,6 +61,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+MODES = (
+    "forward",
+    "backward_input",
+    "backward_weight",
+    "full",
+    "step",
+    "softmax",
+    "topk",
+    "rewire",
+)  # those of bench.point
 # a point's field: flag, type and help of a run of one's own sizes
 _AXES: dict[str, tuple[str, type, str]] = {
     "L": ("--labels", int, "L, labels: a run of your own sizes"),
@@ -71,11 +82,41 @@ _AXES: dict[str, tuple[str, type, str]] = {
 }
 
 
-def _several(kind: type) -> Callable[[str], list[object]]:
+def _several(kind: type, choices: Sequence[str] = ()) -> Callable[[str], list[object]]:
+    """A parser of values separated by commas."""
+
     def parse(text: str) -> list[object]:
-        return [kind(part.replace("_", "")) if kind is int else kind(part) for part in text.split(",") if part]
+        parts = [part for part in text.split(",") if part]
+        wrong = [part for part in parts if not (part.replace("_", "").lstrip("-").isdigit() if kind is int else True)]
+        if wrong or not parts:
+            what = "whole numbers" if kind is int else "names"
+            raise argparse.ArgumentTypeError(f"must be {what} separated by commas, got {text!r}")
+        unknown = [part for part in parts if choices and part not in choices]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"must be among {', '.join(choices)}, got {unknown[0]!r}")
+        return [kind(part.replace("_", "")) if kind is int else part for part in parts]
 
     return parse
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+        return value
+
+    return parse
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bench: {message}\n")
 
 
 def _default_device() -> str:
@@ -198,7 +239,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split(":")[0])
+    parser = _Parser(prog="python -m bench", description=__doc__.split(":")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
@@ -214,21 +255,32 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--suite", choices=_suite_names(), help="which points (default: demo)")
     for field, (flag, kind, help) in _AXES.items():
         run.add_argument(flag, dest=field, type=_several(kind), metavar="N,...", help=help)
-    run.add_argument("--modes", type=_several(str), help="of own sizes: step, forward, full, topk, ... (default: step)")
     run.add_argument(
-        "--kinds", type=_several(str), default=["time", "memory"], help="of own sizes: time, memory (default: both)"
+        "--modes", type=_several(str, MODES), help="of own sizes: step, forward, full, topk, ... (default: step)"
+    )
+    run.add_argument(
+        "--kinds",
+        type=_several(str, ("time", "memory")),
+        default=["time", "memory"],
+        help="of own sizes: time, memory (default: both)",
     )
     run.add_argument("--energy", action="store_true", help="also joules per call, where the driver tells them")
     run.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     run.add_argument("--providers", nargs="+", default=(), metavar="NAME", help="only these")
     run.add_argument("--fresh", action="store_true", help="start anew even if the last run is unfinished")
-    run.add_argument("--timeout", type=float, default=300.0, help="seconds that one process may take (default: 300)")
-    run.add_argument("--memory-limit-gib", type=float, help="what counts as too large (default: the free memory)")
+    run.add_argument(
+        "--timeout", type=_positive(float), default=300.0, help="seconds that one process may take (default: 300)"
+    )
+    run.add_argument(
+        "--memory-limit-gib", type=_positive(float), help="what counts as too large (default: the free memory)"
+    )
     run.add_argument("--list", action="store_true", help="print the tasks and stop")
     compare = verb("compare", _compare, "Ratios of two folders of rows, or of two commits measured in alternation.")
     compare.add_argument("a", help="result folder or commit")
     compare.add_argument("b", help="result folder or commit")
-    compare.add_argument("--rounds", type=int, default=5, help="commits: how often each is measured (default: 5)")
+    compare.add_argument(
+        "--rounds", type=_positive(int), default=5, help="commits: how often each is measured (default: 5)"
+    )
     compare.add_argument("--run", default="--suite target", help="commits: arguments of run (default: --suite target)")
     verb("plot", _plot, "Draw the figures from stored rows; measures nothing.")
     verb("table", _table, "Write the tables from stored rows; measures nothing.")

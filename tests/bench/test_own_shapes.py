@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, summary
+from bench import __main__, compare, summary
 from bench.__main__ import main
 from bench.environment import REPOSITORY
+from bench.point import MODES
 from bench.providers import FILES
 from bench.rows import RowFile
 from tests.bench.test_report import _row
@@ -59,13 +60,31 @@ def test_own_sizes_and_an_own_provider(tmp_path, capsys):
         (["--labels", "300", "--suite", "smoke"], "take no --suite"),
         (["--modes", "step"], "give --labels"),
         (["--labels", "300", "--fan-in", "999"], "K must not exceed D"),
-        (["--labels", "300", "--modes", "sideways"], "mode must be one of"),
         (["--provider-file", "nowhere.py"], "is no Python file"),
+        (["--labels", "300", "--modes", "sideways"], "must be among forward, "),
+        (["--labels", "300", "--kinds", "space"], "must be among time, memory, got 'space'"),
+        (["--labels", "many"], "must be whole numbers separated by commas, got 'many'"),
+        (["--labels", ","], "got ','"),
+        (["--labels", "0"], "L must be at least 1, got 0"),
+        (["--labels", "300", "--dtype", "int8"], "dtype must be one of"),
+        (["--labels", "300", "--providers", "none"], "unknown provider 'none'"),
+        (["--labels", "300", "--memory-limit-gib", "-3"], "must be a number above 0, got '-3'"),
+        (["--suite", "nothing"], "invalid choice: 'nothing'"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(arguments, message, tmp_path, capsys):
-    assert main(["run", *arguments, "--out", str(tmp_path)]) == 1
-    assert message in capsys.readouterr().err
+    try:
+        outcome = main(["run", *arguments, "--out", str(tmp_path)])
+    except SystemExit as ended:
+        outcome = ended.code
+    said = capsys.readouterr()
+    assert outcome in (1, 2) and not said.out
+    assert message in said.err and said.err.startswith("bench: ") and said.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_modes_of_the_command_line_are_those_that_there_are():
+    assert __main__.MODES == MODES
 
 
 def test_a_provider_file_without_providers_or_with_a_known_name(tmp_path, capsys):
