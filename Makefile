@@ -11,8 +11,9 @@ TRITON ?= 3.6.0
 OTHER_TRITON = $(VENV)/triton-$(TRITON)
 
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 3600
 
-.PHONY: demo test test-triton test-without-triton fuzz docs lint clean
+.PHONY: demo test test-triton test-without-triton fuzz soak docs lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench demo
@@ -34,6 +35,10 @@ test-without-triton: $(VENV)/.installed
 # Mutated inputs for FUZZ_SECONDS seconds a target; a failure says how to repeat it. FUZZ_SEED=N begins elsewhere.
 fuzz: $(VENV)/.installed
 	$(RUN) -m tests.fuzz --count 1000000000 --seconds $(FUZZ_SECONDS) --seed $(or $(FUZZ_SEED),0)
+
+# Training, killing, resuming, evaluating and loading for SOAK_SECONDS seconds: memory and handles must stay flat.
+soak: $(VENV)/.installed
+	$(RUN) -m tests.soak --seconds $(SOAK_SECONDS)
 
 # The documentation as a static site in build/site.
 docs: $(VENV)/.installed

@@ -185,7 +185,7 @@ def _fitted(
     folder: str,
     layout: Layout,
     optimizers: Mapping[str, Optimizer],
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     document: Mapping[str, Any],
 ) -> Callable[[], None]:
     """What puts a checkpoint into model and optimizers, once it is known to fit."""
@@ -213,7 +213,7 @@ def _fitted(
     def change() -> None:
         with torch.no_grad():
             for name, tensor in state.items():
-                tensor.copy_(tensors[name])
+                tensor.copy_(tensors.pop(name))  # what is mapped goes as it is taken over
         for key, optimizer in optimizers.items():
             layout.restore_optimizer_(key, optimizer, document["param_groups"][key], tensors)
 

@@ -240,9 +240,12 @@ def check_folder(folder: str) -> None:
 
 def _size(path: str) -> int:
     try:
-        return os.lstat(path).st_size
+        found = os.lstat(path)
     except OSError:
         raise ArtefactError("is missing", path) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ArtefactError("is a link or no regular file: files of an artefact are regular files", path)
+    return found.st_size
 
 
 class Manifest(NamedTuple):

@@ -74,22 +74,40 @@ def read_bytes(path: str, most: int = MOST_RECORD_BYTES) -> bytes:
 
 
 def parse_json(content: bytes | str, path: str, where: str = "") -> Any:
-    """A JSON document, its nesting bounded.
+    """A JSON document in UTF-8, its nesting bounded, without NaN and without a key that stands twice in an object.
 
     Args:
         path, where: named in errors, ``where`` as the place within the file.
 
     Raises:
-        ArtefactError: it is no JSON, or nested too deep.
+        ArtefactError: it is no such JSON, or nested too deep.
     """
     try:
-        document = json.loads(content)
+        text = content.decode() if isinstance(content, bytes) else content
+        document = json.loads(text, object_pairs_hook=_distinct, parse_constant=_number)
     except RecursionError:
         raise ArtefactError(f"is damaged{where}: nested more than {_MOST_NESTING} deep", path) from None
     except ValueError as error:
         raise ArtefactError(f"is damaged{where}: no JSON: {error}", path) from None
     _check_nesting(document, content, path, where)
     return document
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys mean the same to every reader."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r:.80} stands twice")
+    return found
+
+
+def _number(name: str) -> float:
+    """Infinity, which version 0.1 wrote where an option has no limit."""
+    if name == "NaN":
+        raise ValueError("NaN is no number of JSON")
+    return float(name)
 
 
 def _check_nesting(document: Any, content: bytes | str, path: str, where: str) -> None:

@@ -184,7 +184,12 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
 
 def hostile_model(rng: random.Random, folder: Path) -> None:
     """Content of a model changed at random, with checksums that fit."""
-    shutil.copytree(trained(), folder, dirs_exist_ok=True)
+    make_hostile(trained(), rng, folder)
+
+
+def make_hostile(source: Path, rng: random.Random, folder: Path) -> None:
+    """A copy of a finished run whose model is then changed: predictions or one line, and nothing else is written."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / "out.jsonl").unlink()
     model = str(folder / "run" / "model")
     tensors, documents = read_folder(model)

@@ -15,6 +15,7 @@ import tests.fuzz
 Target = Callable[[random.Random, Path], object]
 _OWN = ("harness", "__main__", "mutation")
 _LONGEST = 60  # seconds that one input may take before the process says where it is, and ends
+_FIRST = 600  # that the first may take, for which runs are made and kernels compiled
 
 
 def targets() -> dict[str, Target]:
@@ -52,7 +53,7 @@ def fuzz(
         if time.monotonic() > end:
             return i - first
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            faulthandler.dump_traceback_later(_LONGEST, exit=True)
+            faulthandler.dump_traceback_later(_FIRST if i == first else _LONGEST, exit=True)
             try:
                 outcome = target(random.Random(f"{seed} {name} {i}"), Path(folder))
                 if outcomes is not None and isinstance(outcome, str):

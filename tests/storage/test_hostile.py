@@ -160,6 +160,29 @@ def test_nesting_is_bounded(folder, deep):
     assert parse_json(b"[" * 64 + b"]" * 64, "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"a": 1, "b": 2, "a": 1}', "key 'a' stands twice"),
+        (b'[{"c": {"a": 1, "a": 2}}]', "key 'a' stands twice"),
+        (b'{"a": NaN}', "NaN is no number"),
+        ('{"a": 1}'.encode("utf-16"), "codec can't decode"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+    ],
+)
+def test_json_means_the_same_to_every_reader(folder, text, reason):
+    signed(folder, spec_json=text)
+    with pytest.raises(ArtefactError, match=f"spec.json is damaged: no JSON: .*{reason}"):
+        read_folder(str(folder))
+
+
+def test_links_are_told_as_such(folder, tmp_path):
+    os.rename(folder / "spec.json", tmp_path / "real.json")
+    (folder / "spec.json").symlink_to(tmp_path / "real.json")
+    with pytest.raises(ArtefactError, match=r"spec\.json is a link or no regular file"):
+        read_folder(str(folder))
+
+
 def test_size_is_bounded(tmp_path):
     (tmp_path / "x").write_bytes(b"12345")
     assert read_bytes(str(tmp_path / "x"), 5) == b"12345"

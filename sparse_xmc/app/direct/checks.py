@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sparse_xmc.kernels.distinct import check_distinct
+
 _NARROW = 1 << 16  # terms that a 16-bit index tells apart
-_CHECKED = 1 << 16  # rows of indices looked at at a time
 
 
 def index_type(in_features: int) -> type[np.generic]:
@@ -36,18 +37,4 @@ def check_block(name: str, indices: np.ndarray, weight_name: str, weight: np.nda
             f"a block needs labels, and 1 to {in_features} connections of each, got indices "
             f"{list(indices.shape)} and weights {list(weight.shape)}"
         )
-    _check_distinct(name, indices, in_features)
-
-
-def _check_distinct(name: str, indices: np.ndarray, in_features: int) -> None:
-    for start in range(0, len(indices), _CHECKED):
-        rows = np.sort(indices[start : start + _CHECKED], axis=1)
-        bad = (rows[:, 0] < 0) | (rows[:, -1] >= in_features)
-        if bad.any():
-            row = rows[int(np.argmax(bad))]
-            value = row[0] if row[0] < 0 else row[-1]
-            raise ValueError(f"{name}[{start + int(np.argmax(bad))}] holds {value}, outside [0, {in_features})")
-        twice = rows[:, 1:] == rows[:, :-1]
-        if twice.any():
-            at, slot = (int(found[0]) for found in np.nonzero(twice))
-            raise ValueError(f"{name}[{start + at}] holds {rows[at, slot]} twice: the indices of a row are distinct")
+    check_distinct(name, indices, in_features)
