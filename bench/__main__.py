@@ -228,10 +228,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     from bench import suites, summary
     from bench.rows import RowFile
     from bench.runner import run_suite
+    from bench.studies import text_demo
 
     tasks = suites.build(suites.demo(_default_device()))
     run = run_suite("demo", tasks, arguments.out, fresh=False, timeout=arguments.timeout)
-    outcome = _plot(arguments) or _table(arguments) or _train_demo(arguments)
+    outcome = _plot(arguments) or _table(arguments)
+    text_demo.run(arguments.data, arguments.out)
+    if arguments.heads or arguments.epochs:
+        outcome = outcome or _train_demo(arguments)
     print(
         f"\n{summary.write(RowFile(arguments.out).read(), run, arguments.out)}\n\nfigures: {arguments.out / 'figures'}"
     )
@@ -307,7 +311,9 @@ def _parser() -> argparse.ArgumentParser:
     gpu = verb("gpu_report", _gpu_report, "Turn a folder of bench/gpu_suite.sh into reports/<gpu>/.")
     gpu.add_argument("--reports", type=Path, default=REPOSITORY / "reports", help="where to (default: reports)")
     _add_training(verb("train_demo", _train_demo, "Train a fixed fan-in and a dense head on real data, side by side."))
-    demo = verb("demo", _demo, "The demo suite, its figures and tables, and the training run.")
+    demo = verb(
+        "demo", _demo, "The demo suite, its figures and tables, and a model trained from files with the defaults."
+    )
     demo.add_argument("--timeout", type=float, default=300.0, help=argparse.SUPPRESS)
     _add_training(demo)
     return parser
@@ -315,8 +321,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=("Bibtex", "docstrings", "EURLEX57K"), help="default: Bibtex where present")
-    parser.add_argument("--heads", nargs="+", choices=("fixed", "dense"), default=("fixed", "dense"))
-    parser.add_argument("--epochs", type=int, help="default: by data set")
+    parser.add_argument("--heads", nargs="+", choices=("fixed", "dense"), default=(), help="heads trained side by side")
+    parser.add_argument("--epochs", type=_positive(int), help="of the heads side by side (default: by data set)")
 
 
 def _suite_names() -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def load(name: str, *, dimensions: int = 512) -> DataSet:
     """Loads a data set; long texts become tf-idf, projected to ``dimensions`` by truncated SVD."""
     if name == "Bibtex":
         return _bibtex(data_folder() / "Bibtex")
-    train, test = _eurlex(data_folder() / "EURLEX57K") if name == "EURLEX57K" else _docstrings()
+    train, test = _eurlex(data_folder() / "EURLEX57K") if name == "EURLEX57K" else docstrings()
     tfidf = TfidfFeatures()
     train_x, test_x = _project(tfidf.fit_transform(train[0]), tfidf.transform(test[0]), dimensions)
     return DataSet(name, train_x, *_targets(train[1], test[1], test_x))
@@ -95,7 +95,7 @@ def _eurlex(folder: Path) -> list[tuple[list[str], LabelRows]]:
     return out
 
 
-def _docstrings() -> list[tuple[list[str], LabelRows]]:
+def docstrings() -> list[tuple[list[str], LabelRows]]:
     """Documentation of functions and classes in installed packages; its labels are the modules that define it."""
     texts, labels = [], []
     for package in _PACKAGES:

@@ -132,7 +132,7 @@ def main(arguments: argparse.Namespace) -> int:
     print("{}: {:,} training rows, {:,} features, {:,} labels, {:,} test rows".format(name, *shape))
     file, described = RowFile(arguments.out), environment.describe("cpu")
     results: dict[str, dict[str, Any]] = {}
-    for head in arguments.heads:
+    for head in arguments.heads or ("fixed", "dense"):
         settings = Settings(None if head == "dense" else fan_in, hidden, arguments.epochs or epochs)
         results[head] = train(data, settings)
         row = {"kind": "training", "data": name, "head": head, **asdict(settings), **results[head]}

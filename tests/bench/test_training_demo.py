@@ -13,8 +13,9 @@ import scipy.sparse as sp
 
 from bench.environment import REPOSITORY
 from bench.rows import RowFile
-from bench.studies import training_data
+from bench.studies import text_demo, training_data
 from bench.studies.training_demo import Settings, main, train
+from sparse_xmc.data import LabelRows
 from tests.conftest import INTERPRETING
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="training never runs in the interpreter")
@@ -52,9 +53,23 @@ def test_command_leaves_a_row_per_head(data, tmp_path, monkeypatch, capsys) -> N
     assert "P@1" in capsys.readouterr().out
 
 
+def test_a_model_is_trained_from_files_with_the_defaults(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("sklearn")
+    labels = LabelRows()
+    for i in range(60):
+        labels.append([("food", "law")[i % 2]])
+    texts = [f"{('bread salt oven', 'judge court appeal')[i % 2]} {i % 7}" for i in range(60)]
+    monkeypatch.setattr(training_data, "docstrings", lambda: [(texts, labels), (texts, labels)])
+    row = text_demo.run("docstrings", tmp_path)
+    assert row["P@1"] == 100.0 and row["run_bytes"] > 0
+    said = capsys.readouterr()
+    assert "sparse-xmc train --train" in said.out and "P@1 / P@3 / P@5 100.00" in said.out and not said.err
+    assert [stored["head"] for stored in RowFile(tmp_path).read()] == ["train"]
+
+
 DOCSTRINGS = """
-from bench.studies.training_data import _docstrings
-(train_texts, train_labels), (test_texts, _) = _docstrings()
+from bench.studies.training_data import docstrings
+(train_texts, train_labels), (test_texts, _) = docstrings()
 print(len(train_texts), len(test_texts), len(train_labels), min(train_labels.counts()))
 """
 
