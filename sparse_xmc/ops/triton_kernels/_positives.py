@@ -27,6 +27,18 @@ def first_position(positives, first, last, label):
 
 
 @triton.jit
+def open_bucket(positives, bucket, label):
+    """Where the first positive of each ``label [N]`` of a bucket stands, one past the bucket's last, whether there are any."""
+    position = tl.load(positives.starts + bucket)  # 0-dim
+    last = tl.load(positives.starts + bucket + 1)  # 0-dim
+    holds_positives = position < last
+    position = tl.zeros(label.shape, tl.int32) + position
+    if holds_positives:
+        position = first_position(positives, tl.min(position, 0), last, label)
+    return position, last, holds_positives
+
+
+@triton.jit
 def _row_at(positives, last, label, known, position):
     """The row that stands at each label's position ``[N]``; NO_ROW behind its last one and for unknown labels."""
     valid = known & (position < last)

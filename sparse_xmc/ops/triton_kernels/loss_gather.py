@@ -11,7 +11,7 @@ import triton.language as tl
 
 from sparse_xmc.ops.triton_kernels._input_gradient import add_part
 from sparse_xmc.ops.triton_kernels._loss_terms import mixed_terms, negative_terms
-from sparse_xmc.ops.triton_kernels._positives import first_position, positive_tile
+from sparse_xmc.ops.triton_kernels._positives import open_bucket, positive_tile
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 from sparse_xmc.ops.triton_kernels._update import finish_tile
 
@@ -49,13 +49,7 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
             tl.store(dx.weight + own * K + weight_offs, stored, mask=connected)
         else:
             tl.store(dx.weight + (own + member)[:, None] * dx.D + column, stored, mask=connected)
-    bucket = tile * BLOCK_L // TILE.WIDTH
-    position = tl.load(positives.starts + bucket)  # 0-dim
-    last = tl.load(positives.starts + bucket + 1)  # 0-dim
-    holds_positives = position < last
-    position = tl.zeros((BLOCK_L,), tl.int32) + position
-    if holds_positives:
-        position = first_position(positives, tl.min(position, 0), last, label)
+    position, last, holds_positives = open_bucket(positives, tile * BLOCK_L // TILE.WIDTH, label)
 
     total = tl.zeros((BLOCK_B,), ACC)
     dw = tl.zeros((BLOCK_L, BLOCK_K), ACC)

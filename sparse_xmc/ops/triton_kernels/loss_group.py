@@ -11,7 +11,7 @@ import triton.language as tl
 from sparse_xmc.ops.triton_kernels._dot import dot, dot_terms
 from sparse_xmc.ops.triton_kernels._input_gradient import add_part
 from sparse_xmc.ops.triton_kernels._loss_terms import mixed_terms, negative_terms
-from sparse_xmc.ops.triton_kernels._positives import first_position, positive_tile
+from sparse_xmc.ops.triton_kernels._positives import open_bucket, positive_tile
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 from sparse_xmc.ops.triton_kernels._update import finish_tile
 
@@ -59,12 +59,7 @@ def group_tile(tile, layer, batch, positives, objective, dx, gradients, update, 
         bias = tl.load(layer.bias + first + member, mask=known, other=float("-inf")).to(tl.float32)  # [BLOCK_L]
     if objective.pos_weight is not None:
         pos_weight = tl.load(objective.pos_weight + first + member, mask=known, other=0.0)  # [BLOCK_L]
-    position = tl.load(positives.starts + group)
-    last = tl.load(positives.starts + group + 1)  # 0-dim
-    holds_positives = position < last
-    position = tl.zeros((BLOCK_L,), tl.int32) + position
-    if holds_positives:
-        position = first_position(positives, tl.min(position, 0), last, label)
+    position, last, holds_positives = open_bucket(positives, group, label)
 
     total = tl.zeros((BLOCK_B,), tl.float32)
     dw = tl.zeros((BLOCK_K, BLOCK_L), tl.float32)
