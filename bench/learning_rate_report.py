@@ -77,11 +77,3 @@ def draw(rows: list[Row], path: str) -> None:
         axis.set_ylabel("loss of held-out rows")
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def report(rows: list[Row], missing: list[str]) -> None:
-    """Prints the table and draws the figure."""
-    print("\n".join(table(rows)))
-    if missing:
-        print(f"\nnot measured: {len(missing)} runs, the first is {missing[0]}")
-    draw(rows, str(FIGURE))

@@ -176,13 +176,5 @@ def draw(rows: list[Row], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def report(rows: list[Row], missing: list[str]) -> None:
-    """Prints the table and draws the figure."""
-    print("\n".join(table(rows)))
-    if missing:
-        print(f"\nnot measured: {len(missing)} runs, the first is {missing[0]}")
-    draw(rows, str(FIGURE))
-
-
 if __name__ == "__main__":
-    study.main(__doc__, ROWS, runs(), lambda: None, train, report)
+    study.main(__doc__, ROWS, runs(), lambda: None, train, study.printed(table, draw, FIGURE))

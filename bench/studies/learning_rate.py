@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import environment, learning_rate_report
+from bench import environment
+from bench.learning_rate_report import FIGURE, draw, table
 from bench.rows import RowFile
 from bench.studies import study, training_data
 from bench.studies.topology import load_features
@@ -189,4 +190,4 @@ def train(data: Data, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    study.main(__doc__, ROWS, runs(), Data, train, learning_rate_report.report)
+    study.main(__doc__, ROWS, runs(), Data, train, study.printed(table, draw, FIGURE))

@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from bench.rows import Row, RowFile
@@ -14,6 +15,20 @@ from bench.rows import Row, RowFile
 class NamedRun(Protocol):
     @property
     def name(self) -> str: ...
+
+
+def printed(
+    table: Callable[[list[Row]], list[str]], draw: Callable[[list[Row], str], Any], figure: Path
+) -> Callable[[list[Row], list[str]], None]:
+    """A ``report`` that prints a table and draws a figure."""
+
+    def report(rows: list[Row], missing: list[str]) -> None:
+        print("\n".join(table(rows)))
+        if missing:
+            print(f"\nnot measured: {len(missing)} runs, the first is {missing[0]}")
+        draw(rows, str(figure))
+
+    return report
 
 
 def main(

@@ -59,7 +59,7 @@ def test_the_figure_is_drawn(tmp_path):
 @pytest.mark.parametrize("study", [learning_rate, drop_in], ids=["learning_rate", "drop_in"])
 def test_the_report_holds_the_table_of_its_rows(study):
     rows, name = study.ROWS.read(), study.ROWS.path.stem
-    table = learning_rate_report.table(rows) if study is learning_rate else study.table(rows)
+    table = study.table(rows)
     assert "\n".join(table) in (REPOSITORY / "reports" / f"{name}.md").read_text(encoding="utf-8")
     assert len({row["name"] for row in rows}) == len(rows)
     assert {run.name for run in study.runs()} >= {row["name"] for row in rows}
