@@ -31,6 +31,7 @@ STEP = (*FUSED, "sparse_xmc_fused_loss", *CORE, "dense_chunked", "bottleneck")
 PRODUCTS = (
     *CORE,
     "fbgemm_tbe",
+    "torchrec_triton_tbe",
     "sparse_xmc_group32",
     "bottleneck",
     "torch_bsr",
@@ -138,7 +139,7 @@ def target(device: str) -> Plan:
         ], Budget(2.0, 0.3, 5, 60)
     base = Point("full", 670_091, K=64, B=128, dtype="bfloat16", device=device)
     return [
-        sweep(base, (*CORE, *OURS, "haste"), mode=("forward", "full"), G=(1, 32)),
+        sweep(base, (*CORE, *OURS, "haste", "torchrec_triton_tbe"), mode=("forward", "full"), G=(1, 32)),
         sweep(base, STEP, mode=("step",)),
         sweep(base, FUSED, ("memory",), mode=("step",), L=(2_812_281,), K=(128,)),
         sweep(base, REWIRE, mode=("rewire",), L=(2_812_281,), K=(128,)),

@@ -20,6 +20,7 @@ from bench.providers import (
     python_sparse,
     sparse_xmc,
     torch_sparse,
+    torchrec,
 )
 
 ALL: tuple[Provider, ...] = (
@@ -34,6 +35,7 @@ ALL: tuple[Provider, ...] = (
     *haste.PROVIDERS,
     *python_sparse.PROVIDERS,
     *torch_sparse.PROVIDERS,
+    *torchrec.PROVIDERS,
 )
 
 

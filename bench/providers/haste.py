@@ -1,8 +1,12 @@
 """The published CUDA kernels of HASTE (xmc-aalto/haste, ICML 2026) as a peer on the GPU.
 
-None of its code is part of this repository. Build its ``shared_ffi`` extension out of tree, write a small Python module
-that wraps it, and name that file in ``SPARSE_XMC_HASTE``. The module defines, for CUDA tensors and one shared row of
-``indices [R, K]`` int32 per ``group_size`` labels (``L`` a multiple of it)::
+None of its code is part of this repository. Build its ``shared_ffi`` extension out of tree (needs nvcc; not tried here)::
+
+    pip install --no-build-isolation git+https://github.com/xmc-aalto/haste@ceeda5bfd54a7889cfdefa01abc658831d4d6bf9
+
+Then write a small Python module that calls ``shared_ffi.ffi_forward``, ``backward_features`` and ``backward_weights``, which
+take ``x`` feature by feature (its ``bindings.py`` shows how), and name that file in ``SPARSE_XMC_HASTE``. It defines, for CUDA
+tensors and one shared row of ``indices [R, K]`` int32 per ``group_size`` labels (``L`` a multiple of it)::
 
     forward(x, weight, indices, group_size) -> y                    # [B, D], [L, K] -> [B, L]
     backward_input(dy, weight, indices, in_features, group_size) -> dx

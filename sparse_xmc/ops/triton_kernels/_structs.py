@@ -89,6 +89,7 @@ class Tile(NamedTuple):
     EVEN: connections and rows of the batch fill their blocks, and need no mask. WIDTH: labels in a bucket of positives.
     DOT: dtype of matrix operands. TERMS: how many of them make up a weight, or a derivative for the weight gradient.
     SHIFT: power of two that keeps small derivatives out of DOT's subnormal range.
+    ONCE, AGAIN: eviction policies of loads, of what is read once (weights) and by every program (x); "" leaves it to the GPU.
     """
 
     K: int
@@ -109,9 +110,13 @@ class Tile(NamedTuple):
     BLOCK_L: int
     BLOCK_K: int
     BLOCK_B: int
+    ONCE: str
+    AGAIN: str
 
 
 @triton.constexpr_function
 def tile_of(*constants: Any) -> Tile:
-    """The constants of a launch under their names."""
-    return Tile(*constants)
+    """The constants of a launch under their names; the last one is whether loads have eviction policies."""
+    once, again = ("evict_first", "evict_last") if constants[-1] else ("", "")
+    values: Any = (*constants[:-1], once, again)
+    return Tile(*values)

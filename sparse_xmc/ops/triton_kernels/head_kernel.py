@@ -86,12 +86,13 @@ def fused_head(
     BLOCK_L: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    HINTS: tl.constexpr,  # whether loads have eviction policies
 ):
     NEED_LOSS: tl.constexpr = sums_ptr is not None
     ACC: tl.constexpr = tl.float64 if xt_ptr.dtype.element_ty == tl.float64 else tl.float32
     TILE: tl.constexpr = tile_of(
         K, G, LOSS, NEED_LOSS, NEED_WEIGHT, UPDATE, STOCHASTIC, DX, EVEN, WIDE, WIDTH,
-        DOT, TERMS, PRECISION, SHIFT, BLOCK_L, BLOCK_K, BLOCK_B,
+        DOT, TERMS, PRECISION, SHIFT, BLOCK_L, BLOCK_K, BLOCK_B, HINTS,
     )  # fmt: skip
     first = tl.program_id(0).to(tl.int64)
     if DX == "private":

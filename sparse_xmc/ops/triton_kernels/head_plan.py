@@ -223,6 +223,7 @@ def _constants(call: Call, way: str, plan: Tiling, tiles: int, programs: int) ->
         "BLOCK_L": plan.block_l,
         "BLOCK_K": plan.block_k,
         "BLOCK_B": plan.block_b,
+        "HINTS": plan.hints,
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
         **({} if plan.maxnreg is None or torch.version.hip else {"maxnreg": plan.maxnreg}),

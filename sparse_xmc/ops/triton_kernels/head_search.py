@@ -42,7 +42,10 @@ def choose(call: Call, run: Callable[[Call, Plan], Any]) -> tuple[Plan, bool]:
 
 
 def _config(way: str, tiles: Any) -> tuning.Config:
-    return {"way": way, **{name: getattr(tiles, name) for name in ("block_b", "num_warps", "num_stages", "maxnreg")}}
+    return {
+        "way": way,
+        **{name: getattr(tiles, name) for name in ("block_b", "num_warps", "num_stages", "maxnreg", "hints")},
+    }
 
 
 def _plan(call: Call, config: tuning.Config) -> Plan:

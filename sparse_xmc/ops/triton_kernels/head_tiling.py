@@ -19,7 +19,8 @@ class Tiling(NamedTuple):
     """Block sizes of one launch.
 
     dot: whether a tile is a group of labels (``loss_group``). width: labels in a bucket of positives.
-    num_stages: of the loads' pipeline. maxnreg: limit of registers per thread (NVIDIA), or None.
+    num_stages: of the loads' pipeline. maxnreg: limit of registers per thread (NVIDIA), or None. hints: whether loads tell
+        the cache that weights are read once and x again and again; only a search tries it.
     """
 
     dot: bool
@@ -31,6 +32,7 @@ class Tiling(NamedTuple):
     num_warps: int
     num_stages: int = 3
     maxnreg: int | None = None
+    hints: bool = False
 
     @property
     def elements(self) -> int:
@@ -95,6 +97,7 @@ def alternatives(first: Tiling) -> list[Tiling]:
     else:
         tried = ((64, 1, None), (32, 1, None), (64, 2, None), (32, 2, None), (128, 4, None), (16, 1, None))
     found = [first._replace(block_b=b, num_warps=w, maxnreg=r) for b, w, r in tried if b <= 2 * first.block_b]
+    found.insert(0, first._replace(hints=True))
     return [
         first,
         *(tiles for tiles in found if tiles != first and (tiles.dot or tiles.elements <= 8192 * tiles.num_warps)),

@@ -34,7 +34,8 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
     known = label < layer.L
     connected = known[:, None] & (offs_k < K)[None, :]
     weight_offs = member[:, None] * K + offs_k[None, :]
-    stored = tl.load(layer.weight + first * K + weight_offs, mask=connected, other=0.0)  # [BLOCK_L, BLOCK_K]
+    weight_ptrs = layer.weight + first * K + weight_offs
+    stored = tl.load(weight_ptrs, mask=connected, other=0.0, eviction_policy=TILE.ONCE)  # [BLOCK_L, BLOCK_K]
     weight = stored.to(ACC)
     index_ptrs = layer.indices + (label // G)[:, None] * K + offs_k[None, :]
     column = tl.load(index_ptrs, mask=connected, other=0)  # [BLOCK_L, BLOCK_K]
@@ -57,10 +58,12 @@ def gather_tile(tile, layer, batch, positives, objective, dx, gradients, update,
     for start in range(0, batch.B, BLOCK_B):
         offs_b = start + tl.arange(0, BLOCK_B)
         mask = connected[:, :, None] & (offs_b < batch.stride)[None, None, :]
+        x_ptrs = batch.xt + x_offs + start
         if TILE.EVEN:
-            x = tl.load(batch.xt + x_offs + start).to(ACC)  # [BLOCK_L, BLOCK_K, BLOCK_B]
+            x = tl.load(x_ptrs, eviction_policy=TILE.AGAIN)  # [BLOCK_L, BLOCK_K, BLOCK_B]
         else:
-            x = tl.load(batch.xt + x_offs + start, mask=mask, other=0.0).to(ACC)  # [BLOCK_L, BLOCK_K, BLOCK_B]
+            x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=TILE.AGAIN)  # [BLOCK_L, BLOCK_K, BLOCK_B]
+        x = x.to(ACC)
         z = tl.sum(x * weight[:, :, None], 1)
         if not TILE.EVEN:
             # loss and derivative are 0 at minus infinity

@@ -39,7 +39,8 @@ def group_tile(tile, layer, batch, positives, objective, dx, gradients, update, 
     known = member < tl.minimum(layer.L - first, G - tile % PARTS * BLOCK_L).to(tl.int32)
     connected = known[:, None] & slot[None, :]
     weight_offs = member[:, None] * K + offs_k[None, :]
-    weight = tl.load(layer.weight + first * K + weight_offs, mask=connected, other=0.0)  # [BLOCK_L, BLOCK_K]
+    weight_ptrs = layer.weight + first * K + weight_offs
+    weight = tl.load(weight_ptrs, mask=connected, other=0.0, eviction_policy=TILE.ONCE)  # [BLOCK_L, BLOCK_K]
     if TERMS > 1:
         weight = weight.to(tl.float32)
     weight = tl.trans(weight)
@@ -68,10 +69,11 @@ def group_tile(tile, layer, batch, positives, objective, dx, gradients, update, 
     for start in range(0, batch.B, BLOCK_B):
         offs_b = start + tl.arange(0, BLOCK_B)
         mask = slot[:, None] & (offs_b < batch.stride)[None, :]
+        x_ptrs = batch.xt + x_offs + start
         if TILE.EVEN:
-            x = tl.load(batch.xt + x_offs + start)  # [BLOCK_K, BLOCK_B]
+            x = tl.load(x_ptrs, eviction_policy=TILE.AGAIN)  # [BLOCK_K, BLOCK_B]
         else:
-            x = tl.load(batch.xt + x_offs + start, mask=mask, other=0.0)  # [BLOCK_K, BLOCK_B]
+            x = tl.load(x_ptrs, mask=mask, other=0.0, eviction_policy=TILE.AGAIN)  # [BLOCK_K, BLOCK_B]
         z = tl.broadcast_to(bias[None, :], (BLOCK_B, BLOCK_L))
         if not TILE.EVEN:
             z += tl.where(offs_b < batch.B, 0.0, float("-inf"))[:, None]
