@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
-from sparse_xmc.models.sparse_rows import csr_rows
+from sparse_xmc.models.sparse_rows import check_rows, csr_rows
 from sparse_xmc.models.topk import topk_by_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
 from sparse_xmc.ops._csr import csr_matrix
@@ -69,6 +69,7 @@ class SparseInputLinear(FixedFanInLinear):
         """Logits ``[B, L]``."""
         check_input(x, self.in_features)
         if not self._on_cpu() or torch.is_grad_enabled():
+            check_rows(x)
             return super().forward(x.to_dense())
         return fixed_fan_in_sparse_linear(x, self.weight, self.checked_indices(), self.bias, group_size=self.group_size)
 
@@ -118,6 +119,7 @@ class SparseInputLinear(FixedFanInLinear):
         check_input(x, self.in_features)
         if not self._on_cpu():
             return super().topk(x.to_dense(), k, exclude=exclude)
+        check_rows(x)
         return topk_by_rows(lambda start, stop: self(csr_rows(x, start, stop)), x.shape[:-1], k, exclude)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._backend import cpu_kernels
 from sparse_xmc.ops._csr import csr_matrix
 
 
@@ -36,12 +37,27 @@ class _EmbeddingBagCSR(torch.autograd.Function):
         return None, None, None, table
 
 
+def check_rows(x: Tensor) -> None:
+    """On a CPU, where nobody else looks at the structure of a ``torch.sparse_csr`` matrix before it is followed.
+
+    Raises:
+        ValueError: row offsets do not ascend from 0 to the number of entries, or a column is out of range.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        crow, col = x.crow_indices(), x.col_indices()
+        cpu_kernels("_csr").check_csr(crow.numpy(), col.numpy(), x.shape[1], "x", "column")
+
+
 def embedding_bag_csr(x: Tensor, weight: Tensor) -> Tensor:
     """``x [B, V]`` (``torch.sparse_csr``) times ``weight [V, D]`` -> ``[B, D]``.
 
     The gradient of ``weight`` is a coalesced sparse COO tensor whose rows are the columns that occur in ``x``; ``x``
     gets none. ``F.embedding_bag(sparse=True)`` computes the same with one gradient row per nonzero of ``x``.
+
+    Raises:
+        ValueError: the structure of ``x`` on a CPU is none of such a matrix.
     """
+    check_rows(x)
     values = x.values().to(weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
         return _EmbeddingBagCSR.apply(x.crow_indices(), x.col_indices(), values, weight)

@@ -6,6 +6,7 @@ import scipy.sparse as sp
 import torch
 
 from sparse_xmc.models import FixedFanInLinear
+from sparse_xmc.models.encoders import BagOfWordsEncoder
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.sparse_input import SparseInputLinear, informed_terms
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_loss
@@ -184,3 +185,31 @@ def test_debugging_checks_the_connections(monkeypatch):
     monkeypatch.setenv("SPARSE_XMC_DEBUG", "1")
     with pytest.raises(ValueError, match=r"indices\[3\] holds 5 twice"):
         layer.loss(x, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize(
+    ("crow", "col", "reason"),
+    [
+        ([0, 1, 2, 3], [0, 50, 1], "x holds column 50 .*outside"),
+        ([0, 1, 2, 3], [0, -1, 1], "x holds column -1"),
+        ([0, 1, 2, 3], [0, 2**31 - 1, 1], "x holds column 2147483647"),
+        ([0, 3, 1, 3], [0, 2, 1], "crow_indices of x must not descend"),
+        ([0, -1_000_000, 2, 3], [0, 2, 1], "crow_indices of x must not descend"),
+        ([0, 1, 2, 9], [0, 2, 1], "crow_indices of x must end with the number of entries 3"),
+        ([1, 1, 2, 3], [0, 2, 1], "crow_indices of x must start with 0"),
+    ],
+)
+def test_rows_of_any_other_structure_are_refused(crow, col, reason, dtype):
+    layer, *_ = layer_and_batch(7, 1)
+    rows = (torch.tensor(crow, dtype=dtype), torch.tensor(col, dtype=dtype), torch.ones(3))
+    x = torch.sparse_csr_tensor(*rows, (3, 50), check_invariants=False)
+    targets = torch.eye(3, 7).to_sparse_csr()
+    encoder = BagOfWordsEncoder(50, 4, seed=0)
+    with torch.no_grad():
+        for use in (layer, encoder, lambda x: layer.topk(x, 2), lambda x: layer.loss(x, targets)):
+            with pytest.raises(ValueError, match=reason):
+                use(x)
+    for use in (layer, encoder, lambda x: layer.loss(x, targets)):
+        with pytest.raises(ValueError, match=reason):
+            use(x)

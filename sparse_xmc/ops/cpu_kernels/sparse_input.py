@@ -18,6 +18,7 @@ from torch import Tensor
 from sparse_xmc.kernels import threads
 from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.ops._contract import Objective
+from sparse_xmc.ops.cpu_kernels._csr import check_csr
 from sparse_xmc.ops.cpu_kernels._head_structs import ASYMMETRIC, BCE, HINGE, LOSSES
 from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive, sigmoid, softplus
 from sparse_xmc.ops.cpu_kernels._numeric import as_numpy
@@ -279,6 +280,7 @@ def _loss(columns, weight, indices, bias, group_size, labels, rows, batch, goal,
 
 def _by_columns(crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Columns:
     batch = len(crow) - 1
+    check_csr(as_numpy(crow), as_numpy(col), in_features, "x", "column")
     pointers, rows, sorted_values = (
         np.zeros(in_features + 1, np.int32),
         np.empty(len(col), np.int32),

@@ -5,27 +5,9 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.kernels.compiled import kernel
+from sparse_xmc.ops.cpu_kernels._csr import check_csr
 
 _DIGIT = 8  # bits of a label that one pass sorts by
-_FINE, _BAD_START, _BAD_ROW, _BAD_END, _BAD_LABEL = range(5)
-
-
-@kernel
-def _check(crow, col, num_labels):
-    """(what is wrong, where)."""
-    # crow [B + 1], col [nnz]
-    nnz = col.shape[0]
-    if crow[0] != 0:
-        return _BAD_START, 0
-    for row in range(crow.shape[0] - 1):
-        if crow[row + 1] < crow[row]:
-            return _BAD_ROW, row
-    if crow[crow.shape[0] - 1] != nnz:
-        return _BAD_END, 0
-    for i in range(nnz):
-        if col[i] < 0 or col[i] >= num_labels:
-            return _BAD_LABEL, i
-    return _FINE, 0
 
 
 @kernel
@@ -68,22 +50,10 @@ def _sort(crow, col, num_labels, labels, rows):
 def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
     """Labels [nnz] int64, ascending, and their rows [nnz] int32, of row offsets [B + 1] and labels [nnz]."""
     offsets, columns = crow.numpy(), col.numpy()
-    wrong, where = _check(offsets, columns, num_labels)
-    if wrong:
-        raise ValueError(_message(wrong, where, offsets, columns, num_labels))
+    check_csr(offsets, columns, num_labels, "targets", "label")
     labels, rows = (
         torch.empty(col.shape[0], dtype=torch.int64, device="cpu"),
         torch.empty(col.shape[0], dtype=torch.int32, device="cpu"),
     )
     _sort(offsets, columns, num_labels, labels.numpy(), rows.numpy())
     return labels, rows
-
-
-def _message(wrong: int, where: int, crow: np.ndarray, col: np.ndarray, num_labels: int) -> str:
-    if wrong == _BAD_START:
-        return f"crow_indices of targets must start with 0, got {crow[0]}"
-    if wrong == _BAD_END:
-        return f"crow_indices of targets must end with the number of entries {len(col)}, got {crow[-1]}"
-    if wrong == _BAD_ROW:
-        return f"crow_indices of targets must not descend, got {crow[where]} before {crow[where + 1]} at row {where}"
-    return f"targets hold label {col[where]} (entry {where}), outside [0, {num_labels})"
