@@ -37,6 +37,11 @@ def debugging() -> bool:
     return os.environ.get("SPARSE_XMC_DEBUG", "0").lower() in ("1", "true", "on")
 
 
+def capturing(tensor: torch.Tensor) -> bool:
+    """Whether what is launched on the tensor's device goes into a CUDA graph instead of being run."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @functools.cache
 def _load(backend: str, op: str) -> ModuleType:
     needed = {"triton": "triton", "cpu": "numba"}[backend]

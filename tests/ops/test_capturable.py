@@ -7,6 +7,7 @@ from sparse_xmc import ops
 from sparse_xmc.ops import step as step_module
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._contract import Layer, Objective, Scaling
+from tests.conftest import INTERPRETING
 from tests.ops.test_loss import BF16, problem_and_targets
 
 
@@ -59,3 +60,20 @@ def test_numbers_are_refused_in_a_capture(monkeypatch):
     tensors = ops.Update(lr=torch.tensor(0.1), step=torch.tensor(1))
     step_module._check_capture(tensors, torch.device("cuda:0"))
     step_module._check_capture(ops.Update(lr=0.1), torch.device("cpu"))
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="about the launchers of the Triton kernels")
+def test_a_captured_step_zeroes_its_own_flag(device, monkeypatch):
+    """The flag that a stream keeps is zero when a sweep begins; in a replay only what the graph itself does counts."""
+    from sparse_xmc.ops.triton_kernels import head_sweep
+
+    problem, _, targets = problem_and_targets((20, 21, 30, 8, 4), torch.float32, device)
+    update = ops.Update(lr=0.1, step=1)
+    expected = updated(problem, targets, update)
+    made = []
+    zeros = torch.zeros
+    monkeypatch.setattr(head_sweep, "capturing", lambda tensor: True)
+    monkeypatch.setattr(head_sweep, "_flag", lambda x: pytest.fail("the stream's flag would be read in replays"))
+    monkeypatch.setattr(torch, "zeros", lambda *a, **k: made.append(k["dtype"]) or zeros(*a, **k))
+    found = updated(problem, targets, update)
+    assert torch.int32 in made and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -93,6 +93,20 @@ def test_inference_tensors_are_not_remembered(device, calls):
     assert len(calls) == 2
 
 
+def test_what_a_graph_will_compute_is_not_remembered(device, calls, monkeypatch):
+    """While a CUDA graph is captured nothing is computed yet; what was known before serves the capture too."""
+    indices = oracle.make_problem(0, 21, 20, 6, device=device).indices
+    monkeypatch.setattr(_topology_cache, "capturing", lambda tensor: True)
+    ops.transpose_indices(indices, 20)
+    ops.transpose_indices(indices, 20)
+    assert len(calls) == 2
+    monkeypatch.setattr(_topology_cache, "capturing", lambda tensor: False)
+    ops.transpose_indices(indices, 20)
+    monkeypatch.setattr(_topology_cache, "capturing", lambda tensor: True)
+    ops.transpose_indices(indices, 20)
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize(
     ("indices", "in_features", "error", "message"),
     [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
+from sparse_xmc.ops._backend import capturing
 from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import head_search, linear_dense, linear_inverted
@@ -82,13 +83,17 @@ def run(call: Call, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
                 memory = memory._replace(dxt=memory.dxt.sum(0))
             return _finish(call, plan, memory, stream)
         except BaseException:
-            _flag.cache_clear()  # nobody has taken it back to 0
+            _flag_of.cache_clear()  # nobody has taken it back to 0
             raise
 
 
-@functools.cache
-def _flag(device: torch.device, stream: int) -> Tensor:
+def _flag(x: Tensor) -> Tensor:
     """Whether x holds inf or nan: 0-dim int32 that is 0 between sweeps of a stream."""
+    return _flag_of(x.device, torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else 0)
+
+
+@functools.cache
+def _flag_of(device: torch.device, stream: int) -> Tensor:
     return torch.zeros((), dtype=torch.int32, device=device)
 
 
@@ -97,7 +102,9 @@ def _allocate(call: Call, plan: Plan, stream: int | None) -> _Memory:
     bad = block = None
     found: dict[str, Any]
     if update is not None:
-        bad = _flag(device, torch._C._cuda_getCurrentRawStream(call.x.get_device()) if call.x.is_cuda else 0)
+        # the stream's own flag is 0 now, a graph's has to become so in every replay
+        own = not capturing(call.x)
+        bad = _flag(call.x) if own else torch.zeros((), dtype=torch.int32, device=device)
     if stream is not None and plan.way in ("atomic", "none") and plan.compiled:
         block = torch.empty(plan.block, dtype=torch.uint8, device=device)
         start = block.data_ptr()
