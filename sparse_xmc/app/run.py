@@ -14,6 +14,7 @@ from sparse_xmc.app.jobs.evaluation import publish, score
 from sparse_xmc.app.run_folder import check_removable, check_resumable, claim, clear, sweep
 from sparse_xmc.app.splits import check_paths, prepared_split
 from sparse_xmc.data import DataError, Inputs, LabelRows
+from sparse_xmc.data.split import check_format
 from sparse_xmc.storage.atomic import make_folder
 from sparse_xmc.storage.lock import FolderLock
 
@@ -46,7 +47,10 @@ class Run:
             check_removable(config.out)
         else:
             check_resumable(config)
-        check_paths(config.test, config.test_labels, config.test_filter)
+        check_paths(config.test_labels, config.test_filter)
+        if config.test is not None:
+            texts, label = config.text_field or None, config.label_field  # what is wrong is told before the training
+            check_format(config.test, config.test_labels, text_fields=texts, label_field=label)
 
     def check_rows(self, rows: LabelRows) -> None:
         """Raises:

@@ -20,7 +20,7 @@ from sparse_xmc.data.labels import LabelRows
 from sparse_xmc.data.raw_texts import RawTexts
 from sparse_xmc.data.recognise import Recognised, Wish, recognise
 from sparse_xmc.data.records import Records
-from sparse_xmc.data.source import Source
+from sparse_xmc.data.source import STANDARD_INPUT, Source
 from sparse_xmc.data.tables import Table
 from sparse_xmc.data.xmc_text import read_pairs, read_svmlight, read_xmc_text
 
@@ -141,6 +141,26 @@ def _labels_beside(path: str) -> str | None:
     return None
 
 
+def check_format(
+    path: str,
+    labels: str | None = None,
+    *,
+    text_fields: Sequence[str] | None = None,
+    label_field: str | None = None,
+) -> None:
+    """Whether a file that is needed only later is of a format that ``open_split`` reads, by its first lines.
+
+    Raises:
+        DataError: it is missing, or of no known format, or its labels are. Pipes are not looked into.
+    """
+    if path != STANDARD_INPUT and not os.path.exists(path):
+        raise DataError(path, None, "no such file")
+    if os.path.isfile(path):
+        source = Source(path)
+        apart = labels is not None or _labels_beside(source.name) is not None
+        recognise(source, Wish(True, apart, False, text_fields, label_field))
+
+
 def open_split(
     path: str | os.PathLike[str],
     *,
@@ -184,8 +204,7 @@ def open_split(
     """
     source = Source(path)
     beside = os.fspath(labels) if labels is not None else _labels_beside(source.name)
-    wish = Wish(need_labels, beside is not None, texts, text_fields, label_field)
-    found = recognise(source, wish)
+    found = recognise(source, Wish(need_labels, beside is not None, texts, text_fields, label_field))
     if found.kind in _RECORDS:
         if labels is not None and need_labels:
             raise DataError(

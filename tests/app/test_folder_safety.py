@@ -170,3 +170,20 @@ def test_a_run_that_cannot_be_written_is_used(run, capsys, monkeypatch):  # noqa
 def test_a_place_where_nothing_can_be_written_is_told_first(run, capsys, command, message):  # noqa: F811
     assert main(command) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("test.txt", "two words\nmore\n", "test.txt: a file of raw texts needs a file of labels"),
+        ("test.txt", "2 9\n1:1 2:1\n3:1\n", "test.txt: a file of features needs a file of labels"),
+        ("test.jsonl", "", "missing.jsonl: no such file"),
+        ("test.foo", "words\n", "test.foo: unknown format '.foo'"),
+    ],
+)
+def test_a_test_split_that_cannot_be_read_is_told_before_the_training(run, capsys, name, content, message):  # noqa: F811
+    (run / name).write_text(content)
+    test = "missing.jsonl" if "missing" in message else name
+    assert main(["train", "--train", "train.jsonl", "--test", test, "--out", "new", "--no-progress"]) == 1
+    said = capsys.readouterr()
+    assert message in said.err and said.out == "" and not (run / "new").exists()
