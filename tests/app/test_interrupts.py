@@ -116,3 +116,10 @@ def test_while_files_are_written(folder, tmp_path, monkeypatch, capsys, options)
     contents = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert contents[0] == contents[1]
     assert not [name for _, folders, files in os.walk(tmp_path) for name in [*folders, *files] if ".partial" in name]
+
+
+def test_a_warning_of_a_command_is_one_line_without_its_place_in_the_code(folder):
+    code = "import warnings; from sparse_xmc.__main__ import main; main(); warnings.warn('none of\\nits labels', stacklevel=1)"
+    command = [sys.executable, "-c", code, "inspect", "nowhere"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.splitlines()[1:] == ["sparse_xmc: none of its labels"]
