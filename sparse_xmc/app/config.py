@@ -127,9 +127,10 @@ class TrainingConfig(Identified):
         identity="if changed",
         origin="model",
     )
-    held_out: float = option(
-        0.05,
-        "direct: share of the training rows that decide over the settings; the model is then solved on all rows",
+    held_out: float | None = option(
+        None,
+        "direct: share of the training rows that decide over the settings (default: 5 %, but 500 rows at least, or a fifth "
+        "of few rows); the model is then solved on all rows",
         range="[0, 0.5]",
         only_if=_DIRECT & unless("effort", "fast"),
         identity="if changed",

@@ -9,11 +9,12 @@ import scipy.sparse as sp
 
 from sparse_xmc.solver.centroids import centroids
 from sparse_xmc.solver.closed_form import row_sizes
-from sparse_xmc.solver.fit import Task, frequent_terms, rare_terms, shortlists
 from sparse_xmc.solver.head import Block, TermHead
 from sparse_xmc.solver.mixture import merged
+from sparse_xmc.solver.negatives import frequent_terms, rare_terms, shortlists
 from sparse_xmc.solver.plan import Plan
 from sparse_xmc.solver.settings import Settings
+from sparse_xmc.solver.task import Task
 
 
 def grown(known: np.ndarray, now: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from sparse_xmc.app.direct.options import GRADIENT, settled
 from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.jobs import convert, train
 from sparse_xmc.data import DataError, SparseInputs, open_split
-from sparse_xmc.solver import fit as fitting
+from sparse_xmc.solver import choice
 from sparse_xmc.solver.head import Block, TermHead
 from tests.conftest import INTERPRETING
 
@@ -214,7 +214,7 @@ def test_damaged_clusters_are_refused(name, array, message):
 
 
 def test_a_run_that_takes_levels_predicts_converts_and_learns_new_labels(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_WORTH", -1e9)
+    monkeypatch.setattr(choice, "_WORTH", -1e9)
     lines = []
     metrics = train(config(folder, "levels", min_df=1), report=lines.append)
     assert metrics["P@1"] > 90 and any("clusters in front" in line for line in lines if line.startswith("chosen"))

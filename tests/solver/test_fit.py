@@ -6,7 +6,7 @@ pytest.importorskip("numba")
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver.calibrate import calibrate
 from sparse_xmc.solver.efforts import EFFORTS
-from sparse_xmc.solver.fit import fit
+from sparse_xmc.solver.fit import _held_out, fit
 from sparse_xmc.solver.plan import plan_for
 
 
@@ -108,3 +108,8 @@ def test_calibration_finds_the_odds_it_was_drawn_from():
     np.testing.assert_allclose(a, [1, 3, 4], atol=0.35)
     np.testing.assert_allclose(g, 0.5, atol=0.2)
     np.testing.assert_allclose(b, -1, atol=0.2)
+
+
+def test_rows_held_out_by_default_are_enough_to_decide():
+    assert [_held_out(rows, None) for rows in (100, 2000, 4000, 100_000)] == [20, 400, 500, 5000]
+    assert _held_out(4000, 0.05) == 200 and _held_out(4000, 0.0) == 0

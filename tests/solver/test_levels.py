@@ -5,8 +5,9 @@ import scipy.sparse as sp
 pytest.importorskip("numba")
 from sparse_xmc.kernels.threads import num_threads, set_num_threads
 from sparse_xmc.metrics import Truth, ranking_metrics
-from sparse_xmc.solver import fit as fitting
+from sparse_xmc.solver import choice
 from sparse_xmc.solver.examples import Examples
+from sparse_xmc.solver.fit import fit
 from sparse_xmc.solver.head import Block, Level, TermHead
 from sparse_xmc.solver.levels import (
     _against_all,
@@ -105,7 +106,7 @@ def test_clusters_and_labels_in_them_are_told_apart(topics):
 @pytest.fixture
 def always(monkeypatch):
     """Clusterings are taken whatever they bring."""
-    monkeypatch.setattr(fitting, "_WORTH", -1e9)
+    monkeypatch.setattr(choice, "_WORTH", -1e9)
 
 
 def flat(head):
@@ -120,7 +121,7 @@ def test_a_solution_with_levels_has_the_connections_of_one_without_and_is_the_sa
 ):
     x, y = topics
     plan = plan_for("normal", frequencies(y), 300, fan_in=24)
-    first = fitting.fit(x[:500], y[:500], plan, held_out=0.1)
+    first = fit(x[:500], y[:500], plan, held_out=0.1)
     assert "2 x 10 clusters in front" in first.lines[0]
     assert all(b.indices.shape[1] == 24 for b in first.head.blocks) and len(first.head.levels) == 2
     top = first.head.invert(300).topk(x[500:], 5)[1]
@@ -128,7 +129,7 @@ def test_a_solution_with_levels_has_the_connections_of_one_without_and_is_the_sa
     before = num_threads()
     set_num_threads(1 if before > 1 else 2)
     try:
-        second = fitting.fit(x[:500], y[:500], plan, held_out=0.1)
+        second = fit(x[:500], y[:500], plan, held_out=0.1)
     finally:
         set_num_threads(before)
     for a, b in zip(flat(first.head), flat(second.head), strict=True):
@@ -137,7 +138,7 @@ def test_a_solution_with_levels_has_the_connections_of_one_without_and_is_the_sa
 
 def test_levels_that_bring_nothing_are_not_taken(topics):
     x, y = topics
-    solution = fitting.fit(x, y, plan_for("normal", frequencies(y), 300))
+    solution = fit(x, y, plan_for("normal", frequencies(y), 300))
     assert "clusters in front" in solution.lines[1] and "clusters" not in solution.lines[0]
     assert not solution.head.levels
 

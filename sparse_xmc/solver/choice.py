@@ -1,0 +1,156 @@
+"""What held-out rows decide: cost, connections, clusterings in front, and how scores are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparse_xmc.solver.head import Block, TermHead
+from sparse_xmc.solver.levels import cluster_labels, members_of, solve_clusters, solve_within
+from sparse_xmc.solver.mixture import Levels, Mixture, Pairs, best_mixture, pairs
+from sparse_xmc.solver.plan import Stages
+from sparse_xmc.solver.task import Task, Topology, connections
+
+_WORTH = 0.1  # points of the objective that more connections or a clustering must bring
+
+
+def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndarray]]) -> Levels | None:
+    """What ``clustering`` found, together."""
+    if not solved:
+        return None
+    fronts = [
+        (TermHead([Block(np.arange(len(s["bias"])), s["indices"], s["weight"])], s["bias"]), s["of"]) for s in solved
+    ]
+    means = [np.mean([s[key] for s in solved], axis=0) for key in ("rare", "frequent", "within_bias")]
+    blocks = [Block(*parts) for parts in zip(task.groups, topology, means[:2], strict=True)]
+    return Levels(fronts, TermHead(blocks, means[2]))
+
+
+def clustering(task: Task, topology: Topology, number: int) -> dict[str, np.ndarray]:
+    """A clustering, the head of its clusters, and SVMs of the labels in them."""
+    x, targets, seed = task.wide, task.targets, task.seed + number
+    of = cluster_labels(task.x, targets, task.plan.clusters, seed)
+    members, shown = members_of(targets, of), task.bar(f"clusters {number}")
+    most = task.plan.cluster_rows
+    clusters = solve_clusters(x, members, task.plan.cluster_fan_in, most=most, seed=seed, progress=shown)
+    own = [Block(labels, indices, indices) for labels, indices in zip(task.groups, topology, strict=True)]
+    shown = task.bar(f"labels in clusters {number}")
+    within = solve_within(x, targets, members, of, own, most=2 * most, seed=seed, progress=shown)
+    (block,) = clusters.blocks
+    weights = {"rare": within.blocks[0].weight, "frequent": within.blocks[1].weight, "within_bias": within.bias}
+    return {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias, **weights}
+
+
+@dataclass
+class Chosen:
+    """Settings, with what held-out rows say of them. ``flat``: the mixture without levels."""
+
+    topology: Topology
+    cost: float
+    mixture: Mixture
+    svm: TermHead
+    value: float
+    name: str
+    judged: tuple[np.ndarray, np.ndarray]
+    flat: Mixture
+    calibrates: bool = False
+    clusterings: int = 0
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Trials:
+    """Settings tried on ``task``, judged by rows ``x [H, D]`` and their labels ``targets [H, L]``.
+
+    Args:
+        lists: negatives of the task's rows.
+        topology: terms of the labels, at the largest number of connections.
+        tail: weight of PSP@k against P@k.
+    """
+
+    task: Task
+    lists: np.ndarray
+    topology: Topology
+    x: sp.csr_matrix
+    targets: sp.csr_matrix
+    tail: float
+    propensity: tuple[float, float]
+    stages: Stages
+    tried: list[Chosen] = field(default_factory=list)
+    solved: list[dict[str, np.ndarray]] = field(default_factory=list)  # clusterings
+
+    def choose(self) -> Chosen:
+        """The cost at the fewest connections; then more of them, first of frequent labels, then clusterings in front, as
+        long as they pay."""
+        best = self._connections(self._cost())
+        for _ in range(self.task.plan.clusterings if best.calibrates else 0):
+            more = self._with_levels(best)
+            if more.value < best.value + _WORTH:
+                break
+            best = more
+        said = "; ".join(f"{entry.name} {entry.value:.2f}" for entry in self.tried)
+        best.lines = [
+            f"chosen on {self.x.shape[0]:,} held-out rows: {connections(self.task, best.topology)}; {best.name}",
+            f"tried ({_formula(self.tail)}): {said}",
+            f"refitted on all {self.task.x.shape[0] + self.x.shape[0]:,} rows",
+        ]
+        return best
+
+    def _cost(self) -> Chosen:
+        plan = self.task.plan
+        best = self._flat(plan.rare[0], plan.frequent[0], plan.costs[0])
+        for cost in plan.costs[1:]:
+            other = self._flat(plan.rare[0], plan.frequent[0], cost)
+            if other.value <= best.value:
+                break
+            best = other
+        return best
+
+    def _connections(self, best: Chosen) -> Chosen:
+        plan, sizes = self.task.plan, [len(labels) for labels in self.task.groups]
+        for frequent in plan.frequent[1:] if sizes[1] else ():
+            more = self._flat(plan.rare[0], frequent, best.cost)
+            if more.value < best.value + _WORTH:
+                break
+            best = more
+        frequent = best.topology[1].shape[1]
+        for rare in plan.rare[1:] if sizes[0] else ():
+            more = self._flat(rare, frequent, best.cost)
+            if more.value < best.value + _WORTH:
+                break
+            best = more
+        return best
+
+    def _flat(self, rare: int, frequent: int, cost: float) -> Chosen:
+        task, name = self.task, f"K={rare}/{frequent}, cost {cost:g}"
+        own = [np.ascontiguousarray(t[:, :k]) for t, k in zip(self.topology, (rare, frequent), strict=True)]
+        svm = task.head(own, self.stages(name, lambda: task.svm(self.lists, own, cost, f"trying {name}")))
+        held = self._pairs(svm, own, None)
+        mixture, value, how = best_mixture(held, self.tail)
+        chosen = Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
+        self.tried.append(replace(chosen, calibrates=held.calibrates))
+        return self.tried[-1]
+
+    def _with_levels(self, best: Chosen) -> Chosen:
+        own, number = best.topology, len(self.solved) + 1
+        self.solved.append(self.stages(f"clustering {number}", partial(clustering, self.task, own, number)))
+        held = self._pairs(best.svm, own, levels_of(self.task, own, self.solved))
+        mixture, value, how = best_mixture(held, self.tail)
+        name = f"cost {best.cost:g}, {number} x {len(self.solved[0]['bias'])} clusters in front, {how}"
+        more = replace(best, mixture=mixture, value=value, name=name, judged=held.judged(mixture))
+        self.tried.append(replace(more, clusterings=number))
+        return self.tried[-1]
+
+    def _pairs(self, svm: TermHead, topology: Topology, levels: Levels | None) -> Pairs:
+        task = self.task
+        side = task.centroid(topology)
+        return pairs(self.x, self.targets, svm, side, task.frequencies, task.x.shape[0], self.propensity, levels)
+
+
+def _formula(tail: float) -> str:
+    parts = [f"{weight:g} x mean {name}@1,3,5" for weight, name in ((1 - tail, "P"), (tail, "PSP")) if weight]
+    return " + ".join(parts)
