@@ -133,8 +133,9 @@ def _omikuji(
     out: Path, x: sp.csr_matrix, targets: sp.csr_matrix, held: sp.csr_matrix, peers: str, threads: int
 ) -> np.ndarray:
     with open(out / "rows.txt", "w") as file:
-        file.write(f"{x.shape[0]} {x.shape[1]} {targets.shape[1]}\n")
-        for i in range(x.shape[0]):
+        some = np.flatnonzero(np.diff(x.indptr))  # omikuji reads no row without a term
+        file.write(f"{len(some)} {x.shape[1]} {targets.shape[1]}\n")
+        for i in some:
             labels = targets.indices[targets.indptr[i] : targets.indptr[i + 1]]
             row = slice(x.indptr[i], x.indptr[i + 1])
             pairs = " ".join(f"{t}:{v:.6f}" for t, v in zip(x.indices[row], x.data[row], strict=True))

@@ -64,6 +64,7 @@ _LADDERS = {
     "normal": ((64,), (256, 512, 1024)),
     "best": ((64, 128, 256), (256, 512, 1024, 2048)),
 }
+_MORE, _CONNECTIONS = (2048, 4096), 1 << 22  # of a frequent label where those of all of them are no more than that
 _COSTS = {"fast": (1.0,), "normal": (1.0, 0.3, 0.1), "best": (1.0, 0.3, 0.1, 0.03)}
 _ROUNDS = {"fast": 2, "normal": 2, "best": 3}
 _CLUSTERINGS = {"fast": 0, "normal": 2, "best": 3}
@@ -93,6 +94,8 @@ def plan_for(
         raise ValueError(f"fan_in must lie in [1, {num_terms}], the number of terms, got {fan_in}")
     rare, frequent = _LADDERS[effort] if fan_in is None else ((fan_in,), (fan_in,))
     L, H = len(frequencies), int((frequencies >= FREQUENT).sum())
+    if fan_in is None and effort != "fast":
+        frequent += tuple(k for k in _MORE if k > frequent[-1] and H * k <= _CONNECTIONS)
     clusters, cluster_fan_in = _clusters(L, num_terms), min(_CLUSTER_FAN_IN, num_terms)
     if memory is not None:
         least = L * (_ENTRY + _BIAS)
