@@ -22,6 +22,8 @@ def flush(path: str) -> None:
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None  # which tells only of a number
     finally:
         os.close(handle)
 

@@ -39,6 +39,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
     write_rows(folder / "train.jsonl")
     write_rows(folder / "texts.jsonl", texts=1)
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "order.jsonl").write_text("".join(reversed(lines)))
     return folder
 
 
@@ -54,9 +56,10 @@ def check_refused(ranks, out, message, seconds=60):
     assert not out.exists()
 
 
-def test_other_data_are_refused(files, tmp_path):
+@pytest.mark.parametrize("data", ["texts.jsonl", "order.jsonl"])
+def test_other_data_are_refused(files, tmp_path, data):
     out = tmp_path / "run"
-    ranks = start(tmp_path, command(files, out), command(files, out, data="texts.jsonl"))
+    ranks = start(tmp_path, command(files, out), command(files, out, data=data))
     check_refused(ranks, out, "the ranks differ in training data")
 
 

@@ -1,5 +1,6 @@
 """Files that are written through ``complete_file`` are whole or absent, and what stands at their path decides how."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -138,3 +139,15 @@ def test_every_new_folder_is_written_to_disk(tmp_path, monkeypatch):
     assert flushed == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
     make_folder(str(tmp_path / "a" / "b"))
     assert len(flushed) == 3
+
+
+def test_a_disk_that_fails_is_told_with_the_place(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
+        make_folder(str(tmp_path / "new"))
+    with pytest.raises(ArtefactError, match=f"could not write {tmp_path}/x: Input/output error"):
+        write_text(str(tmp_path / "x"), "new")
+    assert not (tmp_path / "x").exists()
