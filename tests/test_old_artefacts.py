@@ -121,3 +121,9 @@ def test_a_sharded_checkpoint_loads(tmp_path):
     assert optimizer.param_groups[0]["lr"] == 0.01
     for state, moment in zip(optimizer.state.values(), old["moments"], strict=True):
         torch.testing.assert_close(state["exp_avg"], moment, rtol=0, atol=0)
+
+
+def test_a_run_goes_on_from_an_old_model(folder, capsys):
+    shared = ["--train", str(OLD / "train.jsonl"), "--epochs", "1", "--no-progress", "--threads", "1"]
+    assert main(["train", "--from", str(OLD / "finished"), "--out", str(folder / "on"), *shared]) == 0
+    assert "begins from a model of 10 labels: 0 new ones" in capsys.readouterr().out
