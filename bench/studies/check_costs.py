@@ -1,9 +1,10 @@
 """What a layer's checks and a loss's weights cost beside the work: microseconds, and shares of a training step.
 
-    python -m bench.studies.check_costs [--repeats N]
+    python -m bench.studies.check_costs [--repeats N] [--sizes N]
 
-CPU kernels, float32, one fused SGD step per size. Weights are compared with the step without them in alternation, by the
-median of the ratios; what is not used costs what ``objective`` takes to find nothing. Rows are printed, nothing is written.
+CPU kernels, float32, one fused SGD step per size, in CPU time. Weights are compared with the step without them in
+alternation, by the median of the ratios; what is not used costs what ``objective`` takes to find nothing. Rows are printed,
+nothing is written.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Cost(NamedTuple):
 
 
 def least(call: Callable[[], Any], repeats: int, calls: int = 1) -> float:
-    """Microseconds of a call: the least of ``repeats`` rounds of ``calls``."""
+    """CPU microseconds of a call: the least of ``repeats`` rounds of ``calls``."""
     found = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(calls):
             call()
-        found.append((time.perf_counter() - start) / calls * 1e6)
+        found.append((time.process_time() - start) / calls * 1e6)
     return min(found)
 
 
@@ -110,9 +111,11 @@ def show(size: Size | None, costs: Sequence[Cost]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=60)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--sizes", type=int, default=len(SIZES), help="only the first so many of the steps' sizes")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
     show(None, list(of_host(repeats)))
-    for size in SIZES:
+    for size in SIZES[: arguments.sizes]:
         show(size, list(of_step(size, repeats)))
 
 

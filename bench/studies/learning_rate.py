@@ -36,7 +36,7 @@ ITEMS, EPOCHS = 1_000, 5
 RATES = {
     ("EURLEX57K", "AdamW"): [2.0**k * 1e-3 for k in range(-2, 5)],
     ("EURLEX57K", "SGD"): [2.0**k * 0.1 for k in range(-2, 5)],
-    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(-1, 4)],
+    ("S3Rec-Beauty", "AdamW"): [2.0**k * 1e-3 for k in range(-1, 5)],
 }
 
 

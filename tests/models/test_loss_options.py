@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import DenseLinear, FixedFanInLinear, HeadTailLinear, SparseInputLinear
 from sparse_xmc.optim import FusedSGD
+from tests.conftest import INTERPRETING
 
 B, D, L, K = 6, 16, 12, 4
 LISTS = [[3, 11, 0], [], [7, 7, 2], [11], [1], [5, 6]]
@@ -128,6 +129,28 @@ def test_bad_options_are_named(name, given, error, text):
     x, _, _ = problem(head)
     with pytest.raises(error, match=text):
         head.loss(x, LISTS, **given)
+
+
+@pytest.mark.skipif(INTERPRETING, reason="sizes of the CPU kernels")
+@pytest.mark.parametrize("kind", ["bce", "squared_hinge", "asymmetric"])
+@pytest.mark.parametrize("group_size", [1, 8])
+def test_weights_of_many_rows_and_labels(group_size, kind):
+    """Several blocks of rows, of which the last is not full, several tiles, and products that are emptied on the way."""
+    rows, labels = 150, 3000
+    generator = torch.Generator().manual_seed(0)
+    head = FixedFanInLinear(D, labels, K, group_size=group_size, seed=1)
+    x = (2 * torch.randn(rows, D, generator=generator)).requires_grad_()
+    positive = (torch.rand(rows, labels, generator=generator) < 0.01).float()
+    weights = {
+        "pos_weight": 0.5 + torch.rand(labels, generator=generator),
+        "sample_weight": torch.rand(rows, generator=generator),
+    }
+    found = head.loss(x, positive, loss=kind, **weights)
+    wanted = expected(head(x), positive, kind, **weights) / rows
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    inputs = [x, *head.parameters()]
+    for a, b in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric"])

@@ -16,7 +16,7 @@ Memory of a sweep (``chunk`` = 64 rows of the batch, ``rows`` = labels of a tile
         w, dw, old [rows, K]        a tile's weights, their gradient, their momenta
         b, db, old [rows]           the same of its biases
         offsets   [rows, K] uint32  where a connection's row of the slab starts
-        products, linears [64] float64   loss of the tiles so far
+        products, linears [64] float64   loss of the tiles so far, [rows of the slab] if rows have weights
 
 Slab and sums stand in one allocation: so they keep clear of each other in a physically indexed cache.
 """
@@ -68,7 +68,8 @@ class Fields(NamedTuple):
     bias_buffer_code: int
     bias_moment: int
     pos_weight: int
-    sample_weight: int
+    sample_weight: int  # as long as the slab has rows
+    collectors: int
     B: int
     D: int
     K: int
@@ -177,10 +178,10 @@ def _counts(K):
     return (floats + 15) // 16 * 16, (rows * K + 15) // 16 * 16
 
 
-def scratch_size(K: int, itemsize: int) -> int:
+def scratch_size(K: int, itemsize: int, collectors: int) -> int:
     """Bytes of scratch memory of a part."""
     floats, offsets = _counts(K)
-    return floats * itemsize + offsets * 4 + 2 * CHUNK * 8
+    return floats * itemsize + offsets * 4 + 2 * collectors * 8
 
 
 @register_jitable
@@ -224,11 +225,12 @@ def open_work(head, part, itemsize):
     db = advance(b, room)
     behind = start + np.uint64(floats * itemsize)
     products = at_address(behind + np.uint64(offsets * 4), np.float64)
-    for i in range(2 * CHUNK):
+    for i in range(2 * head.f.collectors):
         products[i] = 0
     places = at_address(behind, np.uint32)
     return Work(
-        z, product, linear, group, w, dw, old, b, db, advance(db, room), places, products, advance(products, CHUNK)
+        z, product, linear, group, w, dw, old, b, db, advance(db, room), places, products,
+        advance(products, head.f.collectors),
     )  # fmt: skip
 
 

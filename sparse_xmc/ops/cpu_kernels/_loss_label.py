@@ -81,23 +81,22 @@ def _(table, offsets, weight, K, bias, lanes):
     return impl
 
 
-def gradients(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
-    """``out = keep * out + rate * sum_b dz[b] x[b]``; adds ``weight * dz`` to the rows of sums; returns the sum of dz.
+def gradients(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
+    """``out = keep * out + rate * sum_b d[b] x[b]``; adds ``weight * d`` to the rows of sums; returns the sum of d, a vector.
 
     ``out`` may be ``weight``: it is read before it changes.
     """
 
 
 @overload(gradients, prefer_literal=True, inline="always")
-def _(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
+def _(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
     if not isinstance(lanes, types.IntegerLiteral):
         return None
     width = lanes.literal_value
 
-    def impl(table, sums, offsets, weight, out, keep, rate, K, dz, need_x, need_weight, lanes):
-        # table, sums [D, width]; offsets, weight, out [K]; dz [width]
+    def impl(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
+        # table, sums [D, width]; offsets, weight, out [K]; d [width]
         keeps, rates = splat(keep, 4), splat(rate, 4)
-        d = load(dz, 0, width)
         quads = K // 4 * 4 if need_weight else 0
         for k in range(0, quads, 4):
             p0 = dot_row(d, table, offsets[k])

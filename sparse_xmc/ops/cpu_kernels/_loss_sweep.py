@@ -63,7 +63,7 @@ def _first(labels, count, label):
 
 
 # What every label needs takes numbers: a struct is passed field by field, which takes longer than its work. What only
-# weighted labels and the asymmetric loss need takes structs.
+# the asymmetric loss needs takes structs.
 
 
 @register_jitable
@@ -86,82 +86,82 @@ def _flip(rows, values, begin, end, first, count):
 
 
 @register_jitable
-def _is_special(f):
-    """Whether logits and slopes go through ``_special_logits`` and ``_special_slopes``."""
-    return f.loss == ASYMMETRIC or f.pos_weight != 0 or f.sample_weight != 0
+def _weight_rows(values, weights, width):
+    """Multiplies the derivatives of a label by the rows' weights."""
+    # values, weights [width]
+    for b in range(0, width, 16):
+        store(values, b, load(values, b, 16) * load(weights, b, 16))
 
 
 @register_jitable
-def _special_logits(head, work, values, label, begin, end, chunk):
-    """Logits [width] of a label as the loss takes them. Those of positives change their sign, and what their weight adds to
-    the loss goes to ``linear``.
-
-    The asymmetric loss is computed here, and the derivatives of negatives take the place of logits; the logits of positives
-    are put aside in ``product``, which it does not use otherwise.
-    """
-    if head.f.loss == ASYMMETRIC:
-        for p in range(begin, end):
-            b = head.rows[p] - chunk.first
-            if b >= 0 and b < chunk.count:
-                work.product[b], values[b] = values[b], -np.inf
-        for b in range(chunk.count):
-            value, slope = asymmetric_negative(np.float64(values[b]), head.n.gamma_neg, head.n.clip)
-            work.linear[b] += value
-            values[b] = slope
-        return
-    _flip(head.rows, values, begin, end, chunk.first, chunk.count)
-    if head.f.pos_weight != 0:
-        more = head.pos_weight[label] - 1
-        for p in range(begin, end):
-            b = head.rows[p] - chunk.first
-            if b >= 0 and b < chunk.count:
-                work.linear[b] += more * term(np.float64(values[b]), head.f.loss)
+def _flip_logits(rows, values, linear, begin, end, first, count, more, loss):
+    """As ``_flip`` for logits; ``linear`` gets ``more`` times the loss of the positives."""
+    # rows [nnz], values, linear [width]
+    for p in range(begin, end):
+        b = rows[p] - first
+        if b >= 0 and b < count:
+            values[b] = -values[b]
+            linear[b] += more * term(values[b], loss)
 
 
 @register_jitable
-def _special_slopes(head, work, values, label, begin, end, chunk):
-    """The derivatives [width] of a label's loss by its logits, weights included, from those by ``_special_logits``."""
-    if head.f.loss == ASYMMETRIC:
-        weight = np.float64(head.pos_weight[label]) if head.f.pos_weight != 0 else 1.0
-        for p in range(begin, end):
-            b = head.rows[p] - chunk.first
-            if b >= 0 and b < chunk.count:
-                value, slope = asymmetric_positive(np.float64(work.product[b]), head.n.gamma_pos)
-                work.linear[b] += weight * value
-                values[b], work.product[b] = weight * slope, 0
-    else:
-        _flip(head.rows, values, begin, end, chunk.first, chunk.count)
-        if head.f.pos_weight != 0:
-            for p in range(begin, end):
-                b = head.rows[p] - chunk.first
-                if b >= 0 and b < chunk.count:
-                    values[b] *= head.pos_weight[label]
-    if head.f.sample_weight != 0:
-        for b in range(chunk.count):
-            values[b] *= head.sample_weight[chunk.first + b]
+def _flip_slopes(rows, values, begin, end, first, count, weight):
+    """As ``_flip`` for derivatives, those of positives multiplied by ``weight``."""
+    # rows [nnz], values [width]
+    for p in range(begin, end):
+        b = rows[p] - first
+        if b >= 0 and b < count:
+            values[b] = -values[b] * weight
+
+
+@register_jitable
+def _asymmetric(head, work, values, label, begin, end, chunk):
+    """Derivatives [width] of the asymmetric loss of a label, its weight included, in the place of its logits; the loss goes
+    to ``linear``."""
+    # values [width]; product [width] is free under this loss: the logits of positives are put aside there
+    for p in range(begin, end):
+        b = head.rows[p] - chunk.first
+        if b >= 0 and b < chunk.count:
+            work.product[b], values[b] = values[b], -np.inf
+    for b in range(chunk.count):
+        value, slope = asymmetric_negative(np.float64(values[b]), head.n.gamma_neg, head.n.clip)
+        work.linear[b] += value
+        values[b] = slope
+    weight = np.float64(head.pos_weight[label]) if head.f.pos_weight != 0 else 1.0
+    for p in range(begin, end):
+        b = head.rows[p] - chunk.first
+        if b >= 0 and b < chunk.count:
+            value, slope = asymmetric_positive(np.float64(work.product[b]), head.n.gamma_pos)
+            work.linear[b] += weight * value
+            values[b], work.product[b] = weight * slope, 0
 
 
 @register_jitable
 def _collect(head, work, chunk):
-    """Moves a tile's loss over a chunk to the float64 collectors, and clears it."""
+    """Moves a tile's loss over a chunk to the float64 collectors, and clears it. Weighted rows have collectors of their own,
+    others share those of the first chunk."""
+    first = chunk.first if head.f.sample_weight != 0 else 0
     for i in range(chunk.count):
-        p, linear = np.float64(work.product[i]), np.float64(work.linear[i])
-        if head.f.sample_weight != 0:  # it multiplies a row's loss, not a product over labels: log it at once
-            work.linears[i] += np.float64(head.sample_weight[chunk.first + i]) * (linear + math.log1p(p))
-        else:
-            work.products[i] += p + work.products[i] * p
-            work.linears[i] += linear
+        p = np.float64(work.product[i])
+        work.products[first + i] += p + work.products[first + i] * p
+        work.linears[first + i] += np.float64(work.linear[i])
     fill(work.product, CHUNK, 0)
     fill(work.linear, CHUNK, 0)
 
 
 @register_jitable
-def _logarithms(products):
-    """Sum of log1p of the collected ``products [CHUNK]``, which are cleared."""
+def _row_weight(head, row):
+    return np.float64(head.sample_weight[row]) if head.f.sample_weight != 0 else 1.0
+
+
+@register_jitable
+def _logarithms(head, products):
+    """Sum of log1p of the collected ``products``, as their rows are weighted; they are cleared."""
+    # products [collectors]
     result = 0.0
-    for i in range(CHUNK):
-        result += math.log1p(products[i])
-    fill(products, CHUNK, 0)
+    for i in range(head.f.collectors):
+        result += _row_weight(head, i) * math.log1p(products[i])
+    fill(products, head.f.collectors, 0)
     return result
 
 
@@ -198,7 +198,7 @@ def _(head, work, tile, chunk, positive, lanes):
         # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; z [width]
         f, n, K, z = head.f, head.n, head.f.K, work.z
         hinge, need_x, need_weight = f.loss == HINGE, f.need_x != 0, f.need_weight != 0
-        special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
+        asymmetric, weighted, by_row = f.loss == ASYMMETRIC, f.pos_weight != 0, f.sample_weight != 0
         first_row = _row(tile.first, f.group_size)
         num_rows = _row(tile.first + tile.n - 1, f.group_size) - first_row + 1
         # indices [num_rows, K] -> where their rows of the slab start
@@ -209,23 +209,30 @@ def _(head, work, tile, chunk, positive, lanes):
             store(z, 0, logits(chunk.table, at, wi, K, tile.b[i], width))
             begin = positive
             positive = _end(head.labels, f.nnz, begin, label)
-            if special:
-                _special_logits(head, work, z, label, begin, positive, chunk)
+            if asymmetric:
+                _asymmetric(head, work, z, label, begin, positive, chunk)
+            elif begin < positive and weighted:
+                more = head.pos_weight[label] - 1
+                _flip_logits(head.rows, z, work.linear, begin, positive, chunk.first, chunk.count, more, f.loss)
             elif begin < positive:
                 _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
             active = asymmetric or derivatives(
                 z, 1, width, work.product, work.linear, head.constants, hinge, head.backward
             )  # fmt: skip
             used = head.backward and (active or n.keep != 1)
-            if special and (used or asymmetric):
-                _special_slopes(head, work, z, label, begin, positive, chunk)
-            elif used and begin < positive:
-                _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
+            if used and begin < positive and not asymmetric:
+                if weighted:
+                    _flip_slopes(head.rows, z, begin, positive, chunk.first, chunk.count, head.pos_weight[label])
+                else:
+                    _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
             if used:
                 if chunk.count < width:
                     fill(advance(z, chunk.count), width - chunk.count, 0)
+                d = load(z, 0, width)
+                if by_row:
+                    d = d * load(head.sample_weight, chunk.first, width)
                 tile.db[i] += gradients(
-                    chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, z, need_x, need_weight,
+                    chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, d, need_x, need_weight,
                     width,
                 )  # fmt: skip
 
@@ -237,7 +244,7 @@ def _groups_chunk(head, work, tile, chunk, positive):
     """A tile of labels against a chunk of the batch, group by group, or part of one by part."""
     # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; work.group [K, width]; z [m, width]
     f, K, width, z = head.f, head.f.K, chunk.width, work.z
-    special, asymmetric = _is_special(f), f.loss == ASYMMETRIC
+    asymmetric, weighted, by_row = f.loss == ASYMMETRIC, f.pos_weight != 0, f.sample_weight != 0
     i = 0
     while i < tile.n:
         r = (tile.first + i) // f.group_size
@@ -251,10 +258,11 @@ def _groups_chunk(head, work, tile, chunk, positive):
         for j in range(m):
             label, zj = tile.first + i + j, advance(z, j * width)
             begin, end = end, _end(head.labels, f.nnz, end, label)
-            if special:
-                _special_logits(head, work, zj, label, begin, end, chunk)
-                if asymmetric:  # label by label: there is one row to put positives aside in
-                    _special_slopes(head, work, zj, label, begin, end, chunk)
+            if asymmetric:
+                _asymmetric(head, work, zj, label, begin, end, chunk)
+            elif begin < end and weighted:
+                more = head.pos_weight[label] - 1
+                _flip_logits(head.rows, zj, work.linear, begin, end, chunk.first, chunk.count, more, f.loss)
             else:
                 _flip(head.rows, zj, begin, end, chunk.first, chunk.count)
         active = asymmetric or derivatives(
@@ -265,10 +273,12 @@ def _groups_chunk(head, work, tile, chunk, positive):
             for j in range(m):
                 label, dz = tile.first + i + j, advance(z, j * width)
                 begin, end = end, _end(head.labels, f.nnz, end, label)
-                if special and not asymmetric:
-                    _special_slopes(head, work, dz, label, begin, end, chunk)
-                elif not special:
+                if begin < end and weighted and not asymmetric:
+                    _flip_slopes(head.rows, dz, begin, end, chunk.first, chunk.count, head.pos_weight[label])
+                elif not asymmetric:
                     _flip(head.rows, dz, begin, end, chunk.first, chunk.count)
+                if by_row:
+                    _weight_rows(dz, advance(head.sample_weight, chunk.first), width)
                 fill(advance(dz, chunk.count), width - chunk.count, 0)
                 tile.db[i + j] += row_total(dz, width)
             if f.need_weight:
@@ -348,16 +358,17 @@ def sweep(fields, numbers, constants, part, start, stop):
                 _labels_chunk(head, work, tile, chunk, positive, 32)
             else:
                 _labels_chunk(head, work, tile, chunk, positive, 64)
-            if doublings + tile.n > MAX_DOUBLINGS:
-                loss += _logarithms(work.products)
-                doublings = 0
+            if c0 == 0 or f.sample_weight == 0:  # else a row's collectors are its own
+                if doublings + tile.n > MAX_DOUBLINGS:
+                    loss += _logarithms(head, work.products)
+                    doublings = 0
+                doublings += tile.n
             _collect(head, work, chunk)
-            doublings += tile.n
         if head.backward:
             _close_tile(head, work, tile)
-    loss += _logarithms(work.products)
-    for i in range(CHUNK):
-        loss += work.linears[i]
+    loss += _logarithms(head, work.products)
+    for i in range(f.collectors):
+        loss += _row_weight(head, i) * work.linears[i]
     at_address(np.uint64(f.losses), np.float64)[part] = loss
 
 

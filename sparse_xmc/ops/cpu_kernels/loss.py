@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sparse_xmc.kernels import threads
 from sparse_xmc.ops._arguments import compute_dtype
@@ -63,7 +64,7 @@ class _Sweep:
         (self.B, self.D), (L, self.K) = x.shape, layer.weight.shape
         if self.D > _MAX_FEATURES:
             raise ValueError(f"x must have at most {_MAX_FEATURES:,} features, got {list(x.shape)}")
-        self.x, self.objective, self.need_x = x, objective, need_x
+        self.x, self.need_x = x, need_x
         self.labels, self.rows = positives.labels.contiguous(), positives.rows.contiguous()
         self.dtype = compute_dtype(x.dtype)
         self.number = _NUMPY[self.dtype]
@@ -75,6 +76,10 @@ class _Sweep:
         last = chunk_width((self.B - 1) % CHUNK + 1) if self.B else 0
         padded = (self.B - 1) // CHUNK * CHUNK + last if self.B else 0
         self.ranges = _label_ranges(L, L * self.K * padded // _PART_WORK, layer.group_size)
+        self.objective, self.collectors = objective, CHUNK
+        if objective.sample_weight is not None:
+            weights = functional.pad(objective.sample_weight, (0, padded - self.B))
+            self.objective, self.collectors = objective._replace(sample_weight=weights), padded
         self.size = self.D * padded
         self.memory = x.new_empty((1 + len(self.ranges)) * self.size if need_x else self.size, dtype=self.dtype)
         self.finite = fill_slab(x, self.memory.numpy(), CHUNK, last)
@@ -104,7 +109,7 @@ class _Sweep:
             keep, rate = 1 - numbers.lr * numbers.weight_decay, -numbers.lr * numbers.scale
             numbers = numbers._replace(keep=_in_range(keep, self.number), rate=_in_range(rate, self.number))
         goal, start, itemsize = self.objective, self.memory.data_ptr(), self.memory.itemsize
-        parts, scratch_bytes = len(self.ranges), scratch_size(self.K, itemsize)
+        parts, scratch_bytes = len(self.ranges), scratch_size(self.K, itemsize, self.collectors)
         losses = torch.empty(parts, dtype=torch.float64, device="cpu")
         scratch = torch.empty(parts * scratch_bytes, dtype=torch.uint8, device="cpu")
         weight, indices, bias = (location(tensor) for tensor in self.layer[:3])
@@ -138,6 +143,7 @@ class _Sweep:
             bias_moment=_address(rule.bias_second_moment),
             pos_weight=_address(goal.pos_weight),
             sample_weight=_address(goal.sample_weight),
+            collectors=self.collectors,
             B=self.B,
             D=self.D,
             K=self.K,
