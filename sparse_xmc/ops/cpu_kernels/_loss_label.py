@@ -81,20 +81,16 @@ def _(table, offsets, weight, K, bias, lanes):
     return impl
 
 
-def gradients(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
+def gradients(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight):
     """``out = keep * out + rate * sum_b d[b] x[b]``; adds ``weight * d`` to the rows of sums; returns the sum of d, a vector.
 
     ``out`` may be ``weight``: it is read before it changes.
     """
 
 
-@overload(gradients, prefer_literal=True, inline="always")
-def _(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
-    if not isinstance(lanes, types.IntegerLiteral):
-        return None
-    width = lanes.literal_value
-
-    def impl(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight, lanes):
+@overload(gradients, inline="always")
+def _(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight):
+    def impl(table, sums, offsets, weight, out, keep, rate, K, d, need_x, need_weight):
         # table, sums [D, width]; offsets, weight, out [K]; d [width]
         keeps, rates = splat(keep, 4), splat(rate, 4)
         quads = K // 4 * 4 if need_weight else 0

@@ -232,8 +232,7 @@ def _(head, work, tile, chunk, positive, lanes):
                 if by_row:
                     d = d * load(head.sample_weight, chunk.first, width)
                 tile.db[i] += gradients(
-                    chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, d, need_x, need_weight,
-                    width,
+                    chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, d, need_x, need_weight
                 )  # fmt: skip
 
     return impl
