@@ -22,6 +22,17 @@ _DESCRIPTION = "Train and use multi-label classifiers with very wide fixed fan-i
 _RESUME = "; the same command resumes from the last checkpoint"
 _SHARED = ("device", "threads", "progress")  # options that evaluate and predict take too
 _SHAPE = ("fan_in", "group_size", "batch_size")  # and memory
+_HEAD: dict[str, Any] = {"in_features": 768, "dtype": "float32", "optimizer": "sgd"}  # of memory of a head
+_SPLIT = (  # and memory of a run
+    "train_labels",
+    "text_field",
+    "label_field",
+    "label_separator",
+    "min_df",
+    "max_features",
+    "effort",
+    "head_memory",
+)
 
 
 def _flag(name: str) -> str:
@@ -108,14 +119,19 @@ def make_parser() -> argparse.ArgumentParser:
     warmup = command("warmup", "compile the kernels now, so that no run has to")
     _add_options(warmup, ("device", "progress"))
 
-    memory = command("memory", "bytes that a head needs")
-    memory.add_argument("--labels", type=int, required=True, help="L, number of labels")
-    memory.add_argument("--in-features", type=int, default=768, help="D, input size of the head (default: 768)")
-    memory.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    memory = command("memory", "bytes that a head needs, or the peak of a direct run on a file")
+    sizes = memory.add_mutually_exclusive_group(required=True)
+    sizes.add_argument("--labels", type=int, help="L, number of labels: of a head that is trained by gradients")
+    sizes.add_argument("--train", help="training split of texts in lines, looked over: of a direct run on it")
+    absent: dict[str, Any] = {"default": argparse.SUPPRESS}
+    memory.add_argument("--in-features", type=int, help="D, input size of the head (default: 768)", **absent)
     memory.add_argument(
-        "--optimizer", default="sgd", choices=("sgd", "momentum", "adagrad", "adam"), help="of the head"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)", **absent
     )
-    _add_options(memory, _SHAPE)
+    memory.add_argument(
+        "--optimizer", choices=("sgd", "momentum", "adagrad", "adam"), help="of the head (default: sgd)", **absent
+    )
+    _add_options(memory, (*_SHAPE, *_SPLIT))
     return parser
 
 
@@ -180,21 +196,45 @@ def _warmup(options: argparse.Namespace) -> None:
 
 
 def _memory(options: argparse.Namespace) -> None:
+    """Of a head by gradients, or of a direct run; options of the other are refused."""
+    of_head, of_run = options.labels is not None, options.train is not None
+    for name in _SPLIT if of_head else tuple(_HEAD):
+        if hasattr(options, name):
+            raise ValueError(f"{_flag(name)} has no effect {'without' if of_head else 'with'} --train")
+    if of_run:
+        print(_memory_of_run(options))
+        return
     config = TrainingConfig(**_given(options, _SHAPE))
     import torch
 
     from sparse_xmc.models import memory_report
 
+    D, dtype, optimizer = (getattr(options, name, default) for name, default in _HEAD.items())
     report = memory_report(
         options.labels,
-        options.in_features,
-        config.connections(options.in_features),
+        D,
+        config.connections(D),
         group_size=config.group_size,
         batch_size=config.batch_size,
-        dtype=getattr(torch, options.dtype),
-        optimizer=options.optimizer,
+        dtype=getattr(torch, dtype),
+        optimizer=optimizer,
     )
     print(report)
+
+
+def _memory_of_run(options: argparse.Namespace) -> Any:
+    """The predicted memory of a direct run, as a table."""
+    config = TrainingConfig(train=options.train, solver="direct", **_given(options, (*_SHAPE, *_SPLIT)))
+    from sparse_xmc.app.direct.foresight import prediction, surveyed
+    from sparse_xmc.app.splits import open_data
+
+    sizes = surveyed(config, open_data(config, config.train, config.train_labels, texts=True))
+    if sizes is None:
+        raise ValueError(f"{config.train} holds no texts in lines, of whose memory could be told")
+    print(
+        f"about {sizes.rows:,} rows, {sizes.labels:,} labels, {sizes.terms:,} terms, {sizes.entries:,} terms of all rows"
+    )
+    return prediction(config, sizes)
 
 
 _COMMANDS = {

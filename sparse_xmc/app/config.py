@@ -147,10 +147,17 @@ class TrainingConfig(Identified):
     head_memory: int | None = option(
         None,
         "direct: bytes that the head may take",
-        range="[1, inf)",
+        range="[1, 1e18]",
         only_if=_DIRECT,
         identity="if changed",
         origin="model",
+    )
+    memory_limit: int | None = option(
+        None,
+        "direct: bytes of memory that the run may take: one that is predicted to take more ends before its work",
+        range="[1, 1e18]",
+        only_if=_DIRECT,
+        identity="never",
     )
     keep_stages: bool = option(
         False, "direct: keep the results of the stages when the run is finished", only_if=_DIRECT, identity="never"

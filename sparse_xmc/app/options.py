@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_MOST = (1 << 32) - 1  # of any integer: beyond it sizes overflow before memory runs out
+_MOST = (1 << 32) - 1  # of an integer without a bound of its own: beyond it sizes overflow before memory runs out
 Identity = Literal["always", "if changed", "never"]
 Origin = Literal["run", "model", "model unless given"]
 Setting = tuple[str, Any]
@@ -166,7 +166,8 @@ def converted(entry: Entry, value: Any) -> Any:
         raise ValueError(f"{entry.spelled} must be one of {', '.join(map(str, about.choices))}, got {value!r}")
     if about.range is not None and not _inside(value, about.range):
         raise ValueError(f"{entry.spelled} must lie in {about.range}, got {value}")
-    if entry.kind == "int" and value > _MOST:
+    bounded = about.range is not None and "inf" not in about.range
+    if entry.kind == "int" and value > _MOST and not bounded:
         raise ValueError(f"{entry.spelled} must be at most {_MOST}, got {value}")
     if about.pattern is not None and not re.fullmatch(about.pattern, value):
         raise ValueError(f"{entry.spelled} must be {about.help}, got {value!r}")

@@ -8,6 +8,7 @@ from typing import Any
 from sparse_xmc.app.beginning import Beginning, model_of
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.calibration import Calibration
+from sparse_xmc.app.direct.foresight import check_before_reading, check_before_solving
 from sparse_xmc.app.direct.later import solve_later
 from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.direct.split import TermSplit
@@ -48,6 +49,7 @@ class DirectRun(Run):
         texts = base is not None and preparation.reads_texts
         source = open_data(config, config.train, config.train_labels, texts=texts)
         check_effects(config, source)
+        check_before_reading(config, source)
         inputs, rows = preparation.fit(source) if base is None else preparation.extend(source)
         self.report(source.summary())
         self.check_rows(rows)
@@ -82,6 +84,7 @@ class DirectRun(Run):
             memory=config.head_memory,
             entries=data.inputs.matrix.nnz / max(len(data.inputs), 1),
         )
+        check_before_solving(config, data.sizes(), plan)
         run = self.claim(config, self.digests, data.num_features)
         if os.path.isdir(self.model_folder) or os.path.isdir(f"{self.model_folder}.old"):
             self.report(f"the run is finished, model in {self.model_folder}")  # it is saved last of all

@@ -15,6 +15,7 @@ from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.hold_out import Split
 from sparse_xmc.app.prepare import Terms
 from sparse_xmc.data import LabelVocabulary, SparseInputs
+from sparse_xmc.data.survey import Survey
 from sparse_xmc.solver.settings import Settings
 
 
@@ -42,6 +43,10 @@ class TermSplit:
     def frequencies(self) -> np.ndarray:
         """Training rows of each label ``[L]``, at least those that a model which the run begins from has seen."""
         return self.counts if self.beginning is None else np.maximum(self.counts, self.beginning.frequencies)
+
+    def sizes(self) -> Survey:
+        x, targets = self.inputs.matrix, self.targets
+        return Survey(x.shape[0], x.nnz, x.shape[1], targets.shape[1], targets.nnz)
 
     @property
     def num_train(self) -> int:

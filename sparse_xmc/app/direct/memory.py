@@ -1,0 +1,126 @@
+"""What a direct run takes at its peak, predicted from the sizes of its data, and what it is allowed to take.
+
+Resident memory of the process, the compilation of kernels at their first use left out. Each figure is a count of what is
+alive at once; what a label, a term and the interpreter take was measured (CPython 3.11, 64 bits).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_xmc.data.survey import Survey
+from sparse_xmc.solver.plan import Plan
+
+_PROGRAM = 163 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
+_LABEL = 250  # of a label: its name, two dictionaries that know it, lists and counts
+_TERM = 100  # of a term: its name, its place in the tables
+_ROW = 48  # of a row: its place in features and targets
+_PAIR = 8  # of a number and the place it stands in
+_ADDRESSES = 480 << 20  # of addresses beyond what is resident: libraries, stacks of threads, arenas
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Bytes of a run by what they are for."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        width = max(map(len, self.parts))
+        lines = [f"{name.ljust(width)}  {size / 2**20:10,.0f} MiB" for name, size in self.parts.items()]
+        return "\n".join([*lines, f"{'at the peak'.ljust(width)}  {self.peak / 2**20:10,.0f} MiB"])
+
+
+def data_bytes(sizes: Survey) -> dict[str, int]:
+    """What the training split takes once it is read."""
+    return {
+        "program": _PROGRAM,
+        "labels": round(sizes.labels * (_LABEL + sizes.name_bytes)),
+        "terms": sizes.terms * _TERM,
+        "rows": sizes.rows * _ROW + _PAIR * (sizes.entries + sizes.positives),
+    }
+
+
+def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
+    """What solving takes on top of that."""
+    if sizes.positives <= sizes.labels:  # each label has one row: in closed form
+        connections = sizes.labels * plan.rare[0]
+        used = min(connections, sizes.entries)
+        return {"head": connections * (_PAIR + 4), "inverted index": used * (_PAIR + 4)}
+    lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
+    connections = sizes.labels * plan.rare[-1]
+    return {
+        "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
+        "negatives": 3 * 4 * lists,
+        "head": 3 * connections * _PAIR,
+        "inverted index": connections * _PAIR,
+    }
+
+
+def predicted(sizes: Survey, plan: Plan) -> Predicted:
+    """The whole run."""
+    return Predicted(data_bytes(sizes) | solver_bytes(sizes, plan))
+
+
+def allowed_bytes(option: int | None) -> tuple[int, str] | None:
+    """Resident memory that a run may take and what says so: the option, or the least of the limits that the process
+    stands under; None: no limit but the machine's."""
+    found = [] if option is None else [(option, "memory_limit")]
+    found += [(limit - _ADDRESSES, name) for limit, name in _process_limits()]
+    found += [(limit, "the control group") for limit in _group_limits()]
+    return min(found, default=None)
+
+
+def _process_limits() -> list[tuple[int, str]]:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return []
+    kinds = ((resource.RLIMIT_AS, "RLIMIT_AS"), (resource.RLIMIT_DATA, "RLIMIT_DATA"))
+    limits = [(resource.getrlimit(kind)[0], name) for kind, name in kinds]
+    return [(limit, name) for limit, name in limits if limit != resource.RLIM_INFINITY]
+
+
+def _group_limits(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[int]:
+    """Of the process's control group and those above it (version 2, and the memory controller of version 1)."""
+    try:
+        lines = Path(own).read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = Path(root, controllers) if controllers else Path(root)
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        folder = Path(os.path.normpath(f"{base}/{place}"))
+        for level in (folder, *folder.parents):
+            text = _text(level / name)
+            if text.isdecimal() and int(text) < 1 << 60:  # "max", or about 2 ** 63: none
+                limits.append(int(text))
+            if level == base:
+                break
+    return limits
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def resident_bytes() -> int | None:
+    """What the process holds now; None where that is not told."""
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return None
