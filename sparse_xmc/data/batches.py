@@ -11,7 +11,6 @@ import scipy.sparse as sp
 
 from sparse_xmc.data.checked import canonical_csr
 from sparse_xmc.data.tokens import TokenRows
-from sparse_xmc.ops._csr import csr_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +55,8 @@ def to_torch_csr(matrix: sp.csr_matrix) -> Tensor:
         tensor([1, 0])
     """
     import torch
+
+    from sparse_xmc.ops._csr import csr_matrix
 
     _meet_beta_notice()
     offsets, columns = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
