@@ -23,7 +23,7 @@ _SCRIPTS = (
 def character_classes(scripts: bool) -> np.ndarray:
     """Class of each code point ``[0x110000]``; ``scripts``: whether scripts without spaces have a class of their own."""
     classes = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
-    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    everything = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     for pattern, value in ((r"\w+", WORD), (r"\s+", SPACE)):
         for match in re.finditer(pattern, everything):
             classes[match.start() : match.end()] = value

@@ -67,7 +67,8 @@ def read_bytes(path: str, most: int = MOST_RECORD_BYTES) -> bytes:
         ArtefactError: it is no such file.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size  # ``read`` makes room for all that it is asked for
+        content = file.read(min(most, size) + 1)
     if len(content) > most:
         raise ArtefactError(f"is longer than the {most:,} bytes that it may have", path)
     return content

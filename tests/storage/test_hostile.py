@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -277,3 +278,15 @@ def test_what_killed_writers_left_is_swept(tmp_path):
     store.sweep()
     left = {"step-0000000003", "step-0000000001.old", "mine.partial", "mine", "step-0000000004.partial"}
     assert set(os.listdir(tmp_path / "s")) == left
+
+
+def test_a_small_document_takes_no_more_room_than_it_has_bytes(tmp_path):
+    (tmp_path / "small.json").write_bytes(b"{}" * 1000)
+    tracemalloc.start()
+    try:
+        assert len(read_bytes(str(tmp_path / "small.json"), 1 << 32)) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ArtefactError, match="longer than the 1,999 bytes"):
+        read_bytes(str(tmp_path / "small.json"), 1999)
