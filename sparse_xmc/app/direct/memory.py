@@ -14,7 +14,8 @@ from pathlib import Path
 from sparse_xmc.data.survey import Survey
 from sparse_xmc.solver.plan import Plan
 
-_PROGRAM = 163 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
+_PROGRAM = 170 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
+_SVM_KERNELS = 10 << 20  # those that SVMs need beside them
 _LABEL = 250  # of a label: its name, two dictionaries that know it, lists and counts
 _TERM = 100  # of a term: its name, its place in the tables
 _ROW = 48  # of a row: its place in features and targets
@@ -56,7 +57,10 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
         return {"head": connections * (_PAIR + 4), "inverted index": used * (_PAIR + 4)}
     lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
     connections = sizes.labels * plan.rare[-1]
+    clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
     return {
+        "kernels of SVMs": _SVM_KERNELS,
+        "clusters": 3 * 4 * clusters + plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
         "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
         "negatives": 3 * 4 * lists,
         "head": 3 * connections * _PAIR,
