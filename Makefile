@@ -13,7 +13,7 @@ OTHER_TRITON = $(VENV)/triton-$(TRITON)
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 3600
 
-.PHONY: demo test test-triton test-without-triton fuzz soak docs lint clean
+.PHONY: demo test test-triton test-without-triton fuzz soak docs lint scale clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench demo
@@ -43,6 +43,12 @@ soak: $(VENV)/.installed
 # The documentation as a static site in build/site.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# 670,091 labels under a hard limit of 4 GB, beside the others; PEERS=PYTHON is one with omikuji and PECOS.
+DATA ?= ../shared/data/PyPI-KnownItem
+scale: $(VENV)/.installed
+	$(RUN) -m bench.studies.known_item --data $(DATA) $(if $(PEERS),--peers $(PEERS)) --out reports/scale
+	$(RUN) -m bench.known_item_report reports/scale
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

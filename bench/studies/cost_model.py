@@ -46,6 +46,10 @@ class Device:
     efficiency: float = 0.3
 
 
+DISK = 0.5e9  # bytes/s of a checkpoint's writer, as measured (reports/scale.md)
+NAME = 250  # bytes of a label on the host: name, dictionary, counts, as measured (sparse_xmc/app/direct/memory.py)
+TOP = 10  # labels that are asked for
+
 H_CLASS = Device("80 GB accelerator, 3.35 TB/s, 50 GB/s network per device", 80e9, 3.35e12, 50e9, 10e-6, 990e12, 60e12)
 
 
@@ -114,7 +118,34 @@ def table(group_size: int, batch: int, device: Device = H_CLASS) -> str:
     return "\n".join(lines)
 
 
+def surroundings(batch: int, *, rows_per_label: float = 1.0, disk: float = DISK, device: Device = H_CLASS) -> str:
+    """Markdown: labels x ranks, what grows around the step: traffic, an epoch, checkpoints, the host, the top-k merge.
+
+    Args:
+        rows_per_label: rows of an epoch, over the labels.
+        disk: bytes/s that one writer of checkpoints reaches.
+    """
+    lines = [
+        "| labels | devices | MB sent a step and device | epoch, hours | device hours | checkpoint GB | written in s | "
+        "GB of label names on each host | top-k candidates of a row, KB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for L in (10**7, 10**8, 10**9):
+        for ranks in (1, 8, 64, 1024):
+            head = Head(L, D=768, K=64, B=batch, group_size=32)
+            sent = sum(sent_bytes(head, ranks).values()) if ranks > 1 else 0.0
+            hours = rows_per_label * L / batch * step_seconds(head, ranks, device)["total"] / 3600
+            stored = L * (head.K * head.weight_bytes + 4) + num_index_rows(L, 32) * head.K * head.index_bytes
+            lines.append(
+                f"| {L:,} | {ranks} | {sent / 1e6:.1f} | {hours:,.2f} | {hours * ranks:,.1f} | {stored / 1e9:.1f} | "
+                f"{stored / disk:,.0f} | {L * NAME / 1e9:,.1f} | {ranks * TOP * 12 / 1e3:.1f} |"
+            )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     for group_size in (1, 32):
         print(f"\nG={group_size}, D=768, K=64, B=1024, bf16 weights and embeddings, 16-bit indices\n")
         print(table(group_size, 1024))
+    print("\nG=32, an epoch of as many rows as labels; k=10\n")
+    print(surroundings(1024))

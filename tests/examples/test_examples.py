@@ -1,6 +1,7 @@
 """The programs in examples/ run, and do what they say."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -184,6 +185,14 @@ def test_serving_prints_latencies(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory as Linux tells it")
+def test_measure_large_head_says_each_part():
+    command = [sys.executable, "-m", "examples.measure_large_head", "--labels", "5000", "--steps", "2", "--checkpoint"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    parts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [part["part"] for part in parts] == ["made", "steps", "top-k", "checkpoint written", "checkpoint read"]
+    assert parts[1]["last_loss"] < parts[1]["first_loss"] and all(part["peak_mib"] > 0 for part in parts)
+
+
 def test_measure_memory_prints_a_row():
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # 0: any free port
     command = [sys.executable, "-m", "examples.measure_memory", "--labels", "30000", "--features", "64"]
