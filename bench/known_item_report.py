@@ -73,9 +73,15 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     for row in (row for row in rows if row["status"] == "ok"):
         axes.scatter(row["disk"] / 1e6, row["P@1"])
         label = NAMES[row["name"]] + ("" if row.get("rows", 670_091) == 670_091 else f", {row['rows']:,} labels")
-        axes.annotate(label, (row["disk"] / 1e6, row["P@1"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="bytes of the model, MB", ylabel="P@1 of 20,000 partial queries", xscale="log", ylim=(0, 100))
-    axes.margins(x=0.3)
+        place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(label, (row["disk"] / 1e6, row["P@1"]), fontsize=8, **place)
+    axes.set(
+        xlabel="bytes of the model, MB",
+        ylabel="P@1 of 20,000 partial queries",
+        xscale="log",
+        xlim=(10, 10_000),
+        ylim=(0, 100),
+    )
     figure.savefig(paths[1], dpi=120)
     return paths
 

@@ -28,6 +28,7 @@ from sparse_xmc.solver.head import InvertedIndex
 
 FAN_IN, TERMS = 32, 1_000_000
 _TOP = 5
+_TOLD = ("commit", "python", "cpu", "cores", "memory_bytes", "numpy", "scipy", "numba")
 _ENTRY = 6  # bytes of a connection as it is stored: 32-bit index, 16-bit weight
 _PEERS = Path(__file__).parents[1] / "peers" / "known_item.py"
 
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for row in _rows(options, wanted, Path(folder)):
-            row |= {"limit": options.limit, "environment": describe("cpu")}
+            about = describe("cpu")
+            row |= {"limit": options.limit, "environment": {name: about[name] for name in _TOLD if name in about}}
             with open(options.out / "known_item.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print({name: value for name, value in row.items() if name not in ("samples", "environment")}, flush=True)
