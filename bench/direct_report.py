@@ -49,8 +49,8 @@ def parts_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def draw(rows: Sequence[Row]) -> None:
-    """P@1 against PSP@1 for each weight of the tail, a panel for each set."""
+def draw(rows: Sequence[Row]) -> bool:
+    """P@1 against PSP@1 for each weight of the tail, a panel for each set; False: no set has two weights."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -59,16 +59,17 @@ def draw(rows: Sequence[Row]) -> None:
         if row["part"] == "default":
             curves.setdefault(row["set"], []).append(row)
     curves = {name: sorted(own, key=lambda row: row["tail"]) for name, own in curves.items() if len(own) > 1}
-    figure = Figure(figsize=(4.6 * max(len(curves), 1), 3.8), layout="constrained")
+    if not curves:
+        return False
+    figure = Figure(figsize=(4.6 * len(curves), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, own) in zip(
-        figure.subplots(1, max(len(curves), 1), squeeze=False)[0], curves.items(), strict=True
-    ):
+    for axes, (name, own) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         axes.plot([row["PSP@1"] for row in own], [row["P@1"] for row in own], "o-")
         for row in own:
             axes.annotate(f"{row['tail']:g}", (row["PSP@1"], row["P@1"]), xytext=(4, 4), textcoords="offset points")
         axes.set(title=f"{name}: --tail 0 to 1", xlabel="PSP@1, %", ylabel="P@1, %")
     figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
+    return True
 
 
 def write_report(test: Sequence[Row], dev: Sequence[Row]) -> None:
@@ -78,7 +79,7 @@ def write_report(test: Sequence[Row], dev: Sequence[Row]) -> None:
     _, _, after = rest.partition(END)
     if not rest or END not in page:
         raise ValueError(f"{PAGE} lacks the marks {BEGIN} and {END}")
-    draw(dev)
+    drawn = ["", "![P@1 against PSP@1](accuracy/tail.png)"] if draw(dev) else []
     lines = [
         BEGIN,
         "",
@@ -90,5 +91,5 @@ def write_report(test: Sequence[Row], dev: Sequence[Row]) -> None:
         "",
         *parts_table(dev),
     ]
-    lines += ["", "![P@1 against PSP@1](accuracy/tail.png)", "", END]
+    lines += [*drawn, "", END]
     PAGE.write_text(before + "\n".join(lines) + after, encoding="utf-8")

@@ -2,6 +2,7 @@
 
     python -m bench.studies.unseen make manual --out cache/manual      # manual pages -> the pages that they refer to
     python -m bench.studies.unseen make german --out cache/german      # German messages -> the programs that have them
+    python -m bench.studies.unseen make rust --out cache/rust          # what Rust's documentation says -> modules and kind
     python -m bench.studies.unseen run manual --out cache/manual --peers ~/peers/bin/python
 
 ``run`` solves at the defaults, lets omikuji (three trees, its defaults) read the same tf-idf rows, and judges both on the rows
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gettext
 import gzip
+import html
 import json
 import random
 import re
@@ -34,6 +36,7 @@ from sparse_xmc.metrics import Truth, ranking_metrics
 _SHARE, _SEED, _LEAST = 0.25, 7, 3  # of the rows for the test; rows a label must have
 _WORDS, _FEWEST = 200, 8  # of a text
 _PAGE = re.compile(r"([A-Za-z_][\w.:+-]*) ?\((\d)\w*\)")
+_PARAGRAPH, _TAG = re.compile(r'<div class="docblock"><p>(.*?)</p>', re.DOTALL), re.compile(r"<[^>]*>")
 _FONT = re.compile(r"\\f(?:[A-Z]|\(..|\[\w*\])|\\m\[\w*\]|\\[-&|]|\\s[-+]?\d")
 # run by the peers' Python: features in the repository's format, one line of five labels a row out
 PEER = """
@@ -91,7 +94,21 @@ def german_messages(folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield from ((text, sorted(names)) for text, names in programs.items())
 
 
-KINDS = {"manual": (manual_pages, Path("/usr/share/man")), "german": (german_messages, Path("/usr/share/locale"))}
+def rust_pages(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """First paragraphs of the items of Rust's ``core``, with the modules that they are in and their kind."""
+    for path in sorted(folder.glob("stable-*/share/doc/rust/html/core/**/*.html")):
+        kind, _, rest = path.name.partition(".")
+        found = _PARAGRAPH.search(path.read_text(encoding="utf-8", errors="replace"))
+        words = html.unescape(_TAG.sub("", found[1])).split() if found else []
+        if rest != "html" and len(words) >= 3:
+            yield " ".join(words), [*path.parent.parts[path.parent.parts.index("core") + 1 :], kind]
+
+
+KINDS = {
+    "manual": (manual_pages, Path("/usr/share/man")),
+    "german": (german_messages, Path("/usr/share/locale")),
+    "rust": (rust_pages, Path("~/.rustup/toolchains").expanduser()),
+}
 
 
 def make(kind: str, out: Path) -> None:

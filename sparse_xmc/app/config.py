@@ -121,7 +121,8 @@ class TrainingConfig(Identified):
     )
     effort: str = option(
         "normal",
-        "direct: fast (nothing is held out), normal, or best (more connections, costs and rounds are tried)",
+        "direct: fast (nothing is held out), normal, or best (terms, more connections, costs, rounds and clusterings are "
+        "tried: several times the work)",
         choices=EFFORTS,
         only_if=_DIRECT,
         identity="if changed",
