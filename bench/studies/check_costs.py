@@ -20,7 +20,7 @@ import torch
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import check_input
 from sparse_xmc.ops._objective import objective
-from sparse_xmc.ops.cpu_kernels import targets as target_kernels
+from sparse_xmc.ops.cpu_kernels._csr import check_csr
 from sparse_xmc.optim import FusedSGD
 
 
@@ -95,7 +95,7 @@ def of_step(size: Size, repeats: int) -> Iterator[Cost]:
     whole = least(step(), repeats)
     yield Cost("step", whole, 1.0)
     entries = (crow.numpy(), col.numpy(), size.L)
-    checks = least(lambda: target_kernels._check(*entries), repeats, 100)
+    checks = least(lambda: check_csr(*entries, "targets", "label"), repeats, 100)
     yield Cost("checks of targets", checks, checks / whole)
     for names in (("pos_weight",), ("sample_weight",), ("pos_weight", "sample_weight")):
         more = ratio(step(*names), step(), repeats) - 1
