@@ -9,11 +9,10 @@ from tests.conftest import INTERPRETING
 from tests.fuzz.harness import FuzzFailure, fuzz, targets
 from tests.fuzz.options import corpus, tried
 
-MANY, FEW = 300, 40
-WHOLE_RUNS = ("run flips", "stage flips", "direct run flips", "hostile direct model")  # of which an input is slow
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="runs Numba kernels only")
 
-_FEW = {"options": 50}  # inputs of a target that trains a model for each
+# inputs of targets that train or load a whole run for each
+_FEW = {"options": 50, "run flips": 40, "stage flips": 40, "direct run flips": 60, "hostile direct model": 60}
 
 
 @pytest.mark.parametrize("name", targets())
