@@ -98,9 +98,10 @@ def lines(rows: Sequence[Row]) -> list[str]:
         "200,000 words that two texts have; for PyPI-KnownItem 1,000,000 that one has), of Bibtex the normalised",
         "features.",
         "",
-        f"{first['cpu']}, {first['cores']} cores, {first['threads']} threads. CPU seconds are those of all threads. Other work shared",
-        "the machine, more or less of it in each run: wall seconds are upper bounds, and CPU seconds up to twice what they are",
-        "on an idle one. Peak: resident memory of the process tree. PSP with A=0.55, B=1.5. Bold: the best of the column.",
+        f"{first['cpu']}, {first['cores']} cores, {first['threads']} threads. CPU seconds are those of all threads.",
+        "Other work shared the machine, more or less of it in each run: wall seconds are upper bounds, and CPU seconds up to",
+        "twice what they are on an idle one. Peak: resident memory of the process tree. PSP with A=0.55, B=1.5. Bold: the best",
+        "of the column.",
         "",
     ]
     for name, found in newest(rows).items():
