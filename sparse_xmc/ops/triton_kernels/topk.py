@@ -259,7 +259,7 @@ def _best_keys(
     ceiling: Tensor | None,
 ) -> Tensor:
     """The k greatest keys below the ceiling, [B, k] in descending order."""
-    B, (L, K), weight = x.shape[0], weight.shape, as_stored(weight)
+    B, (L, K), weight_dtype, weight = x.shape[0], weight.shape, weight.dtype, as_stored(weight)
     tensors = (xt, weight, indices, bias, weight_scale, exclude_crow, exclude_col, ceiling)
 
     def start(sweep: _Sweep, stream: int | None) -> Tensor:
@@ -276,7 +276,7 @@ def _best_keys(
         sweep = _PLANS.get(key)
         if sweep is None:
             keep = max(8, power_of_2(k))
-            dot, terms, precision = operands(x.dtype, weight.dtype) if group_size > 1 else (None, 1, None)
+            dot, terms, precision = operands(x.dtype, weight_dtype) if group_size > 1 else (None, 1, None)
             constants = {"K": K, "G": group_size, "DOT": dot, "TERMS": terms, "PRECISION": precision, "KEEP": keep}
             constants |= {"BY_RANK": BY_RANK, "BLOCK_K": max(16, min(power_of_2(K), 64))}
             shape = tuning.Shape.of(B, L, x.shape[1], K, group_size, weight.element_size(), x.element_size())

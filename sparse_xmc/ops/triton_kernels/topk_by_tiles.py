@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
@@ -198,7 +199,8 @@ def _best_keys(x: Tensor, layer: _Layer, k: int, tiles: int, block_l: int) -> Te
     keys = torch.empty(B, count * block_l, dtype=torch.int64, device=device)
     rescore = _RESCORES.get((count, *key))
     if rescore is None:
-        blocks = {"BLOCK_L": block_l, "BLOCK_K": max(16, min(power_of_2(K), 64)), "num_warps": 2}
+        widest = 64 if x.element_size() == 2 else 32
+        blocks = {"BLOCK_L": block_l, "BLOCK_K": max(16, min(power_of_2(K), widest)), "num_warps": 2}
         rescore = _RESCORES.keep((count, *key), Launch(rescore_kernel, (B * count,), K=K, G=G, **blocks))
     rescore(stream, x, weight, indices, bias, scale, chosen, keys, B, D, L, count)
     return keys.topk(k, dim=1).values
@@ -209,7 +211,8 @@ def _choose(
 ) -> Launch:
     """The launch that finds the maxima of tiles in calls like this one."""
     (B, D), (L, K), stride, tiles = sizes, layer.weight.shape, arguments[6], arguments[8]
-    operand, terms, precision = operands(arguments[0].dtype, layer.weight.dtype)
+    stored = layer.weight.dtype if layer.scale is None else QUANTIZED_DTYPE
+    operand, terms, precision = operands(arguments[0].dtype, stored)
     shape = tuning.Shape.of(B, L, D, K, layer.group_size, operand.primitive_bitwidth // 8)
     widest = tuning.suitable(TILE_MAXIMA.configs, _suits, shape)[0]
     constants = {
