@@ -42,13 +42,20 @@ class Host:
         self._first = subprocess.Popen(
             [*_UNSHARED, "sh", "-c", f"{script} && exec sleep 600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        try:
+            self._join()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _join(self) -> None:
+        """Waits until the host is there, and plugs its cable in."""
         assert self._first.stdout is not None and self._first.stderr is not None
         if self._first.stdout.readline() != b"up\n":
             raise OSError(self._first.stderr.read().decode())
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text()
         self._inside = children.split()[0]
-        cable = ["add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self._inside]
-        self._on_switch(*cable)
+        self._on_switch("add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self._inside)
         self._on_switch("set", self._port, "master", "switch", "up")
         for link in ("lo", "eth0"):
             self._enter("ip", "link", "set", link, "up")

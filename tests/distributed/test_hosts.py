@@ -17,6 +17,7 @@ from tests.distributed.processes import FIRST_USE, ROOT
 from tests.distributed.test_agreement import SMALL, write_rows
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no right to make namespaces: {missing()}")
+_LONGEST = 300  # seconds of a job whose kernels may still have to be compiled, twice at once
 SILENT = re.compile(r"sparse_xmc: rank \d of \d: .* (given no sign of life|not answered) for 4 s: .*link.* is cut")
 
 
@@ -30,7 +31,7 @@ class Job:
         self.processes = [host.start([*launcher, *command], log) for host, log in zip(hosts, self.logs, strict=True)]
 
     def wait_for(self, found: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + _LONGEST
         while not found():
             assert self.processes[0].poll() is None and time.monotonic() < end, self.logs[0].read_text()
             time.sleep(0.05)
@@ -46,7 +47,7 @@ class Job:
 
     def result(self) -> str:
         """What the first host wrote, once all have ended well."""
-        assert [process.wait(120) for process in self.processes] == [0] * len(self.logs), self.logs[0].read_text()
+        assert [process.wait(_LONGEST) for process in self.processes] == [0] * len(self.logs), self.logs[0].read_text()
         return self.logs[0].read_text()
 
 
