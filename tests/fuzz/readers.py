@@ -72,7 +72,7 @@ def use(path: Path, rows_there: int | None = None, **options) -> None:
 def _written(folder: Path, name: str, content: bytes, rng: random.Random) -> Path:
     path = folder / name
     if rng.random() < 0.1:
-        content = gzip.compress(content)
+        content = gzip.compress(content, mtime=0)
         if rng.random() < 0.5:
             content = mutated(content, rng)
     path.write_bytes(content)
