@@ -43,7 +43,7 @@ def check_rows(x: Tensor) -> None:
     Raises:
         ValueError: row offsets do not ascend from 0 to the number of entries, or a column is out of range.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.layout == torch.sparse_csr and x.device.type == "cpu" and not torch.compiler.is_compiling():
         crow, col = x.crow_indices(), x.col_indices()
         cpu_kernels("_csr").check_csr(crow.numpy(), col.numpy(), x.shape[1], "x", "column")
 

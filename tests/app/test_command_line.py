@@ -8,11 +8,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from sparse_xmc.app import jobs
+from sparse_xmc.app import gradient_run, jobs
 from sparse_xmc.app.cli import main, make_parser
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.config_file import load_toml, to_toml
-from sparse_xmc.app.jobs import prediction, training
+from sparse_xmc.app.jobs import prediction
 from sparse_xmc.app.jobs.evaluation import ranking
 from sparse_xmc.distributed import RankFailure
 from tests.conftest import INTERPRETING
@@ -141,7 +141,7 @@ def test_a_picture_costs_no_result(run, capsys, monkeypatch, tmp_path):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "draw_curves", fails)
+    monkeypatch.setattr(gradient_run, "draw_curves", fails)
     arguments = ["train", "--train", str(run / "train.jsonl"), "--test", str(run / "test.jsonl"), *SMALL]
     assert main([*arguments, "--fan-in", "8", "--epochs", "1", "--out", str(tmp_path / "r")]) == 0
     assert "no curves.png" in capsys.readouterr().out

@@ -14,6 +14,8 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals"),
     pytest.mark.skipif(INTERPRETING, reason="trains with the CPU kernels"),
 ]
+# jobs in the background begin with interrupts ignored
+DEFAULT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 PRELUDE = """
 import os, signal, sys, time
 
@@ -53,7 +55,7 @@ def folder(tmp_path_factory):
 
 def interrupted(folder, module, how):
     """A training in which an interrupt comes when a module is looked for."""
-    code = PRELUDE.format(how=how) + "\nsys.exit(main())"
+    code = DEFAULT + PRELUDE.format(how=how) + "\nsys.exit(main())"
     command = [sys.executable, "-c", code, module, "train", "--train", "train.jsonl", "--out", "run", "--no-progress"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 

@@ -42,7 +42,8 @@ RUNS = {
     "features, intermediate": {**BASE, "encoder": "features", "intermediate": 8},
 }
 OTHER = {
-    "max_features": 30, "min_df": 3, "max_ngram": 2, "embedding_dim": 16, "svd_init": False, "transformer": "x",
+    "max_features": 30, "min_df": 3, "max_ngram": 2, "char_ngrams": "3-4", "hashed": True,
+    "embedding_dim": 16, "svd_init": False, "transformer": "x",
     "pooling": "cls", "max_length": 64, "gradient_checkpointing": True, "lexical_fan_in": 3, "lexical_loss": "bce",
     "input_dropout": 0.5, "dropout": 0.5, "fan_in": 3, "group_size": 2, "grouping": "clustered", "topology": "random",
     "head_share": 0.6, "intermediate": 16, "auxiliary_weight": 0.2, "auxiliary_cutoff": 0.9, "auxiliary_clusters": 6,
@@ -51,12 +52,20 @@ OTHER = {
     "encoder_schedule": "constant", "warmup": 0.5, "rewire_fraction": 0.9, "rewire_interval": 2, "rewire_until": 0.9,
     "fused": True, "amp": "bf16", "seed": 4, "patience": 1,
 }  # fmt: skip
-OF_TEXTS = {"max_features", "min_df", "max_ngram"}  # in a run on texts, which test_command_line has
+OF_TEXTS = {
+    "max_features",
+    "min_df",
+    "max_ngram",
+    "char_ngrams",
+    "hashed",
+}  # in a run on texts, which test_command_line has
 OF_ORDER = {"grouping"}  # without groups it moves labels, which a digest sees and nobody else
 TOGETHER = {"rewire_fraction": {"rewire_interval": 1}}  # as these runs are shorter than an interval
 OF_FILES = {
     "calibration_share",
     "train",
+    "from_",
+    "drop_labels",
     "valid",
     "train_labels",
     "valid_labels",
