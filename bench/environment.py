@@ -102,9 +102,17 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, in the form to repeat it from the repository's root."""
-    arguments = " ".join(sys.argv[1:]).replace(f"{REPOSITORY}/", "")
-    return f"python -m bench {arguments}".strip()
+    """The command line, in the form to repeat it from the repository's root; other folders by their last name."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else "bench"
+    return " ".join([f"python -m {name}", *map(_portable, sys.argv[1:])])
+
+
+def _portable(argument: str) -> str:
+    if not os.path.isabs(argument):
+        return argument
+    inside = os.path.relpath(argument, REPOSITORY)
+    return os.path.basename(argument.rstrip("/")) if inside.startswith(os.pardir) else inside
 
 
 @cache

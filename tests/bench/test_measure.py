@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench.environment import REPOSITORY
+from bench.environment import REPOSITORY, command
 from bench.measure import Budget, Timing, interleaved
 from bench.point import MODES, Point
 from bench.problem import Problem
@@ -84,3 +84,9 @@ def test_counted_bytes_are_those_of_the_tensors_touched(mode: str) -> None:
     }  # fmt: skip
     assert floor(point, case.weights).bytes == touched[mode]()
     assert floor(point, case.weights).flops == 2 * 6 * 500 * 8 * (3 if mode in ("full", "step", "softmax") else 1)
+
+
+def test_the_command_of_a_row_names_no_folder_of_the_machine(monkeypatch, tmp_path):
+    arguments = ["run", "--data", str(tmp_path / "sets"), "--out", str(REPOSITORY / "reports"), "--only", "a/b"]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    assert command().split()[3:] == ["run", "--data", "sets", "--out", "reports", "--only", "a/b"]
