@@ -61,18 +61,23 @@ def check_one_line(status: int, said: str) -> None:
     assert said.startswith("sparse_xmc: ") and said.count("\n") == 1, said
 
 
-@functools.cache
-def trained() -> Path:
-    """A finished run beside its data and its predictions."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-run-"))
+def folder_of_rows(count: int) -> Path:
+    """A folder, removed at exit, with texts and labels in data.jsonl."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = random.Random(0)
     with (folder / "data.jsonl").open("w") as file:
-        for _ in range(16):
+        for _ in range(count):
             words = rng.sample(range(8), 3)
-            file.write(
-                json.dumps({"text": " ".join(f"w{w}" for w in words), "labels": [f"l{w}" for w in words]}) + "\n"
-            )
+            row = {"text": " ".join(f"w{word}" for word in words), "labels": [f"l{word}" for word in words]}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+@functools.cache
+def trained() -> Path:
+    """A finished run beside its data and its predictions."""
+    folder = folder_of_rows(16)
     status, said = run(train(folder))
     assert status == 0, said
     assert run(predict(folder))[0] == 0

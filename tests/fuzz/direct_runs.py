@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import io
-import json
 import random
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ import numpy as np
 from sparse_xmc.app.cli import main
 from sparse_xmc.data import TokenCache
 from sparse_xmc.storage.checkpoint import read_arrays
-from tests.fuzz.artefacts import check_one_line, files, flip, make_hostile, predict, run
+from tests.fuzz.artefacts import check_one_line, files, flip, folder_of_rows, make_hostile, predict, run
 
 _OPTIONS = ["--min-df", "1", "--effort", "fast", "--fan-in", "3", "--no-progress", "--threads", "1"]
 
@@ -30,14 +29,7 @@ def train(folder: Path, *more: str) -> list[str]:
 @functools.cache
 def solved() -> Path:
     """A finished run with its stages beside its data and its predictions."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-direct-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    rng = random.Random(0)
-    with (folder / "data.jsonl").open("w") as file:
-        for _ in range(24):
-            words = rng.sample(range(8), 3)
-            row = {"text": " ".join(f"w{word}" for word in words), "labels": [f"l{word}" for word in words]}
-            file.write(json.dumps(row) + "\n")
+    folder = folder_of_rows(24)
     status, said = run(train(folder, "--keep-stages"))
     assert status == 0, said
     assert run(predict(folder))[0] == 0
