@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from sparse_xmc.distributed import old_checkpoint
 from sparse_xmc.distributed.layout import Layout
-from sparse_xmc.distributed.ranks import RankFailure, Ranks
+from sparse_xmc.distributed.ranks import RankFailure, Ranks, device_types
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import validate_indices
 from sparse_xmc.storage.atomic import existing_folder
@@ -228,5 +228,5 @@ def _everyone() -> Ranks:
     """All ranks, of whichever replicas; alone without a process group."""
     if not dist.is_initialized():
         return Ranks(None, torch.device("cpu"))
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return Ranks(dist.group.WORLD, device)
+    on_cpu = "cpu" in device_types()
+    return Ranks(dist.group.WORLD, torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device()))

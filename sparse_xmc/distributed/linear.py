@@ -35,6 +35,9 @@ class LabelShardedLinear(nn.Module):
     only gradients, losses and candidates are sent. Results equal those of one process with the whole head and all rows.
     All ranks must make the same calls.
 
+    A step waits for no GPU, but for the first one, in which the ranks compare what they hold: sizes of batches travel from
+    host to host, by the group's own CPU backend ("cpu:gloo,cuda:nccl") or by a gloo group that is made for it.
+
     Only ``shard.weight`` and ``shard.bias`` are parameters, so any optimizer's state is cut like them. With a data
     dimension, gradients of the shard are summed over it, which no fused optimizer can take part in.
 

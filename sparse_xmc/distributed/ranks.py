@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,11 +31,33 @@ class RankFailure(RuntimeError):
     """
 
 
+_host_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
+
+
+def device_types(group: dist.ProcessGroup | None = None) -> set[str]:
+    """Types of the devices whose tensors a process group sends (None: the default group)."""
+    backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    return {backend.partition(":")[0] for backend in backends.split(",")}
+
+
+def _host_group(group: dist.ProcessGroup, device: torch.device) -> dist.ProcessGroup:
+    """A group of the same ranks that sends tensors of the CPU: the group itself, or one made for it at the first call."""
+    if "cpu" in device_types(group):
+        return group
+    if group not in _host_groups:
+        options = group._get_backend(device).options
+        _host_groups[group] = dist.new_group(
+            dist.get_process_group_ranks(group), options._timeout, "gloo", use_local_synchronization=True
+        )
+    return _host_groups[group]
+
+
 class Ranks:
     """The ranks of one process group.
 
     With one rank nothing is sent. Rows of a batch may be spread unevenly over the ranks: ``rows[r]`` is the number that
-    rank ``r`` holds.
+    rank ``r`` holds. Tensors travel from device to device; integers and documents, which the host is to know, from host
+    to host, so that nothing here waits for a device.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
@@ -54,24 +77,25 @@ class Ranks:
             ) from error
 
     def gather_integers(self, values: Sequence[int], what: str) -> list[list[int]]:
-        """The integers of every rank, in order of ranks. Waits for the device."""
-        if self.size == 1:
+        """The integers of every rank, in order of ranks. Waits for the other hosts, not for a device."""
+        if self.group is None or self.size == 1:
             return [list(values)]
-        mine = torch.tensor(values, dtype=torch.int64, device=self.device)
+        mine = torch.tensor(values, dtype=torch.int64, device="cpu")
         everyone = mine.new_empty(self.size * len(values))
         with self._naming(what):
-            _all_gather(everyone, mine, group=self.group)
+            _all_gather(everyone, mine, group=_host_group(self.group, self.device))
             return everyone.view(self.size, -1).tolist()
 
     def gather_documents(self, value: Any, what: str) -> list[Any]:
         """A JSON value of every rank, in order of ranks. (Nothing that is received is ever unpickled.)"""
         text = json.dumps(value).encode()
-        if self.size == 1:
+        if self.group is None or self.size == 1:
             return [json.loads(text)]
         lengths = [length for (length,) in self.gather_integers([len(text)], what)]
-        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
-        parts = self.gather_rows(mine, lengths, what).split(lengths)
-        return [json.loads(part.cpu().numpy().tobytes()) for part in parts]
+        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        hosts = Ranks(_host_group(self.group, self.device), mine.device)
+        parts = hosts.gather_rows(mine, lengths, what).split(lengths)
+        return [json.loads(part.numpy().tobytes()) for part in parts]
 
     def gather_rows(self, mine: Tensor, rows: Sequence[int], what: str) -> Tensor:
         """``[rows[rank], ...]`` of every rank to ``[sum(rows), ...]`` on all of them."""

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparse_xmc.distributed.ranks import Ranks
-from sparse_xmc.distributed.targets import ExchangedTargets, SharedTargets, exchange_csr
+from sparse_xmc.distributed.targets import ExchangedTargets, exchange_targets, shared_targets
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.ops._arguments import FLOAT_DTYPES, Targets, check_float, check_input, check_tensor
-from sparse_xmc.ops._target_forms import csr_tensor, num_target_rows
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -105,7 +104,7 @@ class OwnRows:
         return self.ranks.gather_rows(mine, counts, what)
 
     def exchange(self, targets: Targets, labels: range, out_features: int) -> ExchangedTargets:
-        return exchange_csr(targets, self.ranks, labels, out_features)
+        return exchange_targets(targets, self.ranks, labels, out_features)
 
     def candidates(self, found: Tensor, counts: list[int], what: str) -> Tensor:
         """``[sum(counts), k]`` of this rank's labels to ``[ranks, own rows, k]`` of all labels for this rank's rows."""
@@ -152,8 +151,7 @@ class SharedRows:
         return mine
 
     def exchange(self, targets: Targets, labels: range, out_features: int) -> ExchangedTargets:
-        matrix = csr_tensor(targets, num_target_rows(targets), out_features, self.ranks.device)
-        return SharedTargets(matrix, labels)
+        return shared_targets(targets, self.ranks, labels, out_features)
 
     def candidates(self, found: Tensor, counts: list[int], what: str) -> Tensor:
         return self.ranks.gather_rows(found[None], [1] * self.ranks.size, what)

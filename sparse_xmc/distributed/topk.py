@@ -10,19 +10,20 @@ from torch.nn import functional as F
 
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.models.topk import best_of
+from sparse_xmc.ops._contract import Positives
 
 
-def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Tensor) -> tuple[Tensor, Tensor]:
-    """At most ``k`` best labels of every row that ``exclude`` (CSR) does not hold; score -inf where none are left.
+def topk_without(shard: FixedFanInLinear, x: Tensor, k: int, exclude: Positives) -> tuple[Tensor, Tensor]:
+    """At most ``k`` best labels of every row that ``exclude`` does not hold; score -inf where none are left.
 
-    A shard may hold fewer than ``k`` other labels, so it looks for as many more as a row excludes.
+    A shard may hold fewer than ``k`` other labels, so it looks for as many more as a row excludes. Waits for the device.
     """
-    L = shard.out_features
-    counts = exclude.crow_indices().diff()
-    most = int(counts.max()) if len(counts) else 0
+    L, num_rows, counted = shard.out_features, exclude.num_rows, exclude.counted()
+    of_row = torch.bincount(torch.where(counted, exclude.rows, num_rows), minlength=num_rows + 1)[:num_rows]
+    most = int(of_row.max()) if num_rows else 0
     scores, labels = shard.topk(x, min(k + most, L))
-    rows = torch.arange(len(counts), device=x.device)
-    excluded = torch.repeat_interleave(rows, counts) * L + exclude.col_indices()
+    rows = torch.arange(num_rows, device=x.device)
+    excluded = torch.where(counted, exclude.rows.long() * L + exclude.labels, -1)
     scores = scores.masked_fill(torch.isin(rows[:, None] * L + labels, excluded), -float("inf"))
     return best_of(scores, labels, k)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.ops._arguments import Targets
 from sparse_xmc.ops._csr import csr_matrix
-from sparse_xmc.ops._target_forms import csr_tensor
+from sparse_xmc.ops._targets import entry_keys, positives_of, sorted_positives
 
 
 class AuxiliaryObjective(nn.Module):
@@ -73,5 +73,6 @@ class AuxiliaryObjective(nn.Module):
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Binary cross-entropy of the clusters, summed over clusters, averaged over rows."""
         rows = features.numel() // features.shape[-1]
-        targets = csr_tensor(targets, rows, len(self.clusters), features.device)
-        return logits_loss(self.linear(features), self.cluster_targets(targets))
+        positives = sorted_positives(targets, rows, len(self.clusters), features.device)
+        keys = entry_keys(self.clusters[positives.labels], positives.rows)
+        return logits_loss(self.linear(features), positives_of(keys, rows, self.linear.out_features))

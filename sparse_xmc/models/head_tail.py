@@ -18,7 +18,7 @@ from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.models.topk import check_exclude, check_k, head_topk, merge_topk, topk_by_rows, topk_with_few_left
 from sparse_xmc.ops._arguments import check_input, check_positive_int
 from sparse_xmc.ops._objective import divisor, whole_weight
-from sparse_xmc.ops._target_forms import csr_tensor
+from sparse_xmc.ops._targets import sorted_positives
 from sparse_xmc.ops.topk import sorted_exclusions
 
 
@@ -192,13 +192,13 @@ class HeadTailLinear(nn.Module):
         head, tail = self._parts(x)
         rows, start, stop = x.numel() // self.in_features, self.num_head, self.out_features
         divided = divisor(reduction, rows, stop)
-        targets = csr_tensor(targets, rows, stop, self.head.weight.device)
+        positives = sorted_positives(targets, rows, stop, self.head.weight.device)
         of_head, of_tail = options, options
         if options.get("pos_weight") is not None:
             weight = whole_weight("pos_weight", options["pos_weight"], stop)
             of_head, of_tail = {**options, "pos_weight": weight[:start]}, {**options, "pos_weight": weight[start:]}
-        total = self.head.loss(head, csr_columns(targets, 0, start), loss=loss, reduction="sum", **of_head)
-        of_rest = self.tail.loss(tail, csr_columns(targets, start, stop), loss=loss, reduction="sum", **of_tail)
+        total = self.head.loss(head, positives.block(0, start), loss=loss, reduction="sum", **of_head)
+        of_rest = self.tail.loss(tail, positives.block(start, stop), loss=loss, reduction="sum", **of_tail)
         return (total + of_rest) / divided
 
     @torch.no_grad()

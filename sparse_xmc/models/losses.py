@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from sparse_xmc.ops._arguments import Targets
 from sparse_xmc.ops._contract import Objective
 from sparse_xmc.ops._objective import divisor, objective
-from sparse_xmc.ops._target_forms import csr_tensor
 from sparse_xmc.ops._targets import sorted_positives
 
 
@@ -25,14 +24,17 @@ def logits_loss(
     B = len(logits)
     goal = objective(loss, options, B, logits.detach().T)
     divided = divisor(reduction, B, L)
-    positives = sorted_positives(csr_tensor(targets, B, L, logits.device), B, L)
+    positives = sorted_positives(targets, B, L, logits.device)
+    if positives.labels.device != logits.device:
+        raise ValueError(f"targets must be on the weight's device {logits.device}, got {positives.labels.device}")
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    row, label = positives.rows.clamp(max=max(0, B - 1)), positives.labels
+    counted = positives.counted()
+    label, row = (torch.where(counted, part, 0) for part in positives[:2])
     positive = logits[row, label]
     gained = _positive_terms(positive, goal)
     if goal.pos_weight is not None:
         gained = gained * goal.pos_weight[label]
-    moved = torch.where(positives.rows < B, gained - _negative_terms(positive, goal), 0)  # a repeat stands in row B
+    moved = torch.where(counted, gained - _negative_terms(positive, goal), 0)
     terms = _negative_terms(logits, goal)
     if goal.sample_weight is not None:
         moved, terms = moved * goal.sample_weight[row], terms * goal.sample_weight[:, None]

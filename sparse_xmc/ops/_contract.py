@@ -28,7 +28,7 @@ class Positives(NamedTuple):
     """The nonzero pattern of targets ``[num_rows, num_labels]``, ordered by (label, row).
 
     labels: ``[nnz]`` int64, ascending. Those outside ``[0, num_labels)`` stand at either end and are never looked at
-        (a device's labels are not checked before the kernels run).
+        (they are another block's, or wrong: a device's labels are not checked before the kernels run).
     rows: ``[nnz]`` int32 in ``[0, num_rows]``; ``num_rows`` marks a repeated (label, row), which kernels ignore.
 
     Examples:
@@ -44,6 +44,17 @@ class Positives(NamedTuple):
     rows: Tensor
     num_rows: int
     num_labels: int
+
+    def block(self, start: int, stop: int) -> Positives:
+        """Those of the labels ``[start, stop)``, counted from ``start``, for the part of a head that has these labels.
+
+        Which entries they are nobody needs to know, so that the device need not be asked: the others stay where they are.
+        """
+        return self._replace(labels=self.labels - start if start else self.labels, num_labels=stop - start)
+
+    def counted(self) -> Tensor:
+        """Which entries ``[nnz]`` stand for a positive: neither repeated nor outside ``[0, num_labels)``."""
+        return (self.rows < self.num_rows) & (self.labels >= 0) & (self.labels < self.num_labels)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Positives:
         """The same on another device."""

@@ -136,15 +136,11 @@ def _gradients(
     # the candidates become connections of weight zero of this block: the fused sweep leaves out [B, labels]
     wide = torch.cat([weight, weight.new_zeros(weight.shape[0], listed.shape[1])], dim=1)
     both = torch.cat([indices.int(), listed.int()], dim=1).to(indices.dtype)
-    inside = (positives.labels >= first) & (positives.labels < last)
-    labels = (positives.labels - first).clamp(0, last - first - 1)
-    rows = positives.rows.masked_fill(~inside, batch.x.shape[0])
     bias = None if batch.bias is None else batch.bias[first:last]
-    num_rows, num_labels = batch.x.shape[0], weight.shape[0]
     _, dw, _ = kernels("loss", batch.x).loss_gradients(
         batch.x,
         Layer(wide, both, bias, group_size),
-        Positives(labels, rows, num_rows, num_labels),
+        positives.block(first, last),
         Objective(batch.loss),
         Scaling(),
         Needed(False, True, False),

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_tensor, csr_parts
+from sparse_xmc.ops._arguments import check_tensor
 from sparse_xmc.ops._contract import Positives
 from sparse_xmc.ops._csr import csr_matrix
 
@@ -46,6 +46,8 @@ def is_plain(targets: Any) -> bool:
 
 def num_target_rows(targets: Any) -> int:
     """Number of rows that targets of any form (but class ids) are for."""
+    if isinstance(targets, Positives):
+        return targets.num_rows
     if (
         isinstance(targets, tuple)
         and len(targets) == 2
@@ -67,8 +69,6 @@ def csr_pair(targets: Any, num_rows: int, num_labels: int, device: torch.device)
         TypeError: another kind of object, ids that are no integers.
         ValueError: a wrong shape, a label outside ``[0, L)``, values that are no labels' (soft, negative, NaN).
     """
-    if isinstance(targets, Positives):
-        raise TypeError("this head cuts its targets itself and takes no sorted ones (ops.sort_targets)")
     if hasattr(targets, "to_numpy") and targets.ndim == 2:  # a pandas frame, which iterates its columns
         targets = targets.to_numpy()
     if isinstance(targets, np.ndarray) and targets.dtype != object:
@@ -228,43 +228,3 @@ def csr_of_lists(rows: Sequence[Any], num_labels: int) -> Tensor:
     crow = _row_ends(torch.bincount(keys // max(1, num_labels), minlength=len(crow) - 1))
     values = torch.ones(len(keys), device="cpu")
     return csr_matrix(crow, keys % max(1, num_labels), values, (len(crow) - 1, num_labels))
-
-
-def check_entries(crow: Tensor, col: Tensor, num_labels: int) -> None:
-    """Raises ``ValueError`` for offsets that do not ascend from 0 to the number of entries and for labels outside
-    ``[0, num_labels)``; on a GPU a device assert does, later."""
-    nnz = col.shape[0]
-    whole = (crow[0] == 0) & (crow[-1] == nnz) & (crow[1:] >= crow[:-1]).all()
-    inside = ((col >= 0) & (col < num_labels)).all()
-    if col.device.type != "cpu":
-        torch._assert_async(whole, f"the row offsets of targets must ascend from 0 to {nnz}")
-        torch._assert_async(inside, f"targets hold a label outside [0, {num_labels})")
-        return
-    if not bool(whole):
-        descents = (crow[1:] < crow[:-1]).nonzero()
-        found = (
-            f"row {int(descents[0])} ends before it begins" if len(descents) else f"{int(crow[0])} to {int(crow[-1])}"
-        )
-        raise ValueError(f"the row offsets of targets must ascend from 0 to the number of entries {nnz}, got {found}")
-    if not bool(inside):
-        entry = int(((col < 0) | (col >= num_labels)).nonzero()[0])
-        row = int((crow <= entry).sum()) - 1
-        raise ValueError(f"targets hold label {int(col[entry])} in row {row}, outside [0, {num_labels})")
-
-
-def csr_tensor(targets: Any, num_rows: int, num_labels: int, device: torch.device) -> Tensor:
-    """Targets of any form as a ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are checked; for heads that slice it.
-
-    Raises:
-        ValueError, TypeError: as ``csr_pair`` and ``check_entries``; targets on another device.
-    """
-    if not is_plain(targets):
-        targets = csr_pair(targets, num_rows, num_labels, device)
-    crow, col = csr_parts(targets, num_rows, num_labels)
-    if col.device != device:
-        raise ValueError(f"targets must be on the weight's device {device}, got {col.device}")
-    check_entries(crow, col, num_labels)
-    if isinstance(targets, Tensor):
-        return targets
-    values = torch.ones(len(col), dtype=torch.bool, device=device)
-    return csr_matrix(crow, col.to(crow.dtype), values, (num_rows, num_labels))

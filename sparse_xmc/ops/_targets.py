@@ -11,6 +11,8 @@ from sparse_xmc.ops._contract import Positives
 from sparse_xmc.ops._dispatch import define, direct
 from sparse_xmc.ops._target_forms import csr_pair, is_plain, num_target_rows
 
+_ROW_BITS = 32  # of a label and its row in one integer
+
 
 def _sort(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
     return kernels("targets", col).sort_positives(crow, col, num_rows, num_labels)
@@ -50,6 +52,22 @@ def sorted_positives(
     sort = _sort if direct(crow, col) else _sort_positives
     labels, rows = sort(crow, col, num_rows, out_features)
     return Positives(labels, rows, num_rows, out_features)
+
+
+def entry_keys(labels: Tensor, rows: Tensor) -> Tensor:
+    """Entries ``(labels, rows) [nnz]`` as int64 that sort by (label, row)."""
+    return (labels.long() << _ROW_BITS) | rows.long()
+
+
+def positives_of(keys: Tensor, num_rows: int, num_labels: int) -> Positives:
+    """Of ``entry_keys`` in any order, perhaps repeated, without waiting for their device.
+
+    Entries that do not count stand in row ``num_rows``.
+    """
+    keys = keys.sort().values
+    rows = (keys & ((1 << _ROW_BITS) - 1)).int()
+    rows[1:].masked_fill_(keys[1:] == keys[:-1], num_rows)
+    return Positives(keys >> _ROW_BITS, rows, num_rows, num_labels)
 
 
 def sort_targets(

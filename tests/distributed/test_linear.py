@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from sparse_xmc import ops
 from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.optim.fused import FusedAdagrad
@@ -104,6 +105,30 @@ def test_fused_optimizer(pools):
         for got in pools(size).run(fused_steps, True):
             for name in ("losses", "weight", "bias"):
                 close(got[name], expected[name], name)
+
+
+def losses_of_forms(sharing: str) -> list[float]:
+    """Losses of targets with a label twice in a row: as they are, and sorted beforehand."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    x, pair = data(torch.float32)[0], twice(data(torch.float32)[1])
+    if sharing == "own":
+        x, pair = part(x, ROWS[size], rank), twice(part(data(torch.float32)[1], ROWS[size], rank))
+    head = LabelShardedLinear(D, L, K, seed=3, rows=sharing)
+    forms = pair, ops.sort_targets(pair, L)
+    return [float(head.loss(x, targets)) for targets in forms]
+
+
+def twice(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = dense.to_sparse_csr()
+    return targets.crow_indices() * 2, targets.col_indices().repeat_interleave(2)
+
+
+@pytest.mark.parametrize("sharing", ["own", "shared"])
+def test_repeated_labels_count_once_and_targets_may_be_sorted(pools, sharing):
+    x, dense, _ = data(torch.float32)
+    expected = float(FixedFanInLinear(D, L, K, seed=3).loss(x, dense.to_sparse_csr()))
+    for got in pools(2).run(losses_of_forms, sharing):
+        assert got == pytest.approx([expected] * 2, rel=2e-5)
 
 
 def sharded_forward_and_topk(k: int) -> tuple:
