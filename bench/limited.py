@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _EVERY = 0.2  # seconds between samples
+_TAIL = 2**16  # bytes of output that are looked at
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,24 @@ def run_limited(
 
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     samples: list[tuple[float, float]] = []
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **(environment or {})},
-        preexec_fn=confine,
-    ) as process:
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            held, passed = _tree_bytes(root), time.monotonic() - began
-            samples.append((round(passed, 1), round(held / 2**20, 1)))
-            if held > limit or passed > seconds:
-                for one in [*root.children(recursive=True), root]:
-                    one.kill()
-            time.sleep(_EVERY)
-        assert process.stdout is not None
-        output = process.stdout.read().splitlines()
+    with tempfile.TemporaryFile() as said:  # a pipe that nobody empties would hold up who says much
+        with subprocess.Popen(
+            command,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=confine,
+        ) as process:
+            root = psutil.Process(process.pid)
+            while process.poll() is None:
+                held, passed = _tree_bytes(root), time.monotonic() - began
+                samples.append((round(passed, 1), round(held / 2**20, 1)))
+                if held > limit or passed > seconds:
+                    for one in [*root.children(recursive=True), root]:
+                        one.kill()
+                time.sleep(_EVERY)
+        said.seek(max(0, said.seek(0, os.SEEK_END) - _TAIL))
+        output = said.read().decode(errors="replace").splitlines()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Outcome(process.returncode, time.monotonic() - began, cpu, samples, output[-60:])

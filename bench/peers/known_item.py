@@ -13,9 +13,10 @@ def omikuji_top(x, queries, folder):
     import omikuji
 
     path = folder / "omikuji.txt"
+    told = np.flatnonzero(np.diff(x.indptr)).tolist()  # its reader refuses files with a row without terms
     with open(path, "w") as file:
-        file.write(f"{x.shape[0]} {x.shape[1]} {x.shape[0]}\n")
-        for i in range(x.shape[0]):
+        file.write(f"{len(told)} {x.shape[1]} {x.shape[0]}\n")
+        for i in told:
             part = slice(x.indptr[i], x.indptr[i + 1])
             pairs = " ".join(
                 f"{t}:{v:.5f}" for t, v in zip(x.indices[part].tolist(), x.data[part].tolist(), strict=True)

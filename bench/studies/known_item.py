@@ -91,7 +91,7 @@ def _ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     command += ["--min-df", "1", "--max-features", str(TERMS), "--fan-in", str(FAN_IN), "--no-progress"]
     outcome = run_limited(command, options.limit, seconds=options.seconds)
-    row = _row("sparse_xmc", outcome)
+    row = _row("sparse_xmc", outcome, options.seconds)
     if outcome.status == 0:
         metrics = json.loads((run / "metrics.json").read_text())
         size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
@@ -107,12 +107,13 @@ def _other(options: argparse.Namespace, name: str, folder: Path, rows: int) -> d
         command = [options.peers, str(_PEERS), name, str(folder)]
         environment["PYTHONPATH"] = ""
     outcome = run_limited(command, options.limit, seconds=options.seconds, environment=environment)
-    row = _row(name, outcome) | {"rows": rows}
+    row = _row(name, outcome, options.seconds) | {"rows": rows}
     return row | json.loads(outcome.output[-1]) if outcome.status == 0 else row
 
 
-def _row(name: str, outcome: Outcome) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "status": "ok" if outcome.status == 0 else f"ended with {outcome.status}"}
+def _row(name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    late = f"not done in {seconds:g} s" if outcome.seconds > seconds else f"ended with {outcome.status}"
+    row: dict[str, Any] = {"name": name, "status": "ok" if outcome.status == 0 else late}
     row |= {"seconds": round(outcome.seconds, 1), "cpu_seconds": round(outcome.cpu_seconds, 1)}
     row |= {"peak_mib": outcome.peak, "samples": outcome.samples}
     return row if outcome.status == 0 else row | {"said": outcome.output[-3:]}
@@ -167,7 +168,8 @@ def low_rank(folder: Path) -> dict[str, Any]:
     size = x.shape[0] * FAN_IN * _ENTRY
     rank = size // (2 * sum(x.shape))
     vectors = TruncatedSVD(rank, n_iter=2, random_state=0).fit(x).components_.T.astype(np.float16)
-    labels, asked = (x @ vectors.astype(np.float32)).astype(np.float16), queries @ vectors.astype(np.float32)
+    labels, asked = (x @ vectors.astype(np.float32)).astype(np.float32), queries @ vectors.astype(np.float32)
+    labels = (labels / np.maximum(np.linalg.norm(labels, axis=1, keepdims=True), 1e-12)).astype(np.float16)
     top = np.empty((len(wanted), _TOP), np.int64)
     dense = labels.astype(np.float32).T.copy()
     for start in range(0, len(top), 64):

@@ -24,6 +24,11 @@ def test_a_command_that_fits_says_what_it_takes():
     assert 150 < outcome.peak < 250 and outcome.cpu_seconds < outcome.seconds + 1
 
 
+def test_a_command_that_says_more_than_a_pipe_holds_comes_to_its_end():
+    outcome = run("for i in range(100_000): print(i)", seconds=60)
+    assert (outcome.status, outcome.output[-1]) == (0, "99999")
+
+
 @pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "in a child"])
 def test_more_than_the_limit_fails(wrapped):
     code = "held = bytearray(500 << 20)"
