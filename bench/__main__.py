@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -350,5 +351,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _end(*_: object) -> None:
+    """What was begun is tidied up as at any other end."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

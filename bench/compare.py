@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.environment import REPOSITORY
@@ -51,9 +52,32 @@ def folders(a: Path, b: Path) -> list[str]:
 
 def _measure(tree: Path, out: Path, arguments: Sequence[str]) -> None:
     command = [sys.executable, "-m", "bench", "run", "--fresh", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)} in {tree}: {done.stderr.strip() or done.stdout.strip()}")
+    with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.terminate()  # which ends its own processes
+            raise
+    if process.returncode:
+        raise ValueError(f"{' '.join(command)} in {tree}: {said.strip()}")
+
+
+@contextlib.contextmanager
+def _checked_out(names: Sequence[str], scratch: Path) -> Iterator[dict[str, Path]]:
+    """Work trees of commits, removed at the end, however it comes."""
+    with contextlib.ExitStack() as at_the_end:
+        trees = {}
+        for name in names:
+            trees[name] = tree = scratch / f"tree-{len(trees)}"
+            at_the_end.callback(_git, "worktree", "remove", "--force", str(tree))
+            done = _git("worktree", "add", "-q", "--detach", str(tree), name)
+            if done.returncode:
+                raise ValueError(f"cannot check out {name!r}: {done.stderr.strip()}")
+        yield trees
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
 
 
 def commits(a: str, b: str, rounds: int, arguments: Sequence[str]) -> list[str]:
@@ -66,19 +90,8 @@ def commits(a: str, b: str, rounds: int, arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a commit is unknown, its benchmark fails, or no job is in both.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        trees = {}
-        for name in (a, b):
-            trees[name] = Path(scratch, f"tree-{len(trees)}")
-            git = ["git", "worktree", "add", "-q", "--detach", str(trees[name]), name]
-            done = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True)
-            if done.returncode:
-                raise ValueError(f"cannot check out {name!r}: {done.stderr.strip()}")
-        try:
-            return _alternate(a, b, trees, Path(scratch), rounds, arguments)
-        finally:
-            for tree in trees.values():
-                subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=REPOSITORY, capture_output=True)
+    with tempfile.TemporaryDirectory() as scratch, _checked_out((a, b), Path(scratch)) as trees:
+        return _alternate(a, b, trees, Path(scratch), rounds, arguments)
 
 
 def _alternate(

@@ -144,7 +144,8 @@ class Omikuji(Vectorised):
                 a, b = x.indptr[i : i + 2]
                 pairs = zip(x.indices[a:b].tolist(), x.data[a:b].tolist(), strict=True)
                 labels = ",".join(map(str, y.indices[y.indptr[i] : y.indptr[i + 1]].tolist()))
-                file.write(labels + " " + " ".join(f"{column}:{value:.6f}" for column, value in pairs) + "\n")
+                line = labels + " " + " ".join(f"{column}:{value:.6f}" for column, value in pairs)
+                file.write(line.rstrip() + "\n")  # a row without features may not end in a space
         self.model = omikuji.Model.train_on_data(path, omikuji.Model.default_hyper_param(), n_threads=self.threads)
         self.model.save(self.folder)
 

@@ -1,6 +1,10 @@
 """Runs of a user's own sizes and providers, their summary, and comparisons of two folders or commits."""
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +139,41 @@ def test_commits_are_measured_in_alternation(monkeypatch):
 def test_an_unknown_commit_is_named():
     with pytest.raises(ValueError, match="cannot check out 'no-such-commit'"):
         compare.commits("no-such-commit", "HEAD", 1, [])
+
+
+_SLOW = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[sys.argv.index("--out") + 1]).touch()  # under way
+time.sleep(300)
+"""
+_COMPARE = """
+import pathlib, runpy, sys
+from bench import compare
+compare.REPOSITORY = pathlib.Path(sys.argv.pop(1))
+runpy.run_module("bench", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM") or os.name == "nt", reason="ended by a signal")
+def test_a_comparison_that_is_ended_leaves_no_work_tree(tmp_path):
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=repository, capture_output=True, text=True, check=True
+        ).stdout
+
+    repository, scratch = tmp_path / "repository", tmp_path / "scratch"
+    scratch.mkdir()
+    (repository / "bench").mkdir(parents=True)
+    (repository / "bench" / "__main__.py").write_text(_SLOW)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    command = [sys.executable, "-c", _COMPARE, str(repository), "compare", "HEAD", "HEAD~0"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(scratch)})
+    while not list(scratch.glob("*/rows-0-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert len(git("worktree", "list").splitlines()) == 1 and not list(scratch.iterdir())
