@@ -21,7 +21,7 @@ def omikuji_top(x, queries, folder):
             pairs = " ".join(
                 f"{t}:{v:.5f}" for t, v in zip(x.indices[part].tolist(), x.data[part].tolist(), strict=True)
             )
-            file.write(f"{i} {pairs}".rstrip() + "\n")  # a row without terms may not end in a space
+            file.write(f"{i} {pairs}\n")
     model = omikuji.Model.train_on_data(str(path), omikuji.Model.default_hyper_param(), n_threads=2)
     top = np.full((queries.shape[0], 5), -1)
     for i in range(queries.shape[0]):

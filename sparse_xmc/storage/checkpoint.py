@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparse_xmc.storage.atomic import existing_folder, flush, make_folder, replace_folder
 from sparse_xmc.storage.errors import ArtefactError
+from sparse_xmc.storage.flusher import Flusher
 from sparse_xmc.storage.regular import MOST_DOCUMENT_BYTES, parse_json, plain_name, read_bytes, to_json
 from sparse_xmc.storage.tensor_file import (
     ALONE,
@@ -119,36 +120,39 @@ def write_folder(
             make_folder(unfinished)
         except OSError as error:
             failure = error
-    for name, group in tensors.items():
-        try:
-            failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards)
-        except OSError as error:
-            failed = error
-        except ArtefactError:  # of all ranks
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        failure = failure or failed
-    if shards.first:
-        try:
-            if failure is None:
-                _complete(unfinished, documents, run)
-                replace_folder(unfinished, folder)
-        except (OSError, ArtefactError, FloatingPointError) as error:
-            failure = error
-        if failure is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with Flusher() as flusher:
+        for name, group in tensors.items():
+            try:
+                failed = save_tensors(os.path.join(unfinished, f"{name}.safetensors"), group, shards, flusher=flusher)
+            except OSError as error:
+                failed = error
+            except ArtefactError:  # of all ranks
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            failure = failure or failed
+        if shards.first:
+            try:
+                if failure is None:
+                    _complete(unfinished, documents, run, flusher)
+                    replace_folder(unfinished, folder)
+            except (OSError, ArtefactError, FloatingPointError) as error:
+                failure = error
+            if failure is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
     if isinstance(failure, OSError):
         failure = ArtefactError.not_written(folder, failure, "checkpoints written before are intact")
     shards.raise_together(failure)
 
 
-def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None) -> None:
-    """Adds documents and manifest, reads everything back and has it written to disk."""
+def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None, flusher: Flusher) -> None:
+    """Adds documents and manifest, reads everything back and has it written to disk meanwhile."""
     for name, document in documents.items():
         path = os.path.join(unfinished, f"{name}.json")
         with open(path, "w", encoding="utf-8") as file:
             file.write(to_json(document, path))
     names = sorted(os.listdir(unfinished))
+    for name in names:
+        flusher.begin(os.path.join(unfinished, name))
     files = {}
     for name in names:
         path = os.path.join(unfinished, plain_name(name, unfinished))
@@ -159,8 +163,8 @@ def _complete(unfinished: str, documents: Mapping[str, Any], run: str | None) ->
     path = os.path.join(unfinished, _MANIFEST)
     with open(path, "w", encoding="utf-8") as file:
         file.write(to_json(manifest_document(files, run), path))
-    for name in [*names, _MANIFEST]:
-        flush(os.path.join(unfinished, name))
+    flusher.begin(path)
+    flusher.finish()
     flush(unfinished)
 
 

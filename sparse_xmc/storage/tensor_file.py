@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparse_xmc.distributed.ranks import Ranks
+    from sparse_xmc.storage.flusher import Flusher
 
     Numbers = Tensor | np.ndarray
 
 _PIECE_BYTES = 1 << 24
+_FLUSHED_BYTES = 1 << 27  # written before they are sent on to the disk
 _CHECKED_BYTES = 1 << 18  # looked through while they are in the cache; whole numbers of every dtype
 # by the dtype's name, torch's and NumPy's alike: its name in the file and its size
 _NAMES = {
@@ -127,8 +129,13 @@ class Entry(NamedTuple):
     stop: int
 
 
-def save_tensors(path: str, tensors: Mapping[str, Numbers], shards: Shards = ALONE) -> OSError | None:
+def save_tensors(
+    path: str, tensors: Mapping[str, Numbers], shards: Shards = ALONE, *, flusher: Flusher | None = None
+) -> OSError | None:
     """Writes whole tensors (or arrays of NumPy), to be called on all ranks with the same names; the first rank writes.
+
+    Args:
+        flusher: has a large file go to the disk while the rest of it is written.
 
     Returns:
         What kept the first rank from writing. Raised only here it would leave the others waiting.
@@ -140,15 +147,15 @@ def save_tensors(path: str, tensors: Mapping[str, Numbers], shards: Shards = ALO
     held = {name: shards.held(name, tensors[name]) for name in order}
     placed = {name: (tensors[name], held[name]) for name in order}
     if not shards.first:
-        return _write(None, path, placed, shards)
+        return _write(None, path, placed, shards, None)
     try:
         out = open(path, "wb")  # noqa: SIM115 (closed below, where errors of closing are told from others)
     except OSError as error:
-        _write(None, path, placed, shards)
+        _write(None, path, placed, shards, None)
         return error
     failure: OSError | None = None
     try:
-        failure = _write(out, path, placed, shards)
+        failure = _write(out, path, placed, shards, flusher)
     finally:
         try:
             out.close()
@@ -158,18 +165,26 @@ def save_tensors(path: str, tensors: Mapping[str, Numbers], shards: Shards = ALO
 
 
 def _write(
-    out: BinaryIO | None, path: str, tensors: Mapping[str, tuple[Numbers, Block | None]], shards: Shards
+    out: BinaryIO | None,
+    path: str,
+    tensors: Mapping[str, tuple[Numbers, Block | None]],
+    shards: Shards,
+    flusher: Flusher | None,
 ) -> OSError | None:
     """Writes to ``out``, where there is one; takes the other ranks' pieces also when that fails. What failed."""
     failure: OSError | None = None
+    unflushed = 0
 
     def write(content: Any) -> None:
-        nonlocal failure
+        nonlocal failure, unflushed
         if out is not None and failure is None:
             try:
-                out.write(content)
+                unflushed += out.write(content)
             except OSError as error:
                 failure = error
+            if flusher is not None and unflushed >= _FLUSHED_BYTES:
+                flusher.begin(path)
+                unflushed = 0
 
     write(_header(tensors))
     for name, (tensor, block) in tensors.items():

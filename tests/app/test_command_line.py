@@ -336,11 +336,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, capsys, monkeypatch):
     arguments += ["--checkpoint-seconds", "inf", "--out", str(run / "full")]
     save, calls = checkpoint.save_tensors, []
 
-    def nearly_full(path, tensors, shards):
+    def nearly_full(path, tensors, shards, **options):
         calls.append(path)
         if len(calls) > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, tensors, shards)
+        save(path, tensors, shards, **options)
 
     monkeypatch.setattr(checkpoint, "save_tensors", nearly_full)
     assert main(arguments) == 1
