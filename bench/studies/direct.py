@@ -132,8 +132,8 @@ def dev_rows(options: argparse.Namespace) -> None:
         split = split_of(name, options.data) if wanted else None
         for part, tail, changes in wanted:
             assert split is not None
-            entries = split.x.nnz / split.x.shape[0]
-            plan = plan_for("normal", split.frequencies, split.x.shape[1], entries=entries)
+            rows, terms = split.x.shape
+            plan = plan_for("normal", split.frequencies, terms, entries=split.x.nnz / rows, rows=rows)
             row = {
                 "set": name,
                 "part": part,

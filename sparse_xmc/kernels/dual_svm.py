@@ -49,13 +49,15 @@ def _grown(slots, kept, m, needed):
 
 
 @register_jitable
-def _descend(ptr, slots, values, square, positives, w, order, alpha, n, cost, offset, passes, tolerance, state):
-    """Solves for ``w`` (zero on entry) over ``n`` compressed examples, their squared norms in ``square``."""
-    # ptr [n + 1], slots, values [nnz], square, order, alpha [n], w [slots]
+def _descend(first, last, slots, values, square, positives, w, order, alpha, n, cost, offset, passes, tolerance, state):
+    """Solves for ``w`` over ``n`` compressed examples, their squared norms in ``square``, from where ``alpha`` and ``w``
+    stand: both zero, or the solution at another cost. Example ``j`` is ``slots`` and ``values`` from ``first[j]`` to
+    ``last[j]``.
+    """
+    # first, last, square, order, alpha [n], slots, values [nnz], w [slots]
     half = np.float32(0.5) / cost
     active = n
     for j in range(n):
-        alpha[j] = 0
         order[j] = j
     for step in range(passes):
         worst = np.float32(0)
@@ -65,7 +67,7 @@ def _descend(ptr, slots, values, square, positives, w, order, alpha, n, cost, of
             j = order[s]
             y = np.float32(1) if j < positives else np.float32(-1)
             score = offset
-            for p in range(ptr[j], ptr[j + 1]):
+            for p in range(first[j], last[j]):
                 score += w[slots[p]] * values[p]
             gradient = y * score - 1 + half * alpha[j]
             if alpha[j] == 0 and gradient >= 0:
@@ -80,7 +82,7 @@ def _descend(ptr, slots, values, square, positives, w, order, alpha, n, cost, of
             updated = max(alpha[j] - gradient / (square[j] + half), np.float32(0))
             change = (updated - alpha[j]) * y
             alpha[j] = updated
-            for p in range(ptr[j], ptr[j + 1]):
+            for p in range(first[j], last[j]):
                 w[slots[p]] += change * values[p]
         if worst < tolerance:
             if active == n:
@@ -97,45 +99,70 @@ def _longest(ptr, labels):
     return most
 
 
+@register_jitable
+def _all_terms(indices, num_features):
+    """Whether a label has every term, in order."""
+    # indices [K]
+    for k in range(len(indices)):
+        if indices[k] != k:
+            return False
+    return len(indices) == num_features
+
+
 @kernel
 def solve_labels(
-    row_ptr, terms, values, num_features, ptr, rows, positives, cost, offset, passes, tolerance, seed,
+    row_ptr, terms, values, num_features, ptr, rows, positives, costs, offset, passes, tolerance, seed,
     chosen, indices, out_weights, start, stop,
 ):  # fmt: skip
-    """Weights ``[n, K]`` of the own terms ``indices [n, K]`` of labels ``chosen [n]``."""
+    """Weights ``[c, n, K]`` of the own terms ``indices [n, K]`` of labels ``chosen [n]`` at each of ``costs [c]``, each begun
+    from the solution at the cost before it."""
     K = indices.shape[1]
     slot = np.full(num_features, -1, np.int32)
     most = _longest(ptr, chosen[start:stop])
-    alpha, order = np.empty(most, np.float32), np.empty(most, np.int32)
-    square, inner = np.empty(most, np.float32), np.empty(most + 1, np.int64)
+    alpha, order, square = np.empty(most, np.float32), np.empty(most, np.int32), np.empty(most, np.float32)
+    first, last = np.empty(most, np.int64), np.empty(most, np.int64)
     slots, kept = np.empty(_ROOM, np.int32), np.empty(_ROOM, np.float32)
     for i in range(start, stop):
         label = chosen[i]
-        first, n = ptr[label], ptr[label + 1] - ptr[label]
-        for k in range(K):
-            slot[indices[i, k]] = k
-        m = 0
+        begin, n = ptr[label], ptr[label + 1] - ptr[label]
+        own_slots, own_values = terms, values
+        if _all_terms(indices[i], num_features):
+            for j in range(n):
+                row = rows[begin + j]
+                first[j], last[j] = row_ptr[row], row_ptr[row + 1]
+        else:
+            for k in range(K):
+                slot[indices[i, k]] = k
+            m = 0
+            for j in range(n):
+                row = rows[begin + j]
+                first[j] = m
+                slots, kept = _grown(slots, kept, m, m + row_ptr[row + 1] - row_ptr[row])
+                for p in range(row_ptr[row], row_ptr[row + 1]):
+                    k = slot[terms[p]]
+                    if k >= 0:
+                        slots[m], kept[m] = k, values[p]
+                        m += 1
+                last[j] = m
+            for k in range(K):
+                slot[indices[i, k]] = -1
+            own_slots, own_values = slots, kept
         for j in range(n):
-            row = rows[first + j]
-            inner[j] = m
-            slots, kept = _grown(slots, kept, m, m + row_ptr[row + 1] - row_ptr[row])
             q = np.float32(0)
-            for p in range(row_ptr[row], row_ptr[row + 1]):
-                k = slot[terms[p]]
-                if k >= 0:
-                    slots[m], kept[m] = k, values[p]
-                    m += 1
-                    q += values[p] * values[p]
+            for p in range(first[j], last[j]):
+                q += own_values[p] * own_values[p]
             square[j] = q
-        inner[n] = m
-        w = out_weights[i]
-        w[:] = 0
-        state = _seeded(seed, label)
-        _descend(
-            inner, slots, kept, square, positives[label], w, order, alpha, n, cost, offset, passes, tolerance, state
-        )
-        for k in range(K):
-            slot[indices[i, k]] = -1
+        alpha[:n] = 0
+        out_weights[0, i] = 0
+        for c in range(len(costs)):
+            w = out_weights[c, i]
+            if c:
+                w[:] = out_weights[c - 1, i]
+            state = _seeded(seed, label)
+            _descend(
+                first, last, own_slots, own_values, square, positives[label], w, order, alpha, n, costs[c], offset,
+                passes, tolerance, state,
+            )  # fmt: skip
 
 
 @kernel
@@ -172,10 +199,12 @@ def select_terms(
             square[j] = q
         inner[n] = m
         w[:distinct] = 0
+        alpha[:n] = 0
         state = _seeded(seed, label)
         _descend(
-            inner, slots, kept, square, positives[label], w, order, alpha, n, cost, offset, passes, tolerance, state
-        )
+            inner[:-1], inner[1:], slots, kept, square, positives[label], w, order, alpha, n, cost, offset, passes,
+            tolerance, state,
+        )  # fmt: skip
         for k in range(centroid_indices.shape[1]):
             prior[centroid_indices[i, k]] = centroid_weights[i, k]
         score[:] = -1

@@ -36,6 +36,11 @@ class Calibration:
     within: np.ndarray | None = None
     front: np.ndarray | None = None
 
+    def coefficients(self) -> np.ndarray:
+        """All of them, by kind and knot."""
+        kinds = (self.scale, self.share, self.shift, self.within, self.front)
+        return np.concatenate([values for values in kinds if values is not None])
+
     def of(self, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """a, g and b of labels with so many training rows."""
         hats = _hats(frequencies, self.knots)
@@ -50,7 +55,7 @@ class Calibration:
 
 def calibrate(
     scores: np.ndarray, centroid: np.ndarray, hit: np.ndarray, frequencies: np.ndarray,
-    weight: np.ndarray | None = None, levels: Sequence[np.ndarray] = (),
+    weight: np.ndarray | None = None, levels: Sequence[np.ndarray] = (), near: Calibration | None = None,
 ) -> Calibration:  # fmt: skip
     """Penalised logistic regression on pairs of rows and labels.
 
@@ -58,6 +63,7 @@ def calibrate(
         scores, centroid, hit, frequencies: one entry a pair of a held-out row and a candidate label ``[n]``.
         weight: of the pairs.
         levels: y and p of each pair, where there are levels.
+        near: a calibration to begin from, of as many knots.
     """
     knots = np.array([k for k in _KNOTS if k <= np.log2(max(frequencies.max(initial=1), 1)) + 1], dtype=np.float64)
     hats, n = _hats(frequencies, knots), len(knots)
@@ -68,6 +74,8 @@ def calibrate(
     bend = np.diff(np.eye(n), axis=0)
     penalty = np.kron(np.eye(len(columns)), _RIDGE * bend.T @ bend) + 1e-3 * np.eye(len(columns) * n)
     start = np.repeat([1.0, 1.0, -2.0, 0.0, 0.0][: len(columns)], n)
+    if near is not None and len(near.knots) == n:
+        start = near.coefficients()
     theta = logistic(design, hit, weight, penalty, start, np.zeros(len(start)))
     return Calibration(knots, *theta.reshape(len(columns), n))
 

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc.solver.choice import Trials, clustering, levels_of
 from sparse_xmc.solver.closed_form import closed_form, single_rows
+from sparse_xmc.solver.examples import Examples, everything, examples
 from sparse_xmc.solver.head import TermHead
 from sparse_xmc.solver.mixture import Uniform, merged
-from sparse_xmc.solver.negatives import frequent_terms, lists_of_all, rare_terms, shortlists
+from sparse_xmc.solver.negatives import frequent_terms, lists_of_all, rare_terms, shortlists, terms_of_all
 from sparse_xmc.solver.plan import FREQUENT, Plan, Stages, unkept
 from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _FEWEST = 20  # held-out rows without which nothing is chosen
 _ENOUGH = 500  # of them, where there are enough rows
-_RULE = 2.0  # share of the centroid where nothing is chosen
+# where nothing is chosen: share of the centroid and costs, and the same of SVMs on all rows
+_RULE, _COSTS = 2.0, (1.0,)
+_RULE_OF_ALL, _COSTS_OF_ALL = 1.0, (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,23 @@ def fit(
         return _by_rule(task, stages)
     away, kept = np.sort(rows[:count]), np.sort(rows[count:])
     part = Task(x[kept], targets[kept].tocsr(), plan, task.frequent, seed, progress)
+    judges = (x[away], targets[away].tocsr(), tail, propensity, stages)
+    if plan.whole:
+        return _of_all_rows(task, part, judges)
     lists = stages("shortlists", lambda: {"labels": shortlists(part)})["labels"]
     topology = _topology(part, lists, stages)
-    chosen = Trials(part, lists, topology, x[away], targets[away].tocsr(), tail, propensity, stages).choose()
+    chosen = Trials(part, examples(part.targets, lists), topology, *judges).choose()
     final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
     near = merged(chosen.svm, part.centroid(chosen.topology), chosen.flat, part.frequencies)
     whole = stages("all rows", lambda: {"labels": lists_of_all(task, part, kept, away, lists, near)})["labels"]
-    svm = stages("refit", lambda: task.svm(whole, final, chosen.cost, "solving"))
+    svm = stages("solved", lambda: task.svm(examples(targets, whole), final, chosen.costs, "solving"))
     solved = [
         stages(f"clustering {number}, all rows", partial(clustering, task, final, number))
         for number in range(1, chosen.clusterings + 1)
     ]
     levels = levels_of(task, final, solved)
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies, levels)
-    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.flat)
+    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.costs[-1], chosen.flat)
     return Solution(head, chosen.lines, settings, chosen.judged)
 
 
@@ -101,15 +108,40 @@ def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int
     return Solution(found.head, lines, Settings(plan.rare[0], plan.rare[0], power=found.power), found.judged)
 
 
+def _of_all_rows(task: Task, part: Task, judges: tuple[Any, ...]) -> Solution:
+    """Where every row is an example of every label."""
+    stages, fan_in = judges[-1], task.plan.rare[0]
+    found = everything(part.targets)
+    chosen = Trials(part, found, _terms(part, found, stages), *judges).choose()
+    found = everything(task.targets)
+    topology = _terms(task, found, stages)
+    svm = stages("solved", lambda: task.svm(found, topology, chosen.costs, "solving"))
+    head = merged(task.head(topology, svm), task.centroid(topology), chosen.mixture, task.frequencies)
+    settings = Settings(fan_in, fan_in, chosen.costs[-1], chosen.mixture, whole=True)
+    return Solution(head, chosen.lines, settings, chosen.judged)
+
+
+def _terms(task: Task, found: Examples, stages: Stages) -> Topology:
+    def work() -> dict[str, np.ndarray]:
+        return dict(zip(("rare", "frequent"), terms_of_all(task, found, task.plan.rare[0]), strict=True))
+
+    kept = stages(f"topology by {task.x.shape[0]} rows", work)
+    return [kept["rare"], kept["frequent"]]
+
+
 def _by_rule(task: Task, stages: Stages) -> Solution:
-    cost = task.plan.costs[0]
-    lists = stages("shortlists", lambda: {"labels": shortlists(task)})["labels"]
-    topology = _topology(task, lists, stages)
-    svm = stages("refit", lambda: task.svm(lists, topology, cost, "solving"))
-    mixture = Uniform(_RULE)
+    costs = _COSTS_OF_ALL if task.plan.whole else _COSTS
+    if task.plan.whole:
+        found = everything(task.targets)
+        topology, mixture = _terms(task, found, stages), Uniform(_RULE_OF_ALL)
+    else:
+        lists = stages("shortlists", lambda: {"labels": shortlists(task)})["labels"]
+        found = examples(task.targets, lists)
+        topology, mixture = _topology(task, lists, stages), Uniform(_RULE)
+    svm = stages("solved", lambda: task.svm(found, topology, costs, "solving"))
     head = merged(task.head(topology, svm), task.centroid(topology), mixture, task.frequencies)
-    settings = Settings(topology[0].shape[1], topology[1].shape[1], cost, mixture)
-    how = f"{connections(task, topology)}, cost {cost:g}, centroid x {_RULE:g}"
+    settings = Settings(topology[0].shape[1], topology[1].shape[1], costs[-1], mixture, whole=task.plan.whole)
+    how = f"{connections(task, topology)}, cost {costs[-1]:g}, centroid x {mixture.share:g}"
     return Solution(head, [f"nothing held out: {how}"], settings)
 
 

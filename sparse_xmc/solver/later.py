@@ -9,9 +9,10 @@ import scipy.sparse as sp
 
 from sparse_xmc.solver.centroids import centroids
 from sparse_xmc.solver.closed_form import row_sizes
+from sparse_xmc.solver.examples import everything, examples
 from sparse_xmc.solver.head import Block, TermHead
 from sparse_xmc.solver.mixture import merged
-from sparse_xmc.solver.negatives import frequent_terms, rare_terms, shortlists
+from sparse_xmc.solver.negatives import frequent_terms, rare_terms, shortlists, terms_of_all
 from sparse_xmc.solver.plan import Plan
 from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.task import Task
@@ -48,10 +49,15 @@ def fit_labels(
     lists = {name: max(2, round(share * getattr(plan, name))) for name in ("shortlist", "again", "sample")}
     own = dataclasses.replace(plan, rare=(settings.rare,), frequent=(settings.frequent,), **lists)
     assert settings.cost is not None
-    task = Task(x, targets, dataclasses.replace(own, costs=(settings.cost,)), frequent, seed, progress)
-    negatives = shortlists(task)
-    topology = [rare_terms(task, settings.rare), frequent_terms(task, negatives, settings.frequent)]
-    weights = task.svm(negatives, topology, settings.cost, "solving")
+    task = Task(x, targets, own, frequent, seed, progress)
+    if settings.whole:
+        found = everything(targets)
+        topology = terms_of_all(task, found, settings.rare)
+    else:
+        negatives = shortlists(task)
+        found = examples(targets, negatives)
+        topology = [rare_terms(task, settings.rare), frequent_terms(task, negatives, settings.frequent)]
+    weights = task.svm(found, topology, (settings.cost,), "solving")
     return merged(task.head(topology, weights), task.centroid(topology), settings.mixture, rows)
 
 

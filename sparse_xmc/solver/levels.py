@@ -12,14 +12,12 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc import kernels
 from sparse_xmc.solver.bisection import balanced_clusters
 from sparse_xmc.solver.centroids import centroids
-from sparse_xmc.solver.examples import Examples
+from sparse_xmc.solver.examples import against_all, among
 from sparse_xmc.solver.head import Block, TermHead
-from sparse_xmc.solver.svm import OFFSET, select, solve
+from sparse_xmc.solver.svm import select_with_bias, solve_with_bias
 
-_FEWEST, _SMALLEST = 4, 4  # clusters, and labels of one
 _TERMS = 64  # of a centroid that labels are clustered by
 _FIRST_PASSES, _PASSES = 2, 5  # over the rows of a cluster
 
@@ -48,15 +46,11 @@ def solve_clusters(
         most: rows over all clusters that are no positives; of more an even share is taken.
     """
     count, D = members.shape[1], wide.shape[1] - 1
-    found, labels, fan_in = _against_all(members, most), np.arange(count), min(fan_in, D)
-    constant = Block(labels, np.full((count, 1), D, np.int32), np.full((count, 1), np.inf, np.float32))
+    found, labels, fan_in = against_all(members, most), np.arange(count), min(fan_in, D)
     shown = None if progress is None else f"{progress}, topology"
-    indices = select(
-        wide, found, constant, fan_in + 1, passes=_FIRST_PASSES, seed=seed, progress=shown
-    )  # the constant is the first of them
-    weight = solve(wide, found, labels, indices, passes=_PASSES, seed=seed, progress=progress)
-    bias = (weight[:, 0] + OFFSET).astype(np.float32)
-    return TermHead([Block(labels, np.ascontiguousarray(indices[:, 1:]), np.ascontiguousarray(weight[:, 1:]))], bias)
+    indices = select_with_bias(wide, found, labels, fan_in, passes=_FIRST_PASSES, seed=seed, progress=shown)
+    weight, bias = solve_with_bias(wide, found, labels, indices, passes=_PASSES, seed=seed, progress=progress)
+    return TermHead([Block(labels, indices, weight)], bias)
 
 
 def solve_within(
@@ -64,21 +58,12 @@ def solve_within(
     most: int, seed: int = 0, progress: str | None = None,
 ) -> TermHead:  # fmt: skip
     """SVMs of labels among the rows of their clusters, with a bias, on the terms of ``blocks``."""
-    D, bias = wide.shape[1] - 1, np.full(len(of), OFFSET, np.float32)
-    found, solved = _among(targets.tocsc(), members, of, most), []
+    bias, found, solved = np.empty(len(of), np.float32), among(targets.tocsc(), members, of, most), []
     for block in blocks:
-        indices = np.hstack([block.indices, np.full((len(block.labels), 1), D, np.int32)])
-        weight = solve(wide, found, block.labels, indices, seed=seed, progress=progress)
-        solved.append(Block(block.labels, block.indices, np.ascontiguousarray(weight[:, :-1])))
-        bias[block.labels] += weight[:, -1]
+        labels, indices = block.labels, block.indices
+        weight, bias[labels] = solve_with_bias(wide, found, labels, indices, seed=seed, progress=progress)
+        solved.append(Block(labels, indices, weight))
     return TermHead(solved, bias)
-
-
-def widened(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Rows with a 1 behind their terms."""
-    wide = sp.csr_matrix(sp.hstack([x, np.ones((x.shape[0], 1), np.float32)], format="csr"), dtype=np.float32)
-    wide.sort_indices()
-    return wide
 
 
 def members_of(targets: sp.csr_matrix, of: np.ndarray) -> sp.csc_matrix:
@@ -87,24 +72,3 @@ def members_of(targets: sp.csr_matrix, of: np.ndarray) -> sp.csc_matrix:
     members = (targets @ sp.csr_matrix((np.ones(len(of), np.float32), of, np.arange(len(of) + 1)), shape)).tocsc()
     members.sort_indices()
     return members
-
-
-def _against_all(members: sp.csc_matrix, most: int) -> Examples:
-    """All rows for each cluster, those that are in it first; of the others an even share where they are too many."""
-    N, count = members.shape
-    everywhere = sp.csc_matrix((np.ones(N, np.float32), np.arange(N, dtype=np.int32), [0, N]), (N, 1))
-    return _among(members, everywhere, np.zeros(count, np.int32), most)
-
-
-def _among(positives: sp.csc_matrix, members: sp.csc_matrix, of: np.ndarray, most: int) -> Examples:
-    """For each label ``positives [N, L]`` and an even share of the other rows of ``members [N, C]`` of its cluster: at
-    most about ``most`` rows over all labels, besides the positives."""
-    own, near = (np.diff(m.indptr).astype(np.int64) for m in (positives, members))
-    others = near[of] - own
-    step = max(1, -(-int(others.sum()) // most))
-    ptr = np.concatenate([[0], np.cumsum(own - -others // step)])
-    rows = np.empty(ptr[-1], np.int32)
-    fill = kernels.load("example_lists").fill_within
-    pointers = [(m.indptr.astype(np.int64), m.indices.astype(np.int32, copy=False)) for m in (positives, members)]
-    fill(*pointers[0], *pointers[1], of, step, np.full(positives.shape[0], -1, np.int64), ptr, rows)
-    return Examples(ptr, rows, own)

@@ -127,7 +127,9 @@ class Pairs:
         total, hit = np.take_along_axis(total, order, axis=1), np.take_along_axis(self.hit, order, axis=1)
         return total[np.isfinite(total)], hit[np.isfinite(total)]
 
-    def fit(self, temper: float, rows: slice | np.ndarray = slice(None)) -> Calibration:
+    def fit(
+        self, temper: float, rows: slice | np.ndarray = slice(None), near: Calibration | None = None
+    ) -> Calibration:
         labels = self.labels[rows]
         known = labels >= 0
         hit, of = self.hit[rows][known].astype(np.float64), labels[known]
@@ -135,7 +137,7 @@ class Pairs:
         weight = np.where(hit > 0, self.truth.inverse_propensity[of] ** temper, 1.0)
         levels = [value[rows][known] for value in self.levels]
         return calibrate(
-            self.scores[rows][known], self.centroid[rows][known], hit, self.frequencies[of], weight, levels
+            self.scores[rows][known], self.centroid[rows][known], hit, self.frequencies[of], weight, levels, near
         )
 
 
@@ -184,11 +186,12 @@ def best_mixture(held: Pairs, tail: float) -> tuple[Mixture, float, str]:
     if held.calibrates:
         fold = held.folds
         for temper in TEMPERS if tail else TEMPERS[:2]:
+            near = held.fit(temper)
             top = np.empty((len(held.labels), _RANKED), held.labels.dtype)
             for i in range(_FOLDS):
-                top[fold == i] = held.ranked(held.fit(temper, fold != i), fold == i)
+                top[fold == i] = held.ranked(held.fit(temper, fold != i, near), fold == i)
             name = "calibrated by label frequency" + (f", hits weigh propensity^-{temper:g}" if temper else "")
-            found.append((objective(top, held.truth, tail), name, held.fit(temper)))
+            found.append((objective(top, held.truth, tail), name, near))
     value, name, chosen = max(found, key=lambda entry: entry[0])
     return (_log_odds(held, chosen) if isinstance(chosen, float) else chosen), value, name
 

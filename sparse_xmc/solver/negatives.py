@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from sparse_xmc.solver.centroids import centroids
-from sparse_xmc.solver.examples import examples
+from sparse_xmc.solver.examples import Examples, examples
 from sparse_xmc.solver.head import Block, TermHead
 from sparse_xmc.solver.mixture import Uniform, merged
-from sparse_xmc.solver.svm import select
-from sparse_xmc.solver.task import Task
+from sparse_xmc.solver.svm import select, select_with_bias
+from sparse_xmc.solver.task import Task, Topology
 
 _SHORTLIST_TERMS = 64  # of a centroid that shortlists are made with
+_COST = 1.0  # of SVMs that only find negatives
 _NEAR = -0.2  # score from which on a row is a hard negative of a later round
 
 
@@ -27,7 +28,7 @@ def shortlists(task: Task) -> np.ndarray:
         topology = [rare_terms(task, plan.rare[0]), frequent_terms(task, first, plan.frequent[0])]
         centroid = task.centroid(topology)
     for r in range(1, plan.rounds):
-        weights = task.svm(np.hstack(lists), topology, plan.costs[0], f"solving, round {r}")
+        weights = task.svm(examples(task.targets, np.hstack(lists)), topology, (_COST,), f"solving, round {r}")
         lean = merged(task.head(topology, weights), centroid, Uniform(1.0), task.frequencies).invert(D)
         scores, labels = lean.topk(task.x, plan.again, progress=task.bar(f"shortlists, round {r + 1}"))
         labels[scores < _NEAR] = -1
@@ -50,6 +51,15 @@ def frequent_terms(task: Task, lists: np.ndarray, fan_in: int) -> np.ndarray:
     prior = centroids(task.x, task.targets, min(task.x.shape[1], 2 * fan_in), task.groups[1])
     found = examples(task.targets, lists)
     return select(task.x, found, prior, fan_in, seed=task.seed, progress=task.bar("topology"))
+
+
+def terms_of_all(task: Task, found: Examples, fan_in: int) -> Topology:
+    """Terms of all labels by SVMs on all rows: all of them, or those that weigh most."""
+    D = task.x.shape[1]
+    if fan_in >= D:
+        return [np.tile(np.arange(D, dtype=np.int32), (len(labels), 1)) for labels in task.groups]
+    options = {"seed": task.seed, "progress": task.bar("topology")}
+    return [select_with_bias(task.wide, found, labels, fan_in, **options) for labels in task.groups]
 
 
 def lists_of_all(

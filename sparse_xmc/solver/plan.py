@@ -32,7 +32,7 @@ class Plan:
     Args:
         rare, frequent: numbers of connections of labels with fewer and with more rows than ``FREQUENT`` to try,
             ascending; the last that helps is taken.
-        costs: of the SVM to try, as long as they help.
+        costs: of the SVM to try, ascending, as long as they help; each begins from the solution at the one before it.
         shortlist: labels of a row that its centroid scores name as hard negatives.
         again: the same of each later round, by the SVM's scores.
         sample: labels of a row that are its negatives whatever their score.
@@ -43,6 +43,7 @@ class Plan:
         cluster_fan_in: connections of a cluster.
         cluster_rows: rows that are learned from as negatives, over all clusters of a clustering; twice as many for the
             labels in them.
+        whole: whether every row is an example of every label, in place of shortlists and clusters.
     """
 
     rare: tuple[int, ...]
@@ -57,6 +58,7 @@ class Plan:
     clusters: int = 0
     cluster_fan_in: int = 0
     cluster_rows: int = 0
+    whole: bool = False
 
 
 _LADDERS = {
@@ -65,18 +67,22 @@ _LADDERS = {
     "best": ((64, 128, 256), (256, 512, 1024, 2048)),
 }
 _MORE, _CONNECTIONS = (2048, 4096), 1 << 22  # of a frequent label where those of all of them are no more than that
-_COSTS = {"fast": (1.0,), "normal": (1.0, 0.3, 0.1), "best": (1.0, 0.3, 0.1, 0.03)}
+_COSTS = {"fast": (), "normal": (0.3, 1.0), "best": (0.03, 0.1, 0.3, 1.0)}
 _ROUNDS = {"fast": 2, "normal": 2, "best": 3}
 _CLUSTERINGS = {"fast": 0, "normal": 2, "best": 3}
 _CLUSTERS, _CLUSTER_FAN_IN = 128, 4096  # of a clustering at most
 _FEWEST, _SMALLEST, _LEAST_FAN_IN = 3, 4, 64  # clusters, labels of one and its connections
 _ENTRIES = {"fast": 0, "normal": 3e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
 _ROWS = 1 << 25  # the same in rows, at most
+# where labels x rows and labels x entries of rows are no more than these, every row is an example of every label
+_WHOLE_ROWS, _WHOLE_ENTRIES = 1 << 23, 1 << 28
+_WHOLE_COSTS = {"fast": (), "normal": (0.25, 0.5, 1.0), "best": (0.125, 0.25, 0.5, 1.0, 2.0)}
+_WHOLE_CONNECTIONS = 1 << 21  # over all labels at most: as many as that allows
 
 
 def plan_for(
     effort: str, frequencies: np.ndarray, num_terms: int, *, fan_in: int | None = None, memory: int | None = None,
-    entries: float = 100,
+    entries: float = 100, rows: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan for labels with so many training rows each.
 
@@ -84,6 +90,7 @@ def plan_for(
         fan_in: connections of every label, where that is not left open.
         memory: bytes that indices, weights and bias may take, where that is limited.
         entries: of a training row, on average: they bound the rows that clusters are learned from.
+        rows: for training; None: not known, and too many for every row to be an example of every label.
 
     Raises:
         ValueError: the memory holds no connection a label, or there are fewer terms than ``fan_in``.
@@ -96,7 +103,10 @@ def plan_for(
     L, H = len(frequencies), int((frequencies >= FREQUENT).sum())
     if fan_in is None and effort != "fast":
         frequent += tuple(k for k in _MORE if k > frequent[-1] and H * k <= _CONNECTIONS)
-    clusters, cluster_fan_in = _clusters(L, num_terms), min(_CLUSTER_FAN_IN, num_terms)
+    whole = rows is not None and L * rows <= _WHOLE_ROWS and L * rows * entries <= _WHOLE_ENTRIES
+    if whole:
+        rare = frequent = rare if fan_in is not None else (max(1, _WHOLE_CONNECTIONS // max(L, 1)),)
+    clusters, cluster_fan_in = 0 if whole else _clusters(L, num_terms), min(_CLUSTER_FAN_IN, num_terms)
     if memory is not None:
         least = L * (_ENTRY + _BIAS)
         if memory < least:
@@ -110,12 +120,15 @@ def plan_for(
         rest = memory - L * _BIAS - (L - H) * rare[-1] * _ENTRY
         frequent = tuple(min(k, rest // (H * _ENTRY)) for k in frequent) if H else rare
     rare, frequent = (tuple(dict.fromkeys(min(k, num_terms) for k in ladder)) for ladder in (rare, frequent))
+    if whole:
+        rare = frequent = (min(rare[0], frequent[0]),)
     few = frequencies.sum() < FREQUENT * L  # rows of a label, on average
     shortlist, sample = (100, 10) if few else (50, 20)
     rounds, clusterings = _ROUNDS[effort], _CLUSTERINGS[effort] if clusters else 0
     return Plan(
-        rare, frequent, _COSTS[effort], shortlist, 40, sample, rounds, effort != "fast",
+        rare, frequent, (_WHOLE_COSTS if whole else _COSTS)[effort], shortlist, 40, sample, rounds, effort != "fast",
         clusterings, clusters, cluster_fan_in, min(_ROWS, int(_ENTRIES[effort] // max(entries, 1))),
+        whole,
     )  # fmt: skip
 
 

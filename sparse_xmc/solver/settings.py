@@ -20,6 +20,7 @@ class Settings:
         cost: of the SVM; None where labels are solved in closed form.
         mixture: of SVM and centroid, likewise.
         power: of the sizes of rows, where labels are solved in closed form.
+        whole: whether every row is an example of every label.
     """
 
     rare: int
@@ -27,6 +28,7 @@ class Settings:
     cost: float | None = None
     mixture: Mixture | None = None
     power: float | None = None
+    whole: bool = False
 
     def state(self) -> dict[str, Any]:
         """As JSON; ``from_state`` reads it back."""
@@ -38,7 +40,8 @@ class Settings:
             assert isinstance(self.mixture, Calibration)
             m = self.mixture
             mixture = {"by frequency": [values.tolist() for values in (m.knots, m.scale, m.share, m.shift)]}
-        return {"rare": self.rare, "frequent": self.frequent, "cost": self.cost, **mixture}
+        whole = {"whole": True} if self.whole else {}
+        return {"rare": self.rare, "frequent": self.frequent, "cost": self.cost, **mixture, **whole}
 
     @classmethod
     def from_state(cls, state: Any) -> Settings | None:
@@ -55,15 +58,18 @@ class Settings:
         if "power" in state:
             return cls(rare, frequent, power=float(_numbers([state["power"]])[0]))
         cost = float(_numbers([state.get("cost")])[0])
+        whole = state.get("whole", False)
+        if type(whole) is not bool:
+            raise ValueError(f"whether a solved head learned from all rows must be true or false, got {whole!r:.80}")
         if "uniform" in state:
-            return cls(rare, frequent, cost, Uniform(*_numbers(state["uniform"], 3).tolist()))
+            return cls(rare, frequent, cost, Uniform(*_numbers(state["uniform"], 3).tolist()), whole=whole)
         parts = state.get("by frequency")
         if not isinstance(parts, list) or len(parts) != 4:
             raise ValueError(f"settings of a solved head lack a mixture: {state!r:.80}")
         knots, *curves = (_numbers(values) for values in parts)
         if not len(knots) or (np.diff(knots) <= 0).any() or any(len(curve) != len(knots) for curve in curves):
             raise ValueError(f"a mixture by frequency needs a value for each of rising knots, got {parts!r:.80}")
-        return cls(rare, frequent, cost, Calibration(knots, *curves))
+        return cls(rare, frequent, cost, Calibration(knots, *curves), whole=whole)
 
 
 def _count(value: Any) -> int:

@@ -17,7 +17,7 @@ from sparse_xmc.app.direct.options import GRADIENT, settled
 from sparse_xmc.app.direct.stages import StageFolder
 from sparse_xmc.app.jobs import convert, train
 from sparse_xmc.data import DataError, SparseInputs, open_split
-from sparse_xmc.solver import choice
+from sparse_xmc.solver import choice, plan
 from sparse_xmc.solver.head import Block, TermHead
 from tests.conftest import INTERPRETING
 
@@ -60,8 +60,10 @@ class _Killed(BaseException):
     pass
 
 
-def test_killed_run_goes_on_with_the_next_stage_to_the_same_model(folder, monkeypatch):
-    train(config(folder, "whole", keep_stages=True), report=lambda line: None)
+@pytest.mark.parametrize(("rows", "first"), [(0, "shortlists"), (1 << 23, "topology by 400 rows")])
+def test_killed_run_goes_on_with_the_next_stage_to_the_same_model(folder, monkeypatch, rows, first):
+    monkeypatch.setattr(plan, "_WHOLE_ROWS", rows)
+    train(config(folder, f"whole{rows}", keep_stages=True), report=lambda line: None)
     made, call = [], StageFolder.__call__
 
     def stop(self, name, work):
@@ -75,14 +77,14 @@ def test_killed_run_goes_on_with_the_next_stage_to_the_same_model(folder, monkey
 
     monkeypatch.setattr(StageFolder, "__call__", stop)
     with pytest.raises(_Killed):
-        train(config(folder, "killed"), report=lambda line: None)
+        train(config(folder, f"killed{rows}"), report=lambda line: None)
     lines = []
-    train(config(folder, "killed"), report=lines.append)
-    assert any("resumed behind stage 'shortlists'" in line for line in lines)
-    assert made.count("shortlists") == 1
-    whole, killed = (Bundle.load(folder / name).model.state_dict() for name in ("whole", "killed"))
+    train(config(folder, f"killed{rows}"), report=lines.append)
+    assert any(f"resumed behind stage {first!r}" in line for line in lines)
+    assert made.count(first) == 1
+    whole, killed = (Bundle.load(folder / name).model.state_dict() for name in (f"whole{rows}", f"killed{rows}"))
     assert all(np.array_equal(whole[name], killed[name]) for name in whole)
-    assert os.path.isdir(folder / "whole" / "checkpoints")
+    assert os.path.isdir(folder / f"whole{rows}" / "checkpoints")
 
 
 def test_options_of_gradients_choose_gradients_and_are_refused_beside_the_direct_solver(folder, tmp_path):
@@ -213,7 +215,13 @@ def test_damaged_clusters_are_refused(name, array, message):
         TermModel.from_weights(3, 2, weights)
 
 
-def test_a_run_that_takes_levels_predicts_converts_and_learns_new_labels(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def listed(monkeypatch):
+    """No split is small enough for every row to be an example of every label."""
+    monkeypatch.setattr(plan, "_WHOLE_ROWS", 0)
+
+
+def test_a_run_that_takes_levels_predicts_converts_and_learns_new_labels(folder, tmp_path, listed, monkeypatch):
     monkeypatch.setattr(choice, "_WORTH", -1e9)
     lines = []
     metrics = train(config(folder, "levels", min_df=1), report=lines.append)

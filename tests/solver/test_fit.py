@@ -18,10 +18,12 @@ def flat(head):
     return [*(a for b in head.blocks for a in (b.labels, b.indices, b.weight)), head.bias]
 
 
+@pytest.mark.parametrize("rows", [None, 500])  # 500: every row is an example of every label
 @pytest.mark.parametrize("effort", EFFORTS)
-def test_learns_every_effort(topics, effort):
+def test_learns_every_effort(topics, effort, rows):
     x, y = topics
-    plan = plan_for(effort, frequencies(y[:500]), 300)
+    plan = plan_for(effort, frequencies(y[:500]), 300, rows=rows)
+    assert plan.whole == (rows is not None)
     solution = fit(x[:500], y[:500], plan, held_out=0.1)
     top = solution.head.invert(300).topk(x[500:], 5)[1]
     assert ranking_metrics(top, Truth(y[500:]))["P@1"] > 90
@@ -41,9 +43,10 @@ class _Killed(Exception):
     pass
 
 
-def test_goes_on_after_a_kill_with_the_same_result(topics):
+@pytest.mark.parametrize("rows", [None, 500])
+def test_goes_on_after_a_kill_with_the_same_result(topics, rows):
     x, y = topics
-    plan = plan_for("normal", frequencies(y), 300)
+    plan = plan_for("normal", frequencies(y), 300, rows=rows)
     expected = fit(x, y, plan)
     kept, fresh = {}, [0]
 
@@ -51,7 +54,7 @@ def test_goes_on_after_a_kill_with_the_same_result(topics):
         if name not in kept:
             fresh[0] += 1
             kept[name] = work()
-            if fresh[0] == 2:
+            if fresh[0] == (2 if rows is None else 1):
                 fresh[0] = 0
                 raise _Killed
         return kept[name]
@@ -79,9 +82,11 @@ def test_goes_on_after_a_kill_with_the_same_result(topics):
         (np.eye(60, 2), np.eye(60, 50)),  # fewer terms than connections
     ],
 )
-def test_odd_data(x, y):
+@pytest.mark.parametrize("whole", [False, True])
+def test_odd_data(x, y, whole):
     x, y = sp.csr_matrix(x, dtype=np.float32), sp.csr_matrix(y, dtype=np.float32)
-    head = fit(x, y, plan_for("normal", frequencies(y), x.shape[1]), held_out=0.5).head
+    plan = plan_for("normal", frequencies(y), x.shape[1], rows=len(x.indptr) - 1 if whole else None)
+    head = fit(x, y, plan, held_out=0.5).head
     scores, labels = head.invert(x.shape[1]).topk(x, 5)
     assert np.isfinite(scores).all() and labels.shape == (x.shape[0], min(5, y.shape[1]))
 
@@ -104,6 +109,29 @@ def test_few_frequent_labels_may_have_more_connections():
     assert plan_for("normal", many, 10_000).frequent == (256, 512, 1024)
     assert plan_for("fast", few, 10_000).frequent == (256,)
     assert plan_for("best", few, 10_000, fan_in=9).frequent == (9,)
+
+
+def test_every_row_is_an_example_where_labels_and_rows_are_few():
+    counts = np.full(100, 50)
+    plan = plan_for("normal", counts, 10_000, rows=5_000)
+    assert plan.whole and plan.rare == plan.frequent == (10_000,) and plan.clusterings == 0
+    assert plan_for("normal", counts, 100_000, rows=5_000).rare == ((1 << 21) // 100,)
+    assert plan_for("normal", counts, 10_000, rows=5_000, fan_in=9).rare == (9,)
+    bounded = plan_for("normal", counts, 10_000, rows=5_000, memory=100 * (8 * 70 + 4))
+    assert bounded.whole and bounded.rare == bounded.frequent == (70,)
+    assert not plan_for("normal", counts, 10_000, rows=100_000).whole  # too many rows
+    assert not plan_for("normal", counts, 10_000, rows=5_000, entries=1_000).whole  # too long ones
+    assert not plan_for("normal", counts, 10_000).whole
+
+
+def test_a_bias_is_learned_from_all_rows():
+    """A label on nine rows of ten that share no term with it is the first choice of nearly any row."""
+    rng = np.random.default_rng(0)
+    y = np.concatenate([rng.random((400, 1)) < 0.9, np.eye(8)[rng.integers(0, 8, 400)] > 0], axis=1)
+    x = sp.csr_matrix(np.where(rng.random((400, 50)) < 0.1, 1, 0), dtype=np.float32)
+    y = sp.csr_matrix(y, dtype=np.float32)
+    head = fit(x[:300], y[:300], plan_for("fast", frequencies(y[:300]), 50, rows=300)).head
+    assert (head.invert(50).topk(x[300:], 1)[1] == 0).mean() > 0.9 and head.bias.argmax() == 0
 
 
 def test_calibration_finds_the_odds_it_was_drawn_from():

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from sparse_xmc.solver.centroids import centroid_weights, centroids
 from sparse_xmc.solver.examples import examples
 from sparse_xmc.solver.head import Block, TermHead
-from sparse_xmc.solver.svm import OFFSET, select, solve
+from sparse_xmc.solver.svm import OFFSET, select, solve, solve_path
 
 
 def dense(block: Block, num_terms: int) -> np.ndarray:
@@ -89,6 +89,26 @@ def test_svm_reaches_the_optimum_of_the_primal(topics, cost):
         best = minimize(primal, np.zeros(16), jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-8})
         assert primal(weight[i].astype(np.float64))[0] <= best.fun * (1 + 1e-4)
         np.testing.assert_allclose(weight[i], best.x, atol=5e-3)
+
+
+def test_costs_begin_from_the_solution_before_and_end_where_each_would_alone(topics):
+    x, y = topics
+    e = examples(y, np.random.default_rng(2).integers(0, 40, (600, 8)).astype(np.int32))
+    chosen = np.arange(40)
+    indices = centroids(x, y, 16, chosen).indices
+    path = solve_path(x, e, chosen, indices, (0.3, 1.0), passes=2000, tolerance=1e-4)
+    np.testing.assert_array_equal(path[0], solve(x, e, chosen, indices, cost=0.3, passes=2000, tolerance=1e-4))
+    np.testing.assert_allclose(path[1], solve(x, e, chosen, indices, cost=1.0, passes=2000, tolerance=1e-4), atol=2e-3)
+
+
+def test_all_terms_in_order_and_in_any_other_are_the_same_problem(topics):
+    x, y = topics
+    e = examples(y, np.random.default_rng(2).integers(0, 40, (600, 8)).astype(np.int32))
+    order = np.random.default_rng(3).permutation(300).astype(np.int32)
+    chosen = np.arange(40)
+    every = np.tile(np.arange(300, dtype=np.int32), (40, 1))
+    weight = solve(x, e, chosen, every)
+    np.testing.assert_allclose(solve(x, e, chosen, np.tile(order, (40, 1))), weight[:, order], atol=1e-5)
 
 
 def test_terms_of_the_svm_are_the_largest_of_weight_and_centroid(topics):

@@ -28,13 +28,15 @@ def topics():
     return sp.csr_matrix(x / np.linalg.norm(x, axis=1, keepdims=True)), y
 
 
+@pytest.mark.parametrize("rows", [None, 1200])  # 1200: every row is an example of every label
 @pytest.mark.parametrize("effort", ["fast", "normal"])
-def test_new_labels_score_as_those_solved_with_all(topics, effort):
+def test_new_labels_score_as_those_solved_with_all(topics, effort, rows):
     x, y = topics
     counts = np.asarray(y.sum(axis=0)).ravel().astype(np.int64)
-    plan = plan_for(effort, counts, x.shape[1])
+    plan = plan_for(effort, counts, x.shape[1], rows=rows)
     old = fit(x, y[:, :25].tocsr(), plan)
     settings = Settings.from_state(json.loads(json.dumps(old.settings.state())))
+    assert settings.whole == (rows is not None)
     later = fit_labels(x, y[:, 25:].tocsr(), settings, plan, frequent=counts[25:] >= 20, share=5 / 30)
     scores = np.hstack([_scores(old.head, x), _scores(later, x)])
     right = scores.argmax(1) == y.indices
@@ -70,7 +72,9 @@ UNIFORM = {"rare": 64, "frequent": 256, "cost": 1.0, "uniform": [2.0, 1.0, 0.0]}
 BY_FREQUENCY = {"rare": 4, "frequent": 4, "cost": 0.3, "by frequency": [[0, 1], [1.0, 1], [2.0, 0], [0.0, -1]]}
 
 
-@pytest.mark.parametrize("state", [UNIFORM, BY_FREQUENCY, {"rare": 32, "frequent": 32, "power": 0.25}])
+@pytest.mark.parametrize(
+    "state", [UNIFORM, BY_FREQUENCY, {**UNIFORM, "whole": True}, {"rare": 32, "frequent": 32, "power": 0.25}]
+)
 def test_settings_are_read_back(state):
     assert Settings.from_state(state).state() == state and Settings.from_state(None) is None
 
@@ -79,7 +83,7 @@ def test_settings_are_read_back(state):
     "state",
     [
         [], {}, "x", {**UNIFORM, "rare": 0}, {**UNIFORM, "rare": True}, {**UNIFORM, "frequent": 2**40},
-        {**UNIFORM, "cost": None},
+        {**UNIFORM, "cost": None}, {**UNIFORM, "whole": 1}, {**UNIFORM, "whole": "yes"},
         {**UNIFORM, "cost": float("nan")}, {**UNIFORM, "uniform": [1, 2]}, {**UNIFORM, "uniform": [1, 2, "3"]},
         {**UNIFORM, "uniform": {}}, {**BY_FREQUENCY, "by frequency": [[1, 0], [1, 1], [1, 1], [1, 1]]},
         {**BY_FREQUENCY, "by frequency": [[0, 1], [1], [1, 1], [1, 1]]}, {**BY_FREQUENCY, "by frequency": [[], [], [], []]},

@@ -6,20 +6,13 @@ pytest.importorskip("numba")
 from sparse_xmc.kernels.threads import num_threads, set_num_threads
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver import choice
-from sparse_xmc.solver.examples import Examples
+from sparse_xmc.solver.examples import Examples, against_all, among
 from sparse_xmc.solver.fit import fit
 from sparse_xmc.solver.head import Block, Level, TermHead
-from sparse_xmc.solver.levels import (
-    _against_all,
-    _among,
-    cluster_labels,
-    members_of,
-    solve_clusters,
-    solve_within,
-    widened,
-)
+from sparse_xmc.solver.levels import cluster_labels, members_of, solve_clusters, solve_within
 from sparse_xmc.solver.mixture import Levels
 from sparse_xmc.solver.plan import plan_for
+from sparse_xmc.solver.svm import widened
 
 
 def frequencies(y):
@@ -66,15 +59,15 @@ def test_clusters_learn_from_all_rows_and_labels_from_those_of_their_cluster():
     y = sp.csr_matrix(np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]], np.float32))
     of = np.array([0, 0, 1], np.int32)
     members = members_of(y, of)
-    clusters = _against_all(members, 1000)
+    clusters = against_all(members, 1000)
     assert rows_of(clusters, 0) == ([0, 1, 3], [2, 4]) and rows_of(clusters, 1) == ([2], [0, 1, 3, 4])
-    labels = _among(y.tocsc(), members, of, 1000)
+    labels = among(y.tocsc(), members, of, 1000)
     assert [rows_of(labels, i) for i in range(3)] == [([0, 1], [3]), ([1, 3], [0]), ([2], [])]
 
 
 def test_of_too_many_rows_an_even_share_is_taken_and_every_positive():
     y = sp.csr_matrix((np.arange(300)[:, None] % 10 == np.arange(10)).astype(np.float32))
-    found = _against_all(y.tocsc(), 500)
+    found = against_all(y.tocsc(), 500)
     for i in range(10):
         own, others = rows_of(found, i)
         assert own == list(range(i, 300, 10)) and len(others) == 45 and len(set(others) & set(own)) == 0

@@ -31,7 +31,15 @@ def prediction(config: TrainingConfig, sizes: Survey) -> Predicted:
     """
     rows = max(1, round(sizes.positives / max(sizes.labels, 1)))
     frequencies = np.full(sizes.labels, rows)
-    plan = plan_for(config.effort, frequencies, max(sizes.terms, 1), fan_in=config.fan_in, memory=config.head_memory)
+    plan = plan_for(
+        config.effort,
+        frequencies,
+        max(sizes.terms, 1),
+        fan_in=config.fan_in,
+        memory=config.head_memory,
+        entries=sizes.entries / max(sizes.rows, 1),
+        rows=sizes.rows,
+    )
     return predicted(sizes, plan)
 
 

@@ -83,6 +83,7 @@ class DirectRun(Run):
             fan_in=config.fan_in,
             memory=config.head_memory,
             entries=data.inputs.matrix.nnz / max(len(data.inputs), 1),
+            rows=len(data.inputs),
         )
         check_before_solving(config, data.sizes(), plan)
         run = self.claim(config, self.digests, data.num_features)

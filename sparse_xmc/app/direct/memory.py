@@ -55,6 +55,8 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
         connections = sizes.labels * plan.rare[0]
         used = min(connections, sizes.entries)
         return {"head": connections * (_PAIR + 4), "inverted index": used * (_PAIR + 4)}
+    if plan.whole:
+        return _of_all_rows(sizes, plan)
     lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
     connections = sizes.labels * plan.rare[-1]
     clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
@@ -65,6 +67,19 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
         "negatives": 3 * 4 * lists,
         "head": 3 * connections * _PAIR,
         "inverted index": connections * _PAIR,
+    }
+
+
+def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
+    """Where every row is an example of every label."""
+    wide = _PAIR * (sizes.entries + sizes.rows)
+    return {
+        "kernels of SVMs": _SVM_KERNELS,
+        "examples": 4 * sizes.labels * sizes.rows * (2 if plan.choose else 1),
+        "rows with a constant": wide,
+        "rows of the choice": round(0.95 * (wide + _PAIR * sizes.entries)) if plan.choose else 0,
+        "head": 3 * sizes.labels * plan.rare[0] * _PAIR,
+        "inverted index": sizes.labels * plan.rare[0] * _PAIR,
     }
 
 

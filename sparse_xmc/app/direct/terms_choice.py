@@ -76,7 +76,15 @@ def _judged(
     config: TrainingConfig, x: sp.csr_matrix, y: sp.csr_matrix, held: sp.csr_matrix, true: sp.csr_matrix
 ) -> float:
     frequencies = np.bincount(y.indices, minlength=y.shape[1])
-    plan = plan_for("fast", frequencies, x.shape[1], fan_in=config.fan_in, memory=config.head_memory)
+    plan = plan_for(
+        "fast",
+        frequencies,
+        x.shape[1],
+        fan_in=config.fan_in,
+        memory=config.head_memory,
+        entries=x.nnz / x.shape[0],
+        rows=x.shape[0],
+    )
     top = fit(x, y, plan, seed=config.seed).head.invert(x.shape[1]).topk(held, 5)[1]
     top = np.pad(top, ((0, 0), (0, 5 - top.shape[1])), constant_values=-1)
     propensity = (config.propensity_a, config.propensity_b)
