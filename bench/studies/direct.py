@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ TEST, DEV = RowFile(FOLDER, "direct_test.jsonl"), RowFile(FOLDER, "direct_dev.js
 METRICS = tuple(f"{kind}@{k}" for kind in ("P", "PSP") for k in (1, 3, 5))
 TAILS = [0.25, 0.5, 0.75, 1.0]
 _HELD = 3000
-# parts left out, one at a time, from the default's plan
+# parts left out, one at a time, from the default's plan: where labels have shortlists, and where they learn from all rows
 PARTS: dict[str, dict[str, Any]] = {
     "default": {},
     "without levels": {"clusterings": 0},
@@ -48,6 +47,14 @@ PARTS: dict[str, dict[str, Any]] = {
     "one round of negatives": {"rounds": 1, "clusterings": 0},
     "no uniform sample of negatives": {"sample": 0, "clusterings": 0},
     "nothing held out": {"choose": False},
+}
+WHOLE_PARTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "256 connections": {"rare": (256,), "frequent": (256,)},
+    "without a choice of the cost": {"costs": (0.5,)},
+    "nothing held out": {"choose": False},
+    "shortlists": {},  # in place of all rows
+    "shortlists, without levels": {"clusterings": 0},
 }
 
 
@@ -128,27 +135,22 @@ def split_of(name: str, data: str) -> Split:
 def dev_rows(options: argparse.Namespace) -> None:
     done = {(row["set"], row["part"], row["tail"]) for row in DEV.read()}
     for name in options.only:
-        wanted = [entry for entry in _parts(options.parts, options.tails) if (name, *entry[:2]) not in done]
-        split = split_of(name, options.data) if wanted else None
-        for part, tail, changes in wanted:
-            assert split is not None
-            rows, terms = split.x.shape
-            plan = plan_for("normal", split.frequencies, terms, entries=split.x.nnz / rows, rows=rows)
-            row = {
-                "set": name,
-                "part": part,
-                "tail": tail,
-                **_judged(split, dataclasses.replace(plan, **changes), tail),
-            }
-            DEV.append(row | _machine())
-            print(json.dumps(row), flush=True)
+        split = split_of(name, options.data)
+        parts = WHOLE_PARTS if _plan(split, "default").whole else PARTS
+        wanted = [(part, 0.0) for part in parts if part in (options.parts or parts)]
+        wanted += [("default", tail) for tail in options.tails]
+        for part, tail in wanted:
+            if (name, part, tail) not in done:
+                plan = dataclasses.replace(_plan(split, part), **parts[part])
+                row = {"set": name, "part": part, "tail": tail, **_judged(split, plan, tail)}
+                DEV.append(row | _machine())
+                print(json.dumps(row), flush=True)
 
 
-def _parts(parts: list[str], tails: list[float]) -> Iterator[tuple[str, float, dict[str, Any]]]:
-    for part in parts:
-        yield part, 0.0, PARTS[part]
-    for tail in tails:
-        yield "default", tail, {}
+def _plan(split: Split, part: str) -> Plan:
+    rows, terms = split.x.shape
+    known = None if part.startswith("shortlists") else rows
+    return plan_for("normal", split.frequencies, terms, entries=split.x.nnz / rows, rows=known)
 
 
 def _judged(split: Split, plan: Plan, tail: float) -> Row:
@@ -169,7 +171,8 @@ def main() -> None:
     parser.add_argument("--efforts", nargs="+", default=["normal", "best"], choices=["fast", "normal", "best"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="dev: what is left out")
+    parts = list(PARTS | WHOLE_PARTS)
+    parser.add_argument("--parts", nargs="*", choices=parts, help="dev: what is left out (default: all that a set has)")
     parser.add_argument("--tails", nargs="*", type=float, default=TAILS, help="dev: weights of PSP@k in the choice")
     options = parser.parse_args()
     if options.verb == "report":

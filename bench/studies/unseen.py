@@ -3,6 +3,9 @@
     python -m bench.studies.unseen make manual --out cache/manual      # manual pages -> the pages that they refer to
     python -m bench.studies.unseen make german --out cache/german      # German messages -> the programs that have them
     python -m bench.studies.unseen make rust --out cache/rust          # what Rust's documentation says -> modules and kind
+    python -m bench.studies.unseen make debian --out cache/debian      # descriptions of Debian's packages -> their tags
+    python -m bench.studies.unseen make calls --out cache/calls        # first lines of docstrings -> functions called
+    python -m bench.studies.unseen make imports --out cache/imports    # names in Python files -> packages imported
     python -m bench.studies.unseen run manual --out cache/manual --peers ~/peers/bin/python
 
 ``run`` solves at the defaults, lets omikuji (three trees, its defaults) read the same tf-idf rows, and judges both on the rows
@@ -12,21 +15,17 @@ kept for the test. It is meant to be run once: a set is unseen until it has been
 from __future__ import annotations
 
 import argparse
-import gettext
-import gzip
-import html
 import json
 import random
-import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
+from bench.studies.unseen_sets import KINDS
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.jobs import train
@@ -34,10 +33,7 @@ from sparse_xmc.data import open_split
 from sparse_xmc.metrics import Truth, ranking_metrics
 
 _SHARE, _SEED, _LEAST = 0.25, 7, 3  # of the rows for the test; rows a label must have
-_WORDS, _FEWEST = 200, 8  # of a text
-_PAGE = re.compile(r"([A-Za-z_][\w.:+-]*) ?\((\d)\w*\)")
-_PARAGRAPH, _TAG = re.compile(r'<div class="docblock"><p>(.*?)</p>', re.DOTALL), re.compile(r"<[^>]*>")
-_FONT = re.compile(r"\\f(?:[A-Z]|\(..|\[\w*\])|\\m\[\w*\]|\\[-&|]|\\s[-+]?\d")
+_MOST = 60_000  # rows
 # run by the peers' Python: features in the repository's format, one line of five labels a row out
 PEER = """
 import sys, omikuji, scipy.sparse as sp
@@ -50,67 +46,6 @@ for i in range(held.shape[0]):
 """
 
 
-def manual_pages(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Name and first paragraphs of the description of each manual page, with the pages that it refers to at its end."""
-    for path in sorted(folder.glob("man*/*.gz")):
-        try:
-            parts = _sections(gzip.decompress(path.read_bytes()).decode("utf-8"))
-        except (OSError, EOFError, UnicodeDecodeError):
-            continue
-        words = " ".join([parts.get("NAME", ""), parts.get("DESCRIPTION", "")]).split()[:_WORDS]
-        others = {f"{name.lower()}({section})" for name, section in _PAGE.findall(parts.get("SEE ALSO", ""))}
-        if len(words) >= _FEWEST and others:
-            yield " ".join(words), sorted(others)
-
-
-def _sections(source: str) -> dict[str, str]:
-    """Plain text of the sections of a page, without macros and changes of font."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in source.splitlines():
-        if line.startswith((".SH", ".Sh")):
-            name = line[3:].strip().strip('"').upper()
-        elif not line.startswith(('.\\"', "'\\\"")):
-            macro, _, rest = line.partition(" ") if line.startswith(".") else ("", "", line)
-            if macro == ".Xr":  # name and section in two words
-                page, _, section = rest.partition(" ")
-                rest = f"{page}({section[:1]})"
-            found[name] = found.get(name, "") + " " + _FONT.sub("", rest).replace('"', "")
-    return found
-
-
-def german_messages(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Translated messages of the programs installed, with the programs that have them."""
-    programs: dict[str, set[str]] = {}
-    for path in sorted(folder.glob("de/LC_MESSAGES/*.mo")):
-        try:
-            with open(path, "rb") as file:
-                catalogue = gettext.GNUTranslations(file)
-        except UnicodeDecodeError:
-            continue
-        for key, text in vars(catalogue)["_catalog"].items():
-            if key and len(str(text).split()) >= 3:
-                programs.setdefault(" ".join(str(text).split()), set()).add(path.stem)
-    yield from ((text, sorted(names)) for text, names in programs.items())
-
-
-def rust_pages(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """First paragraphs of the items of Rust's ``core``, with the modules that they are in and their kind."""
-    for path in sorted(folder.glob("stable-*/share/doc/rust/html/core/**/*.html")):
-        kind, _, rest = path.name.partition(".")
-        found = _PARAGRAPH.search(path.read_text(encoding="utf-8", errors="replace"))
-        words = html.unescape(_TAG.sub("", found[1])).split() if found else []
-        if rest != "html" and len(words) >= 3:
-            yield " ".join(words), [*path.parent.parts[path.parent.parts.index("core") + 1 :], kind]
-
-
-KINDS = {
-    "manual": (manual_pages, Path("/usr/share/man")),
-    "german": (german_messages, Path("/usr/share/locale")),
-    "rust": (rust_pages, Path("~/.rustup/toolchains").expanduser()),
-}
-
-
 def make(kind: str, out: Path) -> None:
     """Writes train.jsonl and test.jsonl; a text that stands twice is kept once."""
     read, folder = KINDS[kind]
@@ -119,6 +54,7 @@ def make(kind: str, out: Path) -> None:
     rows = [(text, sorted({label for label in labels if counts[label] >= _LEAST})) for text, labels in rows]
     rows = [row for row in rows if row[1]]
     random.Random(_SEED).shuffle(rows)
+    del rows[_MOST:]
     count = round(_SHARE * len(rows))
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("test", rows[:count]), ("train", rows[count:])):
