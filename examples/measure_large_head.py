@@ -1,6 +1,6 @@
 """One head of any size, from drawing its connections to steps, top-k and a checkpoint: seconds and memory of each part.
 
-    python examples/measure_large_head.py --labels 8600000 --fan-in 64 --steps 200
+    python -m examples.measure_large_head --labels 8600000 --fan-in 64 --steps 200 --momentum 0.9 --checkpoint
 
 On a CPU, with a fused SGD update, random rows and labels. Linux only.
 """
@@ -39,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fan-in", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--momentum", type=float, default=0.0, help="of the fused update, bf16 as the weights")
     parser.add_argument("--checkpoint", action="store_true", help="also write and read one")
     options = parser.parse_args(arguments)
     L, B = options.labels, options.batch
     generator = torch.Generator().manual_seed(0)
     few = FixedFanInLinear(options.features, 1000, options.fan_in, dtype=torch.bfloat16)  # compiles the kernels
-    train(few, 1, B, generator)
+    train(few, 1, B, generator, options.momentum)
     few.topk(torch.randn(B, options.features), 5)
     before = resident("VmRSS")
     say = lambda name, **values: print(json.dumps({"part": name, **values}), flush=True)  # noqa: E731
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lambda: FixedFanInLinear(options.features, L, options.fan_in, dtype=torch.bfloat16, seed=0), before
     )
     say("made", **part, head_mib=head.num_bytes() / 2**20)
-    losses, part = measured(lambda: train(head, options.steps, B, generator), before)
+    losses, part = measured(lambda: train(head, options.steps, B, generator, options.momentum), before)
     say("steps", **part, first_loss=losses[0], last_loss=losses[-1])
     top, part = measured(lambda: head.topk(torch.randn(B, options.features, generator=generator), 5), before)
     assert top[1].shape == (B, 5)
@@ -62,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(name, **part)
 
 
-def train(head: FixedFanInLinear, steps: int, rows: int, generator: torch.Generator) -> list[float]:
+def train(head: FixedFanInLinear, steps: int, rows: int, generator: torch.Generator, momentum: float) -> list[float]:
     """Fused steps on random rows of five labels each; the losses."""
-    optimizer, losses = FusedSGD(0.01), []
+    optimizer, losses = FusedSGD(0.01, momentum=momentum), []
     head.fuse_optimizer(optimizer)
     for _ in range(steps):
         x = torch.randn(rows, head.in_features, generator=generator)
