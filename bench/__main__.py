@@ -200,6 +200,12 @@ def _atomics(arguments: argparse.Namespace) -> int:
     return measure(arguments.out, arguments.device or _default_device(), small=arguments.small)
 
 
+def _two_ranks(arguments: argparse.Namespace) -> int:
+    from bench.two_ranks import measure
+
+    return measure(arguments.out, arguments.device or _default_device(), small=arguments.small)
+
+
 def _edges(arguments: argparse.Namespace) -> int:
     from bench.edges import sweep
 
@@ -301,13 +307,14 @@ def _parser() -> argparse.ArgumentParser:
     profiled = verb("profile", _profile, "Profile a fused step.")
     atomics = verb("atomics", _atomics, "Time atomic additions and gathers in a GPU's L2 cache.")
     tune.add_argument("--ship", action="store_true", help="also write the winners into the package")
+    ranks = verb("two_ranks", _two_ranks, "Compare a head whose labels lie on several GPUs with the whole head on one.")
     edges = verb("edges", _edges, "Compile shapes at the edge offline and list what spills, races or does not fit.")
     edges.add_argument("--targets", type=_several(str), default=["sm_80", "sm_90", "gfx942"], help="default: all three")
     edges.add_argument("--match", default="", help="only calls that match, e.g. '^step' (default: all)")
     edges.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
-    for sub in (tune, step, profiled, atomics):
+    for sub in (tune, step, profiled, atomics, ranks):
         sub.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
-    for sub in (check, step, profiled, atomics):
+    for sub in (check, step, profiled, atomics, ranks):
         sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     gpu = verb("gpu_report", _gpu_report, "Turn a folder of bench/gpu_suite.sh into reports/<gpu>/.")
     gpu.add_argument("--reports", type=Path, default=REPOSITORY / "reports", help="where to (default: reports)")

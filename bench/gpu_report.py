@@ -95,6 +95,18 @@ def _atomics(rows: list[Row]) -> list[str]:
     return [*out, ""]
 
 
+def _two_ranks(rows: list[Row]) -> list[str]:
+    checks = {r["check"]: r for r in rows if r.get("kind") == "two_ranks"}
+    if not checks:
+        return []
+    ranks = next(iter(checks.values()))["ranks"]
+    out = [f"## A head over the GPUs of {ranks} ranks, and the whole head on one", "", "| check | found |", "|---|---|"]
+    for name, r in checks.items():
+        times = f"{r['p50_ms']:.2f} ms, alone {r['alone_ms']:.2f} ms (L={r['L']:,})" if "p50_ms" in r else "same"
+        out.append(f"| {name} | {times if r['status'] == 'ok' else r['reason']} |")
+    return [*out, ""]
+
+
 def _predictions(rows: list[Row]) -> list[str]:
     """Measured times beside what was predicted before anything had run on a GPU."""
     timed = {job_key(r): r for r in newest(rows) if r.get("kind") == "time" and r["status"] == "ok"}
@@ -155,6 +167,7 @@ def make(source: Path, reports: Path = REPOSITORY / "reports") -> Path:
         *_host(rows),
         *_atomics(rows),
         *_end_to_end(rows),
+        *_two_ranks(rows),
         *_tuning(rows),
     ]
     (target / "README.md").write_text("\n".join(text))

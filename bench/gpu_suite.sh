@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a GPU can tell, unattended, in three commands of at most nine minutes each:
 #     bench/gpu_suite.sh 1 FOLDER     headline figures: environment, atomics, target points, encoder and head, profile
-#     bench/gpu_suite.sh 2 FOLDER     correctness: tests, comparison with float64, peak memory
+#     bench/gpu_suite.sh 2 FOLDER     correctness: tests, comparison with float64, ranks with a GPU each, peak memory
 #     bench/gpu_suite.sh 3 FOLDER     tuning of the target shapes, then the sweep, most labels first
 # Each packs what it has into FOLDER/part-N.tar.gz when it ends, also when its time is up or it is stopped, and unpacks what
 # the others left in FOLDER, so a fresh machine can go on. A part that has run leaves its exit code in FOLDER/done/PART and
@@ -96,6 +96,7 @@ correctness() {
         part sanitizer 90 compute-sanitizer --tool memcheck --error-exitcode 7 \
             "$PYTHON" -m bench check --providers sparse_xmc sparse_xmc_fused --modes full step --out "$OUT"
     fi
+    run two_ranks 90 two_ranks --device "$DEVICE" $SMALL
     run memory 120 run --suite "${ONLY_SMOKE:-memory}" --device "$DEVICE"
 }
 

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
-from bench import end_to_end, gpu_report, suites
+from bench import end_to_end, gpu_report, suites, two_ranks
 from bench.environment import REPOSITORY
 from bench.point import Point
 from bench.providers import get_provider
@@ -55,6 +55,19 @@ def test_report_of_a_folder_and_index(tmp_path) -> None:
     assert "12 passed" in text and "2.00x" in text and "NVIDIA Test-1" in text
     index = regenerate(reports).read_text()
     assert "- [NVIDIA Test-1](gpu/nvidia-test-1)" in index and "No GPU has been measured" not in index
+
+
+def test_ranks_are_compared_with_one_process(tmp_path) -> None:
+    pytest.importorskip("numba")
+    assert two_ranks.measure(tmp_path, "cpu", small=True) == 0
+    rows = RowFile(tmp_path).read()
+    assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}, rows
+    text = "\n".join(
+        gpu_report._two_ranks([*rows[:1], {**rows[1], "status": "error", "reason": "dx differs"}, rows[-1]])
+    )
+    assert "| own rows, bce | same |" in text and "| dx differs |" in text and " ms, alone " in text
+    with pytest.raises(AssertionError, match="weight differs by 1.0e-03"):
+        two_ranks._same(torch.ones(3), torch.tensor([1, 1, 1.001]), "weight")
 
 
 def test_rows_of_two_gpus_do_not_mix() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-TIMEOUT = 120.0
+TIMEOUT = 600.0  # of what hangs: compiling kernels on a busy machine takes minutes
 
 
 def _serve(rank: int, size: int, store: str, pipe: Any, timeout: float) -> None:

@@ -39,8 +39,13 @@ def train(folder: str, lose_rank: bool = False) -> dict[str, torch.Tensor]:
             parameter.grad /= size
         optimizers["all"].step()
         checkpoint.save(checkpoint.step_folder(folder, step + 1), model, optimizers, {"step": step + 1})
+    state = {
+        f"{kind} of {name}": value
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizers["all"].state[parameter].items()
+    }
     layer = model["head"].to_layer()
-    return {**layer.state_dict(), "encoder": model["encoder"].weight.detach(), "first": torch.tensor(first)}
+    return {**layer.state_dict(), **state, "encoder": model["encoder"].weight.detach(), "first": torch.tensor(first)}
 
 
 if __name__ == "__main__":

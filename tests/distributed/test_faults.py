@@ -53,6 +53,7 @@ def test_others_fail_in_bounded_time(how):
 
 
 def test_torchrun_resumes_from_the_last_checkpoint(pools, tmp_path):
+    """Weights, connections and the optimizer's state are those of a run that nothing disturbed, bit for bit."""
     undisturbed = pools(2).run(train, str(tmp_path / "undisturbed"))[0]
     folder = tmp_path / "disturbed"
     folder.mkdir()
@@ -70,4 +71,5 @@ def test_torchrun_resumes_from_the_last_checkpoint(pools, tmp_path):
     assert (folder / "lost").exists()
     result = torch.load(folder / "result.pt")
     assert result.pop("first") == 3 and undisturbed.pop("first") == 0
+    assert result.keys() == undisturbed.keys() and "exp_avg_sq of head.shard.weight" in result
     assert all(torch.equal(result[name], tensor) for name, tensor in undisturbed.items())
