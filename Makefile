@@ -44,11 +44,13 @@ soak: $(VENV)/.installed
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-# 670,091 labels under a hard limit of 4 GB, beside the others; PEERS=PYTHON is one with omikuji and PECOS.
+# 670,091 labels under a hard limit of 4 GB, beside the others (PEERS=PYTHON is one with omikuji and PECOS); then two and three
+# hosts, as network namespaces: the same line on each, a cut link, a dead host, another number of hosts (-rs: why not, if not).
 DATA ?= ../shared/data/PyPI-KnownItem
 scale: $(VENV)/.installed
 	$(RUN) -m bench.studies.known_item --data $(DATA) $(if $(PEERS),--peers $(PEERS)) --out reports/scale
 	$(RUN) -m bench.known_item_report reports/scale
+	$(RUN) -m pytest -q -rs tests/distributed/test_hosts.py
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -25,6 +25,8 @@ _SHAPE = ("fan_in", "group_size", "batch_size")  # and memory
 _HEAD: dict[str, Any] = {"in_features": 768, "dtype": "float32", "optimizer": "sgd"}  # of memory of a head
 _SPLIT = (  # and memory of a run
     "train_labels",
+    "test",
+    "test_labels",
     "text_field",
     "label_field",
     "label_separator",
@@ -122,7 +124,9 @@ def make_parser() -> argparse.ArgumentParser:
     memory = command("memory", "bytes that a head needs, or the peak of a direct run on a file")
     sizes = memory.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--labels", type=int, help="L, number of labels: of a head that is trained by gradients")
-    sizes.add_argument("--train", help="training split of texts in lines, looked over: of a direct run on it")
+    sizes.add_argument(
+        "--train", help="training split of texts in lines or of features, looked over: of a direct run on it"
+    )
     absent: dict[str, Any] = {"default": argparse.SUPPRESS}
     memory.add_argument("--in-features", type=int, help="D, input size of the head (default: 768)", **absent)
     memory.add_argument(
@@ -225,16 +229,19 @@ def _memory(options: argparse.Namespace) -> None:
 def _memory_of_run(options: argparse.Namespace) -> Any:
     """The predicted memory of a direct run, as a table."""
     config = TrainingConfig(train=options.train, solver="direct", **_given(options, (*_SHAPE, *_SPLIT)))
-    from sparse_xmc.app.direct.foresight import prediction, surveyed
-    from sparse_xmc.app.splits import open_data
+    from sparse_xmc.app.direct.foresight import prediction, surveyed, surveyed_test
+    from sparse_xmc.app.splits import check_paths, open_data
 
-    sizes = surveyed(config, open_data(config, config.train, config.train_labels, texts=True))
+    check_paths(config.test)
+    sizes, test = surveyed(config, open_data(config, config.train, config.train_labels, texts=False)), None
     if sizes is None:
-        raise ValueError(f"{config.train} holds no texts in lines, of whose memory could be told")
+        raise ValueError(f"{config.train} holds neither texts in lines nor features, of whose memory could be told")
+    if config.test is not None and (test := surveyed_test(config)) is None:
+        raise ValueError(f"{config.test} holds neither texts in lines nor features, of whose memory could be told")
     print(
         f"about {sizes.rows:,} rows, {sizes.labels:,} labels, {sizes.terms:,} terms, {sizes.entries:,} terms of all rows"
     )
-    return prediction(config, sizes)
+    return prediction(config, sizes, test)
 
 
 _COMMANDS = {

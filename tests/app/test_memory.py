@@ -12,7 +12,7 @@ import pytest
 from sparse_xmc.app.cli import main
 from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct import memory
-from sparse_xmc.app.direct.foresight import prediction, surveyed
+from sparse_xmc.app.direct.foresight import prediction, surveyed, surveyed_test
 from sparse_xmc.app.splits import open_data
 from sparse_xmc.data.source import Source
 from sparse_xmc.data.survey import count_lines, survey
@@ -60,9 +60,9 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
-def peak(train, out):
+def peak(train, out, *more):
     """Peak resident bytes of a run in a process of its own (what wait tells begins with those of the process it left)."""
-    arguments = command(train, out)[3:]
+    arguments = command(train, out, *more)[3:]
     done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1]) * 1024
@@ -85,6 +85,30 @@ def test_the_peak_of_a_run_is_predicted_within_a_tenth(tmp_path, compiled, rows,
     told = prediction(config, surveyed(config, open_data(config, train, None, texts=False))).peak
     taken = peak(train, tmp_path / "run")
     assert abs(told / taken - 1) < 0.1, (told / 2**20, taken / 2**20)
+
+
+def test_the_evaluation_of_a_huge_test_split_is_predicted_too(tmp_path, compiled, monkeypatch):
+    train, test = write(tmp_path / "train.jsonl", 2_000), write(tmp_path / "test.jsonl", 150_000, 2_000)
+    config = TrainingConfig(train=train, test=test, solver="direct", **OPTIONS)
+    sizes = surveyed(config, open_data(config, train, None, texts=False))
+    told, without = prediction(config, sizes, surveyed_test(config)).peak, prediction(config, sizes).peak
+    taken = peak(train, tmp_path / "run", "--test", test)
+    assert told > 1.15 * without
+    assert abs(told / taken - 1) < 0.1, (told / 2**20, taken / 2**20)
+    monkeypatch.setattr("sparse_xmc.app.direct.foresight._SWOLLEN", 10**6)  # as of larger files
+    tight = ["train", "--train", train, "--min-df", "1", "--fan-in", "32", "--out", str(tmp_path / "tight")]
+    limit = ["--memory-limit", str((told + without) // 2)]
+    assert main([*tight, *limit, "--test", test]) == 1
+    assert not os.path.exists(tmp_path / "tight")
+
+
+def test_features_are_counted_as_they_are(tmp_path, capsys):
+    (tmp_path / "train.txt").write_text("3 4 2\n0 0:1 1:2\n1 2:1\n0,1 3:0 0:1\n")
+    assert main(["memory", "--train", str(tmp_path / "train.txt"), "--test", str(tmp_path / "train.txt")]) == 0
+    out = capsys.readouterr().out
+    assert "about 3 rows, 2 labels, 4 terms, 4 terms of all rows" in out and out.count("at the peak") == 2
+    assert main(["memory", "--train", str(tmp_path / "train.txt"), "--test", str(tmp_path / "nowhere.txt")]) == 1
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_sizes_are_told_from_the_first_rows_and_the_lines(tmp_path):

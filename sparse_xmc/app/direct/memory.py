@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparse_xmc.data.survey import Survey
@@ -19,24 +19,31 @@ _SVM_KERNELS = 10 << 20  # those that SVMs need beside them
 _LABEL = 250  # of a label: its name, two dictionaries that know it, lists and counts
 _TERM = 100  # of a term: its name, its place in the tables
 _ROW = 48  # of a row: its place in features and targets
+_TEST_ROW = 320  # of a row that is evaluated: beside that its best labels, their scores and whether they are right
+_WEIGHT = 2  # of a connection of a stored model
 _PAIR = 8  # of a number and the place it stands in
 _ADDRESSES = 480 << 20  # of addresses beyond what is resident: libraries, stacks of threads, arenas
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Bytes of a run by what they are for."""
+    """Bytes of a run by what they are for: of training, and of evaluating a test split afterwards."""
 
     parts: Mapping[str, int]
+    evaluation: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
-        return sum(self.parts.values())
+        return max(sum(self.parts.values()), sum(self.evaluation.values()))
 
     def __str__(self) -> str:
-        width = max(map(len, self.parts))
-        lines = [f"{name.ljust(width)}  {size / 2**20:10,.0f} MiB" for name, size in self.parts.items()]
-        return "\n".join([*lines, f"{'at the peak'.ljust(width)}  {self.peak / 2**20:10,.0f} MiB"])
+        return "\n\n".join([_table(self.parts), *([_table(self.evaluation)] if self.evaluation else [])])
+
+
+def _table(parts: Mapping[str, int]) -> str:
+    width = max(map(len, parts))
+    lines = [f"{name.ljust(width)}  {size / 2**20:10,.0f} MiB" for name, size in parts.items()]
+    return "\n".join([*lines, f"{'at the peak'.ljust(width)}  {sum(parts.values()) / 2**20:10,.0f} MiB"])
 
 
 def data_bytes(sizes: Survey) -> dict[str, int]:
@@ -83,9 +90,25 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
     }
 
 
-def predicted(sizes: Survey, plan: Plan) -> Predicted:
-    """The whole run."""
-    return Predicted(data_bytes(sizes) | solver_bytes(sizes, plan))
+def evaluation_bytes(sizes: Survey, plan: Plan, test: Survey) -> dict[str, int]:
+    """What evaluating takes, when the training split is gone: the model, its inverted index, the test split."""
+    connections = sizes.labels * max(plan.rare[-1], 1)
+    if sizes.positives <= sizes.labels:
+        connections = min(connections, sizes.entries)
+    stored = _WEIGHT + (2 if sizes.terms <= 1 << 16 else 4)
+    kept = {name: size for name, size in data_bytes(sizes).items() if name != "rows"}
+    return {
+        **kept,
+        "model": connections * stored,
+        "inverted index": connections * _PAIR,
+        "test rows": test.rows * _TEST_ROW + _PAIR * (test.entries + test.positives),
+    }
+
+
+def predicted(sizes: Survey, plan: Plan, test: Survey | None = None) -> Predicted:
+    """The whole run; ``test``: the split that it evaluates at its end."""
+    evaluation = {} if test is None else evaluation_bytes(sizes, plan, test)
+    return Predicted(data_bytes(sizes) | solver_bytes(sizes, plan), evaluation)
 
 
 def allowed_bytes(option: int | None) -> tuple[int, str] | None:
