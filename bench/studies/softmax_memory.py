@@ -1,6 +1,6 @@
 """Peak memory of a softmax over many items: loss and gradients of a dense head, of the streaming and of the sampled sparse one.
 
-    python -m bench.studies.softmax_memory [--labels N]
+    python -m bench.studies.softmax_memory [--labels N] [--rows N] [--heads NAME ...]
 
 Each head is measured in a process of its own; what the process held before the head was made is subtracted. Linux only.
 """
@@ -58,15 +58,18 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=100_000)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS, help="default: all")
     parser.add_argument("--head", choices=HEADS, help="measure this one in this process")
     options = parser.parse_args()
     if options.head is not None:
         print(measure(options.head, options.labels, options.features, options.rows))
         return
-    print("| head | parameters, MB | peak of loss and gradients, MB | share of dense |\n|---|---|---|---|")
+    print(
+        f"| head | parameters, MB | peak of loss and gradients, MB | share of {options.heads[0]} |\n|---|---|---|---|"
+    )
     sizes = ["--labels", str(options.labels), "--features", str(options.features), "--rows", str(options.rows)]
     first = None
-    for head in HEADS:
+    for head in options.heads:
         command = [sys.executable, "-m", "bench.studies.softmax_memory", *sizes, "--head", head]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peak = int(done.stdout.split()[-1])
