@@ -38,6 +38,9 @@ class Positives(NamedTuple):
         True
         >>> positives.labels, positives.rows
         (tensor([4, 4, 7]), tensor([0, 1, 0], dtype=torch.int32))
+        >>> part = positives.block(5, 100)
+        >>> part.labels, part.counted(), part.num_labels
+        (tensor([-1, -1,  2]), tensor([False, False,  True]), 95)
     """
 
     labels: Tensor
