@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc.solver.examples import Examples
-from sparse_xmc.solver.head import Block, TermHead
+from sparse_xmc.solver.head import Block, Level, TermHead
 from sparse_xmc.solver.levels import cluster_labels, members_of, solve_clusters, solve_within
 from sparse_xmc.solver.mixture import Levels, Mixture, Pairs, best_mixture, pairs
 from sparse_xmc.solver.plan import Stages
@@ -23,9 +23,7 @@ def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndar
     """What ``clustering`` found, together."""
     if not solved:
         return None
-    fronts = [
-        (TermHead([Block(np.arange(len(s["bias"])), s["indices"], s["weight"])], s["bias"]), s["of"]) for s in solved
-    ]
+    fronts = [(_clusters(s), s["of"]) for s in solved]
     means = [np.mean([s[key] for s in solved], axis=0) for key in ("rare", "frequent", "within_bias")]
     blocks = [Block(*parts) for parts in zip(task.groups, topology, means[:2], strict=True)]
     return Levels(fronts, TermHead(blocks, means[2]))
@@ -38,12 +36,41 @@ def clustering(task: Task, topology: Topology, number: int) -> dict[str, np.ndar
     members, shown = members_of(targets, of), task.bar(f"clusters {number}")
     most = task.plan.cluster_rows
     clusters = solve_clusters(x, members, task.plan.cluster_fan_in, most=most, seed=seed, progress=shown)
-    own = [Block(labels, indices, indices) for labels, indices in zip(task.groups, topology, strict=True)]
-    shown = task.bar(f"labels in clusters {number}")
-    within = solve_within(x, targets, members, of, own, most=2 * most, seed=seed, progress=shown)
     (block,) = clusters.blocks
-    weights = {"rare": within.blocks[0].weight, "frequent": within.blocks[1].weight, "within_bias": within.bias}
-    return {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias, **weights}
+    front = {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias}
+    return front | _within(task, topology, of, members, number)
+
+
+def on_all_rows(
+    task: Task, topology: Topology, number: int, solved: dict[str, np.ndarray], known: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A clustering that was ``solved`` on a part of the task's rows, with the labels in it solved on all of them.
+
+    The head of the clusters stays: their rows are many. A label that is not ``known [L]`` to the part goes to the cluster
+    that its rows score highest.
+    """
+    of, later = solved["of"].copy(), np.flatnonzero(~known & (task.frequencies > 0))
+    if len(later):
+        own = task.targets[:, later].tocsr()
+        rows = np.flatnonzero(np.diff(own.indptr))
+        said = Level(_clusters(solved), of, np.ones(1, np.float32)).log_likelihoods(task.x[rows])
+        of[later] = (own[rows].T @ said).argmax(axis=1)
+    return solved | {"of": of} | _within(task, topology, of, members_of(task.targets, of), number)
+
+
+def _clusters(solved: dict[str, np.ndarray]) -> TermHead:
+    labels = np.arange(len(solved["bias"]))
+    return TermHead([Block(labels, solved["indices"], solved["weight"])], solved["bias"])
+
+
+def _within(
+    task: Task, topology: Topology, of: np.ndarray, members: sp.csc_matrix, number: int
+) -> dict[str, np.ndarray]:
+    own = [Block(labels, indices, indices) for labels, indices in zip(task.groups, topology, strict=True)]
+    shown, most = task.bar(f"labels in clusters {number}"), 2 * task.plan.cluster_rows
+    within = solve_within(task.wide, task.targets, members, of, own, most=most, seed=task.seed + number, progress=shown)
+    weights = [block.weight for block in within.blocks]
+    return {"rare": weights[0], "frequent": weights[1], "within_bias": within.bias}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.solver.choice import Trials, clustering, levels_of
+from sparse_xmc.solver.choice import Trials, levels_of, on_all_rows
 from sparse_xmc.solver.closed_form import closed_form, single_rows
 from sparse_xmc.solver.examples import Examples, everything, examples
 from sparse_xmc.solver.head import TermHead
@@ -80,14 +80,15 @@ def fit(
         return _of_all_rows(task, part, judges)
     lists = stages("shortlists", lambda: {"labels": shortlists(part)})["labels"]
     topology = _topology(part, lists, stages)
-    chosen = Trials(part, examples(part.targets, lists), topology, *judges).choose()
+    trials = Trials(part, examples(part.targets, lists), topology, *judges)
+    chosen = trials.choose()
     final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
     near = merged(chosen.svm, part.centroid(chosen.topology), chosen.flat, part.frequencies)
     whole = stages("all rows", lambda: {"labels": lists_of_all(task, part, kept, away, lists, near)})["labels"]
     svm = stages("solved", lambda: task.svm(examples(targets, whole), final, chosen.costs, "solving"))
     solved = [
-        stages(f"clustering {number}, all rows", partial(clustering, task, final, number))
-        for number in range(1, chosen.clusterings + 1)
+        stages(f"clustering {i + 1}, all rows", partial(on_all_rows, task, final, i + 1, solved, part.frequencies > 0))
+        for i, solved in enumerate(trials.solved[: chosen.clusterings])
     ]
     levels = levels_of(task, final, solved)
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies, levels)

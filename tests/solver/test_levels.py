@@ -6,6 +6,7 @@ pytest.importorskip("numba")
 from sparse_xmc.kernels.threads import num_threads, set_num_threads
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver import choice
+from sparse_xmc.solver.choice import clustering, levels_of, on_all_rows
 from sparse_xmc.solver.examples import Examples, against_all, among
 from sparse_xmc.solver.fit import fit
 from sparse_xmc.solver.head import Block, Level, TermHead
@@ -13,6 +14,7 @@ from sparse_xmc.solver.levels import cluster_labels, members_of, solve_clusters,
 from sparse_xmc.solver.mixture import Levels
 from sparse_xmc.solver.plan import plan_for
 from sparse_xmc.solver.svm import widened
+from sparse_xmc.solver.task import Task
 
 
 def frequencies(y):
@@ -127,6 +129,27 @@ def test_a_solution_with_levels_has_the_connections_of_one_without_and_is_the_sa
         set_num_threads(before)
     for a, b in zip(flat(first.head), flat(second.head), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_labels_that_come_with_all_rows_go_to_the_cluster_that_their_rows_score_highest(topics):
+    x, y = topics
+    late = np.array([20, 33])
+    kept = np.flatnonzero(np.asarray(y[:, late].sum(axis=1)).ravel() == 0)
+    plan = plan_for("normal", frequencies(y), 300, fan_in=24)
+    tasks = [Task(x[rows], y[rows].tocsr(), plan, frequencies(y) >= 20) for rows in (kept, np.arange(600))]
+    topology = [np.tile(np.arange(160, dtype=np.int32), (len(labels), 1)) for labels in tasks[0].groups]
+    solved = clustering(tasks[0], topology, 1)
+    known = tasks[0].frequencies > 0
+    assert np.flatnonzero(~known).tolist() == late.tolist()
+    whole = on_all_rows(tasks[1], topology, 1, solved, known)
+    assert np.array_equal(whole["of"][known], solved["of"][known]) and whole["weight"] is solved["weight"]
+    (front, _), *_ = levels_of(tasks[0], topology, [solved]).fronts
+    said = -(np.maximum(0, 1 - scores_of(front, x)) ** 2)
+    for label in late:
+        rows = np.flatnonzero(y[:, [label]].toarray().ravel())
+        assert whole["of"][label] == said[rows].sum(axis=0).argmax()
+    own = scores_of(levels_of(tasks[1], topology, [whole]).within, x)[:, late]
+    assert (own[y[:, late].toarray() > 0] > -0.5).mean() > 0.8
 
 
 def test_levels_that_bring_nothing_are_not_taken(topics):
