@@ -17,6 +17,7 @@ from sparse_xmc.solver.plan import Stages
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _WORTH = 0.1  # points of the objective that more connections or a clustering must bring
+_PART = 4  # of the rows of a clustering, one in so many shows whether it is worth while
 
 
 def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndarray]]) -> Levels | None:
@@ -31,14 +32,18 @@ def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndar
 
 def clustering(task: Task, topology: Topology, number: int) -> dict[str, np.ndarray]:
     """A clustering, the head of its clusters, and SVMs of the labels in them."""
-    x, targets, seed = task.wide, task.targets, task.seed + number
-    of = cluster_labels(task.x, targets, task.plan.clusters, seed)
-    members, shown = members_of(targets, of), task.bar(f"clusters {number}")
-    most = task.plan.cluster_rows
-    clusters = solve_clusters(x, members, task.plan.cluster_fan_in, most=most, seed=seed, progress=shown)
+    front = clusters_alone(task, number, task.plan.cluster_rows)
+    return front | _within(task, topology, front["of"], members_of(task.targets, front["of"]), number)
+
+
+def clusters_alone(task: Task, number: int, most: int) -> dict[str, np.ndarray]:
+    """A clustering and the head of its clusters, which learns from at most ``most`` rows that are no positives."""
+    seed, shown = task.seed + number, task.bar(f"clusters {number}")
+    of = cluster_labels(task.x, task.targets, task.plan.clusters, seed)
+    members, fan_in = members_of(task.targets, of), task.plan.cluster_fan_in
+    clusters = solve_clusters(task.wide, members, fan_in, most=most, seed=seed, progress=shown)
     (block,) = clusters.blocks
-    front = {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias}
-    return front | _within(task, topology, of, members, number)
+    return {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias}
 
 
 def on_all_rows(
@@ -114,9 +119,9 @@ class Trials:
 
     def choose(self) -> Chosen:
         """The cost at the fewest connections; then more of them, first of frequent labels, then clusterings in front, as
-        long as they pay."""
+        long as they pay; of the first one a cheap look says whether to begin."""
         best = self._connections(self._cost())
-        for _ in range(self.task.plan.clusterings if best.calibrates else 0):
+        for _ in range(self.task.plan.clusterings if best.calibrates and self._clusters_pay(best) else 0):
             more = self._with_levels(best)
             if more.value < best.value + _WORTH:
                 break
@@ -175,6 +180,19 @@ class Trials:
         chosen = Chosen(own, costs, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
         self.tried.append(replace(chosen, calibrates=held.calibrates))
         return self.tried[-1]
+
+    def _clusters_pay(self, best: Chosen) -> bool:
+        """A cheap look: what clusters say that learn from a part of the rows, without SVMs of the labels in them."""
+        task = self.task
+        if not task.plan.clusterings:
+            return False
+        most = max(1, min(task.plan.cluster_rows, task.plan.clusters * task.x.shape[0]) // _PART)
+        front = self.stages("clusters alone", lambda: clusters_alone(task, 1, most))
+        held = self._pairs(best.svm, best.topology, Levels([(_clusters(front), front["of"])], best.svm))
+        mixture, value, how = best_mixture(held, self.tail)
+        name = f"{len(front['bias'])} clusters by a part of the rows, {how}"
+        self.tried.append(replace(best, mixture=mixture, value=value, name=name))
+        return value >= best.value + _WORTH
 
     def _with_levels(self, best: Chosen) -> Chosen:
         own, number = best.topology, len(self.solved) + 1
