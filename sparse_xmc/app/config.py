@@ -130,7 +130,7 @@ class TrainingConfig(Identified):
     )
     held_out: float | None = option(
         None,
-        "direct: share of the training rows that decide over the settings (default: 5 %, but 500 rows at least, or a fifth "
+        "direct: share of the training rows that decide over the settings (default: 5 %, but 2,000 rows at least, or a fifth "
         "of few rows); the model is then solved on all rows",
         range="[0, 0.5]",
         only_if=_DIRECT & unless("effort", "fast"),

@@ -24,7 +24,7 @@ from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _FEWEST = 20  # held-out rows without which nothing is chosen
-_ENOUGH = 500  # of them, where there are enough rows
+_ENOUGH = 2000  # of them, where there are enough rows
 # where nothing is chosen: share of the centroid and costs, and the same of SVMs on all rows
 _RULE, _COSTS = 2.0, (1.0,)
 _RULE_OF_ALL, _COSTS_OF_ALL = 1.0, (0.25, 0.5)
@@ -61,7 +61,7 @@ def fit(
     Args:
         x: ``[N, D]``, float32.
         targets: binary ``[N, L]``.
-        held_out: share of the rows; None: 5 %, but 500 rows at least, or a fifth of few rows.
+        held_out: share of the rows; None: 5 %, but 2,000 rows at least, or a fifth of few rows.
         tail: weight of PSP@k against P@k in that decision, between 0 and 1.
         stages: where results of stages are kept.
     """
@@ -78,7 +78,7 @@ def fit(
     judges = (x[away], targets[away].tocsr(), tail, propensity, stages)
     if plan.whole:
         return _of_all_rows(task, part, judges)
-    lists = stages("shortlists", lambda: {"labels": shortlists(part)})["labels"]
+    lists = _lists(part, stages)
     topology = _topology(part, lists, stages)
     trials = Trials(part, examples(part.targets, lists), topology, *judges)
     chosen = trials.choose()
@@ -136,7 +136,7 @@ def _by_rule(task: Task, stages: Stages) -> Solution:
         found = everything(task.targets)
         topology, mixture = _terms(task, found, stages), Uniform(_RULE_OF_ALL)
     else:
-        lists = stages("shortlists", lambda: {"labels": shortlists(task)})["labels"]
+        lists = _lists(task, stages)
         found = examples(task.targets, lists)
         topology, mixture = _topology(task, lists, stages), Uniform(_RULE)
     svm = stages("solved", lambda: task.svm(found, topology, costs, "solving"))
@@ -144,6 +144,10 @@ def _by_rule(task: Task, stages: Stages) -> Solution:
     settings = Settings(topology[0].shape[1], topology[1].shape[1], costs[-1], mixture, whole=task.plan.whole)
     how = f"{connections(task, topology)}, cost {costs[-1]:g}, centroid x {mixture.share:g}"
     return Solution(head, [f"nothing held out: {how}"], settings)
+
+
+def _lists(task: Task, stages: Stages) -> np.ndarray:
+    return stages(f"shortlists of {task.x.shape[0]} rows", lambda: {"labels": shortlists(task)})["labels"]
 
 
 def _topology(task: Task, lists: np.ndarray, stages: Stages) -> Topology:

@@ -147,5 +147,5 @@ def test_calibration_finds_the_odds_it_was_drawn_from():
 
 
 def test_rows_held_out_by_default_are_enough_to_decide():
-    assert [_held_out(rows, None) for rows in (100, 2000, 4000, 100_000)] == [20, 400, 500, 5000]
+    assert [_held_out(rows, None) for rows in (100, 4000, 20_000, 100_000)] == [20, 800, 2000, 5000]
     assert _held_out(4000, 0.05) == 200 and _held_out(4000, 0.0) == 0
