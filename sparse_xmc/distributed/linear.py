@@ -255,21 +255,21 @@ class LabelShardedLinear(nn.Module):
         return SumOverRanks.apply(own, self.ranks, self.replicas)
 
     @torch.no_grad()
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | ExchangedTargets | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: Targets | ExchangedTargets | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of this rank's rows: (scores ``[own rows, k]``, labels ``[own rows, k]`` int64).
 
         Each rank finds ``k`` candidates among its labels for the rows of all ranks and sends them to the rank that the
-        row belongs to. Ties go to the smaller label. ``exclude``: CSR matrix of labels to leave out, row by row.
+        row belongs to. Ties go to the smaller label. ``exclude``: labels to leave out, row by row, in any form of targets.
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k must be between 1 and out_features={self.out_features}, got {k}")
         self._rows.check(x, self.shard)
         counts, lead = self._rows.meet(x, self.shard), x.shape[:-1]
         spread = self._rows.spread(x if x.ndim == 2 else x.reshape(-1, self.in_features), counts)
-        left_out = self.exchange_targets(exclude) if isinstance(exclude, Tensor) else exclude
-        if left_out is None:
+        if exclude is None:
             scores, labels = self.shard.topk(spread, min(k, len(self.labels)))
         else:
+            left_out = exclude if isinstance(exclude, ExchangedTargets) else self.exchange_targets(exclude)
             scores, labels = topk_without(self.shard, spread, k, left_out.wait())
         scores, labels = merge_candidates(
             scores, labels, k, self.labels.start, lambda found, what: self._rows.candidates(found, counts, what)

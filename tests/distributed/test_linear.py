@@ -139,7 +139,9 @@ def sharded_forward_and_topk(k: int) -> tuple:
     x.round_()
     with torch.no_grad():
         logits = head(x)
+    excluded = [row.nonzero().flatten().tolist() for row in dense]
     plain, excluding = head.topk(x, k), head.topk(x, k, exclude=dense.to_sparse_csr())
+    assert all(map(torch.equal, excluding, head.topk(x, k, exclude=excluded)))
     return logits, plain, excluding
 
 
