@@ -48,6 +48,7 @@ docs: $(VENV)/.installed
 # hosts, as network namespaces: the same line on each, a cut link, a dead host, another number of hosts (-rs: why not, if not).
 DATA ?= ../shared/data/PyPI-KnownItem
 scale: $(VENV)/.installed
+	$(RUN) -m sparse_xmc warmup --no-progress
 	$(RUN) -m bench.studies.known_item --data $(DATA) $(if $(PEERS),--peers $(PEERS)) --out reports/scale
 	$(RUN) -m bench.known_item_report reports/scale
 	$(RUN) -m pytest -q -rs tests/distributed/test_hosts.py

@@ -92,15 +92,14 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
 
 def evaluation_bytes(sizes: Survey, plan: Plan, test: Survey) -> dict[str, int]:
     """What evaluating takes, when the training split is gone: the model, its inverted index, the test split."""
-    connections = sizes.labels * max(plan.rare[-1], 1)
-    if sizes.positives <= sizes.labels:
-        connections = min(connections, sizes.entries)
+    connections = sizes.labels * plan.rare[-1]
+    used = min(connections, sizes.entries) if sizes.positives <= sizes.labels else connections
     stored = _WEIGHT + (2 if sizes.terms <= 1 << 16 else 4)
     kept = {name: size for name, size in data_bytes(sizes).items() if name != "rows"}
     return {
         **kept,
         "model": connections * stored,
-        "inverted index": connections * _PAIR,
+        "inverted index": used * _PAIR,
         "test rows": test.rows * _TEST_ROW + _PAIR * (test.entries + test.positives),
     }
 

@@ -13,6 +13,8 @@ from sparse_xmc.app.direct.stored_levels import StoredLevel, levels_of, matrix_o
 from sparse_xmc.data import Inputs, SparseInputs
 from sparse_xmc.solver.head import Block, InvertedIndex, TermHead
 
+_PIECE = 1 << 15  # labels whose weights are widened at once
+
 
 class TermModel:
     """Scores sparse rows ``[B, D]``, as log-odds, for prediction only.
@@ -96,7 +98,8 @@ class TermModel:
     def inverted(self) -> InvertedIndex:
         """The inverted index, made once."""
         if self._index is None:
-            self._index = self.solution().invert(self.in_features)
+            levels = [level.solution() for level in self.levels]
+            self._index = TermHead(_Pieces(self.blocks), self.bias, levels).invert(self.in_features)
         return self._index
 
     def solution(self) -> TermHead:
@@ -127,6 +130,26 @@ class TermModel:
     def estimates(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities that scores stand for, as training left them."""
         return np.exp(-np.logaddexp(np.float32(0), -scores))
+
+
+class _Pieces(Sequence[Block]):
+    """Stored blocks as the solver has them, some labels at a time: all of them at once are as large as the model."""
+
+    def __init__(self, blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._parts, first = [], 0
+        for indices, weight in blocks:
+            for start in range(0, len(indices), _PIECE):
+                part = slice(start, start + _PIECE)
+                self._parts.append((first + start, indices[part], weight[part]))
+            first += len(indices)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        first, indices, weight = self._parts[number]
+        labels = np.arange(first, first + len(indices))
+        return Block(labels, indices.astype(np.int32, copy=False), weight.astype(np.float32))
 
 
 def _sparse(inputs: Inputs) -> sp.csr_matrix:
