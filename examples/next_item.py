@@ -74,6 +74,13 @@ class DenseSoftmax(nn.Linear):
         return F.cross_entropy(self(x), targets)
 
 
+def combined(vectors: Tensor, wanted: Tensor) -> Tensor:
+    """Weights ``[..., n, m]`` by which ``vectors [..., n, width]`` add up to ``wanted [..., width, m]``, by least squares."""
+    products = vectors @ vectors.mT
+    ridge = 0.01 * products.diagonal(dim1=-2, dim2=-1).mean()
+    return torch.linalg.solve(products + ridge * torch.eye(products.shape[-1]), vectors @ wanted)
+
+
 class Recommender(nn.Module):
     """Embedding, causal transformer, a wide layer, and a head over all items."""
 
@@ -88,23 +95,92 @@ class Recommender(nn.Module):
         length: int,
         dropout: float,
         prior: Tensor | None = None,
+        tied: bool = False,
     ) -> None:
         super().__init__()
-        self.items = nn.Embedding(num_items + 1, width, padding_idx=PADDING)
         self.positions = nn.Parameter(torch.zeros(length, width))
         block = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.3, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
         self.wide = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.GELU(), nn.Dropout(dropout))
-        nn.init.normal_(self.items.weight, std=width**-0.5)
         sizes = (features, num_items + 1)
         self.head = DenseSoftmax(*sizes) if head == "dense" else FixedFanInLinear(*sizes, fan_in, seed=0, prior=prior)
+        self.tied = tied
+        # an embedding of the items, or of the head's features
+        self.items = nn.Embedding(features if tied else num_items + 1, width)
+        nn.init.normal_(self.items.weight, std=width**-0.5)
         self.register_buffer("causal", nn.Transformer.generate_square_subsequent_mask(length))
 
-    def features(self, sequences: Tensor) -> Tensor:
-        """``[N, length]`` items to ``[N, length, features]``."""
-        length = sequences.shape[1]
-        x = F.dropout(self.items(sequences) + self.positions[:length], 0.3, self.training)
-        return self.wide(self.encoder(x, mask=self.causal[:length, :length], is_causal=True))
+    def embedding(self) -> Tensor:
+        """What the encoder reads for each item ``[items + 1, width]``: a vector of its own or, tied, the sum of its features'
+        vectors, weighted as the head weighs the features."""
+        vectors = self.items.weight
+        if not self.tied:
+            return vectors
+        return (self.head(vectors.T) - self.head.bias).T
+
+    @torch.no_grad()
+    def start_at_(self, vectors: Tensor) -> None:
+        """Makes ``embedding()`` equal to ``vectors [items + 1, width]``, or come as near as the head's connections allow: each
+        item reads the features whose vectors are most along its own, with weights by least squares."""
+        if not self.tied:
+            self.items.weight.copy_(vectors)
+            return
+        features, head = self.items.weight, self.head
+        if not isinstance(head, FixedFanInLinear):
+            head.weight.copy_(combined(features, vectors.T).T)
+            return
+        for start in range(0, len(vectors), 2048):
+            part = vectors[start : start + 2048]
+            chosen = (part @ F.normalize(features).T).abs().topk(head.fan_in).indices
+            head.indices[start : start + 2048].copy_(chosen)
+            head.weight[start : start + 2048].copy_(combined(features[chosen], part[:, :, None])[..., 0])
+
+    def states(self, sequences: Tensor) -> Tensor:
+        """``[N, length]`` items to what the encoder makes of them ``[N, length, width]``; where there is none it means nothing.
+
+        Rows of like length go through it together, without the padding that all of them have.
+        """
+        x = F.embedding(sequences, self.embedding()) + self.positions[: sequences.shape[1]]
+        x = F.dropout(x, 0.3, self.training)
+        lengths, states = (sequences != PADDING).sum(1), torch.zeros_like(x)
+        for rows in lengths.argsort().chunk(4):
+            n = int(lengths[rows].max())
+            states[rows, :n] = self.encoder(x[rows, :n], mask=self.causal[:n, :n], is_causal=True)
+        return states
+
+    def features(self, sequences: Tensor, at: Any) -> Tensor:
+        """What the head reads at some places of ``sequences [N, length]``: ``[n, features]``; ``at`` is an index of them."""
+        return self.wide(self.states(sequences)[at])
+
+
+def cooccurrence_vectors(training: Sequence[Sequence[int]], num_items: int, width: int, *, window: int = 5) -> Tensor:
+    """Vectors ``[items + 1, width]`` of mean square 1 that are alike for items that stand near each other in ``training``.
+
+    A truncated SVD of the positive pointwise mutual information; neighbours count by ``1 / distance``, up to ``window``.
+    Source: Levy and Goldberg, "Neural word embedding as implicit matrix factorization", NIPS 2014.
+    """
+    pairs = [
+        (row[i], row[i - distance], 1 / distance)
+        for row in training
+        for i in range(len(row))
+        for distance in range(1, min(window, i) + 1)
+    ]
+    if not pairs:
+        return torch.zeros(num_items + 1, width)
+    left, right, weight = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    size = (num_items + 1, num_items + 1)
+    together = torch.sparse_coo_tensor(
+        torch.stack([torch.cat([left, right]), torch.cat([right, left])]), weight.repeat(2), size, check_invariants=True
+    )
+    together = together.coalesce()
+    (left, right), weight = together.indices(), together.values()
+    often = torch.zeros(num_items + 1).index_add_(0, left, weight)
+    context = often**0.75 / (often**0.75).sum()
+    information = (weight / (often[left] * context[right])).log().clamp(min=0)
+    half = torch.sparse_coo_tensor(together.indices(), information / 2, size, check_invariants=True)
+    u, s, _ = torch.svd_lowrank((half + half.T).coalesce(), width, niter=4)
+    vectors = u * s.sqrt()
+    return vectors / vectors.square().mean().sqrt()
 
 
 def ranks_of(scores: Tensor, answers: Tensor, had: Tensor) -> Tensor:
@@ -132,7 +208,7 @@ def ranking(model: Recommender, histories: list[list[int]], answers: list[int], 
     for start in range(0, len(histories), 256):
         rows = histories[start : start + 256]
         last = torch.tensor([min(len(row), length) - 1 for row in rows])
-        x = model.features(pad(rows, length))[torch.arange(len(rows)), last]
+        x = model.features(pad(rows, length), (torch.arange(len(rows)), last))
         had = pad(rows, max(len(row) for row in rows))
         ranks.append(ranks_of(model.head(x), torch.tensor(answers[start : start + 256]), had))
     rank = torch.cat(ranks)
@@ -179,6 +255,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[lis
     parser.add_argument("data")
     parser.add_argument("--head", choices=("fixed_fan_in", "dense"), default="fixed_fan_in")
     parser.add_argument("--fan-in", type=int, default=32)
+    parser.add_argument(
+        "--tied", action="store_true", help="the encoder reads items by the head's weights, not by vectors of their own"
+    )
+    parser.add_argument(
+        "--start",
+        choices=("random", "cooccurrence"),
+        default="random",
+        help="what the encoder reads for the items at first",
+    )
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--length", type=int, default=20)
@@ -218,6 +303,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[lis
         parser.error(str(error))
     if not any(len(user) > 3 for user in users):
         parser.error(f"{options.data} holds no user with four items or more, which training needs")
+    num_items = max(map(max, users))
+    if options.start == "cooccurrence" and options.width > num_items:
+        parser.error(f"--start cooccurrence needs as many items as --width {options.width}, got {num_items}")
     return options, users
 
 
@@ -238,7 +326,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         length=options.length,
         dropout=options.dropout,
         prior=counts / counts.sum() if options.prior else None,
+        tied=options.tied,
     )
+    if options.start == "cooccurrence":
+        vectors = cooccurrence_vectors(training, num_items, options.width)
+        model.start_at_(vectors * options.width**-0.5)
     optimizer = torch.optim.AdamW(groups_of(model, options), lr=options.lr, weight_decay=options.weight_decay)
     steps = options.epochs * math.ceil(len(inputs) / options.batch_size)
     decays = options.schedule == "linear"
@@ -249,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         total = 0.0
         for rows in torch.randperm(len(inputs)).split(options.batch_size):
             known = targets[rows] != PADDING
-            x = model.features(inputs[rows])[known]
+            x = model.features(inputs[rows], known)
             loss = model.head.loss(x, targets[rows][known], **keywords)
             optimizer.zero_grad()
             loss.backward()

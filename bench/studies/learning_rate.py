@@ -138,7 +138,7 @@ def train_recommender(users: list[list[int]], run: Run) -> dict[str, Any]:
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(inputs)).split(BATCH):
             known = targets[rows] != next_item.PADDING
-            x = model.features(inputs[rows])[known]
+            x = model.features(inputs[rows], known)
             loss = model.head.loss(x, targets[rows][known], loss="cross_entropy")
             if not math.isfinite(loss.item()):
                 return {"valid HR@10": 0.0, "valid loss": None}
@@ -153,7 +153,7 @@ def train_recommender(users: list[list[int]], run: Run) -> dict[str, Any]:
         for start in range(0, len(users), 500):
             rows = histories[start : start + 500]
             last = torch.tensor([min(len(row), 20) - 1 for row in rows])
-            x = model.features(next_item.pad(rows, 20))[torch.arange(len(rows)), last]
+            x = model.features(next_item.pad(rows, 20), (torch.arange(len(rows)), last))
             wanted = torch.tensor(answers[start : start + 500])
             total += float(model.head.loss(x, wanted, loss="cross_entropy")) * len(rows)
     hits = next_item.ranking(model, histories, answers, 20)["HR@10"]

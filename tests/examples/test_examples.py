@@ -96,8 +96,11 @@ def test_next_item_names_bad_data(tmp_path, capsys, text, message):
     assert "missing.txt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--sampling", "uniform", "--negatives", "20"], ["--sampling", "in_batch"]])
-def test_next_item_learns_from_samples(tmp_path, options):
+@pytest.mark.parametrize(
+    "options",
+    [["--sampling", "uniform", "--negatives", "20"], ["--sampling", "in_batch"], ["--tied", "--start", "cooccurrence"]],
+)
+def test_next_item_learns_with_options(tmp_path, options):
     generator = np.random.default_rng(0)
     data = tmp_path / "sequences.txt"
     starts = generator.integers(0, 60, 200)
@@ -105,6 +108,59 @@ def test_next_item_learns_from_samples(tmp_path, options):
     small = ["--features", "64", "--fan-in", "16", "--width", "32", "--length", "8", "--batch-size", "20"]
     result = program("next_item").main([str(data), "--epochs", "8", "--lr", "5e-3", *small, *options])
     assert result["HR@10"] > 0.9
+
+
+def recommender(**changes):
+    torch.manual_seed(0)
+    sizes = {"head": "fixed_fan_in", "fan_in": 6, "width": 8, "features": 24, "length": 7, "dropout": 0.3}
+    return program("next_item").Recommender(30, **sizes | changes).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_next_item_states_are_those_of_each_row_alone(tied):
+    pad, model = program("next_item").pad, recommender(tied=tied)
+    rows = [list(range(1, 1 + n)) for n in (7, 1, 3, 3, 5, 2, 9, 4, 1)]
+    with torch.no_grad():
+        states = model.states(pad(rows, 7))
+        for row, found in zip(rows, states, strict=True):
+            n = min(7, len(row))
+            x = model.embedding()[row[-7:]] + model.positions[:n]
+            alone = model.encoder(x[None], mask=model.causal[:n, :n], is_causal=True)[0]
+            torch.testing.assert_close(found[:n], alone)
+
+
+@pytest.mark.parametrize("head", ["fixed_fan_in", "dense"])
+def test_next_item_tied_reads_items_by_the_weights_of_the_head(head):
+    model = recommender(tied=True, head=head)
+    dense = model.head if head == "dense" else model.head.to_dense()
+    vectors = model.embedding()
+    torch.testing.assert_close(vectors, dense.weight @ model.items.weight)
+    vectors.square().sum().backward()
+    assert model.head.weight.grad.any(1).all() and model.items.weight.grad.any(1).all()
+
+
+@pytest.mark.parametrize(
+    "head, fan_in, error", [("dense", 0, 0.02), ("fixed_fan_in", 24, 0.02), ("fixed_fan_in", 6, 0.35)]
+)
+def test_next_item_tied_starts_at_given_vectors(head, fan_in, error):
+    """To the ridge's precision where an item reads every feature, about where it reads 6 of 24 (at random: all is error)."""
+    model, vectors = recommender(tied=True, head=head, fan_in=fan_in), torch.randn(31, 8)
+    model.start_at_(vectors)
+    with torch.no_grad():
+        assert (model.embedding() - vectors).square().sum() < error * vectors.square().sum()
+    untied = recommender()
+    untied.start_at_(vectors)
+    assert torch.equal(untied.embedding(), vectors)
+
+
+def test_next_item_vectors_of_items_that_come_together_are_alike():
+    generator = np.random.default_rng(0)
+    training = [list(generator.choice(10, 5) + 1 + 10 * (user % 3)) for user in range(300)]  # three kinds of items
+    vectors = program("next_item").cooccurrence_vectors(training, 30, 8)[1:]
+    alike = (
+        torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=2).reshape(3, 10, 3, 10).mean((1, 3))
+    )
+    assert (alike.diagonal() > 0.3).all() and (alike - alike.diagonal().diag() < 0.1).all()
 
 
 def test_hf_trainer_learns():
