@@ -153,6 +153,11 @@ class CheckedIndices(nn.Module):
     def _check(self, indices: Tensor) -> None:
         if not _is_readable(indices):
             return
+        if torch._C._functorch.is_functorch_wrapped_tensor(indices):
+            raise RuntimeError(
+                "torch.func takes no layers with connections of their own side by side (stack_module_state): call them one "
+                "after another"
+            )
         self._check_written()
         if indices.dtype not in INDEX_DTYPES:
             raise TypeError(f"indices must be of {' or '.join(map(str, INDEX_DTYPES))}, got {indices.dtype}")

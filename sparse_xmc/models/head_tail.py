@@ -15,9 +15,10 @@ from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.sparse_rows import csr_columns
-from sparse_xmc.models.topk import check_exclude, check_k, head_topk, merge_topk, topk_by_rows, topk_with_few_left
+from sparse_xmc.models.topk import check_k, exclusions, head_topk, merge_topk, topk_by_rows, topk_with_few_left
 from sparse_xmc.ops._arguments import check_input, check_positive_int
 from sparse_xmc.ops._objective import divisor, whole_weight
+from sparse_xmc.ops._target_forms import excluded_labels
 from sparse_xmc.ops._targets import sorted_positives
 from sparse_xmc.ops.topk import sorted_exclusions
 
@@ -85,11 +86,11 @@ class DenseLinear(ChangeableLabels, nn.Linear):
         return logits_loss(self(x), targets, loss=loss, reduction=reduction, **options)
 
     @torch.no_grad()
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [..., k]`` of ``x [..., in_features]``, best first; ``exclude`` as in the sparse layers."""
         check_input(x, self.in_features)
         check_k(k, self.out_features)
-        check_exclude(exclude, x, self.out_features)
+        exclude = exclusions(exclude, x, self.out_features)
         rows = x.reshape(-1, self.in_features)
         return topk_by_rows(lambda start, stop: self(rows[start:stop]), x.shape[:-1], k, exclude)
 
@@ -202,11 +203,11 @@ class HeadTailLinear(nn.Module):
         return (total + of_rest) / divided
 
     @torch.no_grad()
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [..., k]``, best first, without the tail's logits in memory.
 
-        ``exclude``: CSR ``[B, L]`` of labels not to return. Where it leaves a row fewer than ``k`` labels of the tail, the
-        tail's logits are made, a few rows at a time.
+        ``exclude``: labels not to return, in any form of targets. Where it leaves a row fewer than ``k`` labels of the tail,
+        the tail's logits are made, a few rows at a time.
         """
         check_k(k, self.out_features)
         head, tail = self._parts(x)
@@ -216,7 +217,7 @@ class HeadTailLinear(nn.Module):
         if exclude is None:
             parts = [self.head.topk(head, of_head), head_topk(self.tail, tail, of_tail)]
         else:
-            check_exclude(exclude, x, self.out_features)
+            exclude = excluded_labels(exclude, x.shape[:-1].numel(), self.out_features, x.device)
             sorted_exclusions(exclude, x.numel() // self.in_features, self.out_features, k)
             parts = [
                 topk_with_few_left(self.head, head, of_head, csr_columns(exclude, 0, self.num_head), self.num_head),

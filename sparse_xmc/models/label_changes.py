@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -183,12 +184,25 @@ def _replace_(
             }
 
 
+_WRAPPED: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # copies of them are free
+
+
+def mark_wrapped(model: nn.Module) -> None:
+    """Something that keeps hold of the model's parameters has wrapped it: labels don't change any more."""
+    _WRAPPED.update(layer for layer in model.modules() if isinstance(layer, ChangeableLabels))
+
+
+def _is_cut(weight: Any) -> bool:
+    return type(weight).__name__ == "DTensor"
+
+
 def check_change(layer: Any) -> None:
     """Raises:
     ValueError: the layer's labels are those of something else: a fused optimizer's state, several ranks.
     RuntimeError: the layer is in a wrapper that knows its parameters.
     """
-    if getattr(layer, "_replicas", None) is not None and dist.is_initialized():
+    held = layer in _WRAPPED or getattr(layer, "_replicas", None) is not None or _is_cut(layer.weight)
+    if held and dist.is_initialized():
         raise RuntimeError(
             "DistributedDataParallel or FSDP holds the parameters of this layer and would not notice others: change labels "
             "before the model is wrapped, or those of copy.deepcopy(ddp.module)"

@@ -49,6 +49,13 @@ def validate_loaded_indices(state_dict: dict[str, Any], prefix: str, indices: Te
             raise ValueError(f"cannot load {prefix}indices: {error}") from None
 
 
+def keep_index_dtype(state_dict: dict[str, Any], prefix: str, indices: Tensor) -> None:
+    """Gives indices to be loaded the layer's dtype; with ``assign=True`` torch would keep the file's."""
+    loaded = state_dict.get(prefix + "indices")
+    if loaded is not None:
+        state_dict[prefix + "indices"] = loaded.to(indices.dtype)
+
+
 class FixedFanInLinear(ChangeableLabels, CheckedIndices):
     """Linear layer whose every output has exactly ``fan_in`` incoming connections.
 
@@ -304,7 +311,7 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
             **options,
         )
 
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op.
 
         Examples:
@@ -476,7 +483,5 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
             raise TypeError(
                 f"{prefix}weight is {weight.dtype}: load it into a QuantizedFixedFanInLinear and dequantize that"
             )
-        loaded = state_dict.get(prefix + "indices")
-        if loaded is not None:  # with assign=True torch would keep the dtype of the file
-            state_dict[prefix + "indices"] = loaded.to(self.indices.dtype)
+        keep_index_dtype(state_dict, prefix, self.indices)
         super()._load_from_state_dict(state_dict, prefix, *args)

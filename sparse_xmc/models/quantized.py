@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparse_xmc import ops
 from sparse_xmc.models.checked_indices import CheckedIndices
-from sparse_xmc.models.linear import FixedFanInLinear, validate_loaded_indices
+from sparse_xmc.models.linear import FixedFanInLinear, keep_index_dtype, validate_loaded_indices
 from sparse_xmc.models.onnx_form import gather_form
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE, check_input, check_layer_sizes, index_dtype, num_index_rows
 
@@ -122,7 +122,7 @@ class QuantizedFixedFanInLinear(CheckedIndices):
             return gather_form(x, *layer, self.group_size, self.weight_scale)
         return ops.fixed_fan_in_linear(x, *layer, group_size=self.group_size, weight_scale=self.weight_scale)
 
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` best labels of ``x [..., in_features]``: (scores, labels) ``[..., k]``; see the op."""
         check_input(x, self.in_features)
         return ops.fixed_fan_in_topk(
@@ -177,4 +177,5 @@ class QuantizedFixedFanInLinear(CheckedIndices):
                 )
             if not bool(loaded.float().isfinite().all()):
                 raise ValueError(f"cannot load {prefix}{name}: it holds inf or NaN")
+        keep_index_dtype(state_dict, prefix, self.indices)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from sparse_xmc.models.checked_indices import CheckedIndices, Groups
+from sparse_xmc.models.label_changes import mark_wrapped
 
 
 def register() -> None:
@@ -38,6 +39,7 @@ def _joins(parent: nn.Module, name: str, child: nn.Module | None) -> None:
 
 
 def _join_ddp(ddp: Any, model: nn.Module) -> None:
+    mark_wrapped(model)
     left_out = ddp.parameters_to_ignore
     layers = {prefix: layer for prefix, layer in _layers_of(model).items() if f"{prefix}indices" not in left_out}
     _join(layers, (ddp.process_group,))
@@ -46,6 +48,7 @@ def _join_ddp(ddp: Any, model: nn.Module) -> None:
 
 
 def _join_fsdp1(fsdp: Any, model: nn.Module) -> None:
+    mark_wrapped(model)
     layers = {
         prefix: layer
         for prefix, layer in _layers_of(model).items()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparse_xmc import ops
 from sparse_xmc.models.linear import FixedFanInLinear
 from sparse_xmc.models.sparse_rows import check_rows, csr_rows
-from sparse_xmc.models.topk import topk_by_rows
+from sparse_xmc.models.topk import exclusions, topk_by_rows
 from sparse_xmc.ops._arguments import check_input, index_dtype
 from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops.sparse_input import fixed_fan_in_sparse_linear, fixed_fan_in_sparse_loss
@@ -29,7 +29,7 @@ class SparseInputLinear(FixedFanInLinear):
 
     Args:
         dropout: share of the nonzeros of each row dropped in training (the others are scaled up).
-        in_features, out_features, fan_in, bias, group_size, options: as in ``FixedFanInLinear``.
+        in_features, out_features, fan_in, bias, group_size, device, dtype, seed, prior: as in ``FixedFanInLinear``.
 
     Examples:
         >>> import torch
@@ -55,9 +55,14 @@ class SparseInputLinear(FixedFanInLinear):
         *,
         group_size: int = 1,
         dropout: float = 0.0,
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+        prior: Any = None,
     ) -> None:
-        super().__init__(in_features, out_features, fan_in, bias, group_size=group_size, **options)
+        # device by name, which torch.nn.utils.skip_init looks for
+        own = {"group_size": group_size, "device": device, "dtype": dtype, "seed": seed, "prior": prior}
+        super().__init__(in_features, out_features, fan_in, bias, **own)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.dropout = dropout
@@ -114,13 +119,14 @@ class SparseInputLinear(FixedFanInLinear):
             raise RuntimeError("no fused optimizer updates a layer on sparse input: use one of torch.optim")
 
     @torch.no_grad()
-    def topk(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [B, k]``, best first; ``exclude`` as in ``FixedFanInLinear.topk``."""
         check_input(x, self.in_features)
         if not self._on_cpu():
             return super().topk(x.to_dense(), k, exclude=exclude)
         check_rows(x)
-        return topk_by_rows(lambda start, stop: self(csr_rows(x, start, stop)), x.shape[:-1], k, exclude)
+        left_out = exclusions(exclude, x, self.out_features)
+        return topk_by_rows(lambda start, stop: self(csr_rows(x, start, stop)), x.shape[:-1], k, left_out)
 
 
 def _scipy(matrix: Tensor) -> sp.csr_matrix:

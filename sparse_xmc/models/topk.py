@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.models.sparse_rows import csr_rows
-from sparse_xmc.ops._arguments import check_positive_int
+from sparse_xmc.ops._arguments import Targets, check_positive_int
 from sparse_xmc.ops._csr import csr_matrix
+from sparse_xmc.ops._target_forms import excluded_labels
 from sparse_xmc.ops.topk import sorted_exclusions
 
 TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
@@ -94,6 +95,6 @@ def topk_with_few_left(part: Any, x: Tensor, k: int, exclude: Tensor, num_labels
     return topk_by_rows(masked, x.shape[:-1], k)
 
 
-def check_exclude(exclude: Tensor | None, x: Tensor, num_labels: int) -> None:
-    if exclude is not None and tuple(exclude.shape) != (x.shape[:-1].numel(), num_labels):
-        raise ValueError(f"exclude must be [{x.shape[:-1].numel()}, {num_labels}], got {list(exclude.shape)}")
+def exclusions(exclude: Targets | None, x: Tensor, num_labels: int) -> Tensor | None:
+    """Labels that a head leaves out for the rows ``x [..., D]``, as a CSR matrix ``[B, L]``."""
+    return None if exclude is None else excluded_labels(exclude, x.shape[:-1].numel(), num_labels, x.device)

@@ -58,6 +58,8 @@ def check_tensor(name: str, value: object) -> None:
 
 def check_float(name: str, value: Tensor) -> None:
     check_tensor(name, value)
+    if value.is_nested:
+        raise TypeError(f"{name} is a nested tensor, which has no shape: pass its rows, {name}.values()")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
 

@@ -132,6 +132,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class LinearKernels(Protocol):
+    def lay_out(self, x: Tensor) -> Tensor:
+        """x [B, D] as the kernels read it; saves several calls on one x doing it each."""
+
     def forward(
         self,
         x: Tensor,
@@ -140,6 +143,7 @@ class LinearKernels(Protocol):
         bias: Tensor | None,
         group_size: int,
         weight_scale: Tensor | None = None,
+        laid_out: Tensor | None = None,
     ) -> Tensor:
         """x [B, D] -> y [B, L] in x's dtype. ``weight_scale [L]`` float32 goes with 8-bit weights."""
 
@@ -148,7 +152,15 @@ class LinearKernels(Protocol):
     ) -> Tensor:
         """dy [B, L], any strides -> dx [B, D] in dy's dtype."""
 
-    def backward_weight(self, dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    def backward_weight(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        indices: Tensor,
+        group_size: int,
+        dtype: torch.dtype,
+        laid_out: Tensor | None = None,
+    ) -> Tensor:
         """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
 
 

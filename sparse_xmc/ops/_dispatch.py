@@ -36,22 +36,30 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def direct(*tensors: Tensor) -> bool:
-    """Whether kernels may be called on these tensors without the dispatcher: nothing traces, profiles or wraps them."""
-    if (
+def watched() -> bool:
+    """Whether something traces, profiles or transforms the calls of operations."""
+    return (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-    ):
-        return False
-    # no generator here: it would take longer than all of the above
+    )
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether these tensors are memory on a device, and nothing that wraps or stands for some."""
+    # no generator here: it would take longer than ``watched``
     for tensor in tensors:  # noqa: SIM110
         if type(tensor) not in _PLAIN or tensor.is_meta:
             return False
     return True
+
+
+def direct(*tensors: Tensor) -> bool:
+    """Whether kernels may be called on these tensors without the dispatcher."""
+    return not watched() and plain(*tensors)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -117,12 +125,13 @@ def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[
     @functools.wraps(backward)
     def wrapper(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.compiler.is_compiling():
-            if transforming() or any(_without_memory(g) for g in upstream):
+            # lists: generators would take longer than what they go through
+            if transforming() or True in [_without_memory(g) for g in upstream]:
                 raise RuntimeError(
                     f"the backward of {type(ctx).__name__.removesuffix('Backward')} takes one gradient at a time: no "
                     "is_grads_batched, jacobian(vectorize=True) or torch.func"
                 )
-            upstream = tuple(g.resolve_neg() for g in upstream)
+            upstream = tuple([g.resolve_neg() for g in upstream])
         if not torch.is_grad_enabled():
             return backward(ctx, *upstream)
         with torch.no_grad():

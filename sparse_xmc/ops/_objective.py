@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+import torch
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import check_constant, check_float, compute_dtype
@@ -51,22 +52,41 @@ def whole_weight(name: str, value: Tensor, size: int) -> Tensor:
     Raises:
         ValueError, TypeError: they are no floats, ask for a gradient, or are not ``[size]``.
     """
-    check_float(name, value)
+    _check_dense(name, value)
     check_constant(name, value)
     if tuple(value.shape) != (size,):
         raise ValueError(f"{name} must be [{size}], got {list(value.shape)}")
     return value
 
 
+def _check_dense(name: str, value: Tensor) -> None:
+    check_float(name, value)
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {value.layout}")
+
+
 def _weight(name: str, value: Tensor, size: int, what: str, like: Tensor) -> Tensor:
     """A tensor of weights as kernels read it."""
-    check_float(name, value)
+    dtype = compute_dtype(like.dtype)
+    if (
+        type(value) is Tensor
+        and value.shape == (size,)
+        and value.dtype is dtype
+        and value.device == like.device
+        and not value.requires_grad
+        and value.is_contiguous()
+        and size > 1  # one number may be a view whose negation torch puts off
+    ):
+        return value  # as in nearly every call; the checks one by one take longer than a small step may
+    _check_dense(name, value)
     if tuple(value.shape) != (size,):
         raise ValueError(f"{name} must be [{size}], one number for each {what}, got {list(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the weight's device {like.device}, got {value.device}")
     check_constant(name, value)
-    return value.to(compute_dtype(like.dtype)).contiguous()
+    if not torch.compiler.is_compiling():
+        value = value.resolve_neg()
+    return value.to(dtype).contiguous()
 
 
 def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objective:
@@ -77,8 +97,20 @@ def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objecti
         )
     if not options and loss != "asymmetric":
         return Objective(loss)
+    of_labels, of_rows = options.get("pos_weight"), options.get("sample_weight")
+    if of_labels is not None:
+        of_labels = _weight("pos_weight", of_labels, weight.shape[0], "label", weight)
+    if of_rows is not None:
+        of_rows = _weight("sample_weight", of_rows, num_rows, "row of x", weight)
+    if loss != "asymmetric" and len(options) == (of_labels is not None) + (of_rows is not None):
+        return Objective(loss, of_labels, of_rows)
+    return Objective(loss, of_labels, of_rows, **_numbers(loss, options))
+
+
+def _numbers(loss: str, options: Any) -> dict[str, float]:
+    """The numbers of the asymmetric loss; raises for options that the loss does not have."""
     own = _ASYMMETRIC if loss == "asymmetric" else {}
-    pos_weight, sample_weight, numbers = options.get("pos_weight"), options.get("sample_weight"), dict(own)
+    numbers = dict(own)
     for name, value in options.items():
         if name in own:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -92,11 +124,7 @@ def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objecti
             raise ValueError(f"{name} goes with loss='cross_entropy', got loss={loss!r}")
         elif name not in ("pos_weight", "sample_weight"):
             raise TypeError(f"a loss has no option {name!r}: those are {', '.join(LossOptions.__annotations__)}")
-    if pos_weight is not None:
-        pos_weight = _weight("pos_weight", pos_weight, weight.shape[0], "label", weight)
-    if sample_weight is not None:
-        sample_weight = _weight("sample_weight", sample_weight, num_rows, "row of x", weight)
-    return Objective(loss, pos_weight, sample_weight, **numbers)
+    return numbers
 
 
 def softmax_options(options: Any) -> dict[str, Any]:
@@ -111,5 +139,6 @@ def divisor(reduction: str, num_rows: int, num_labels: int) -> float:
     """What the sum over rows and labels is divided by; 1 where there is nothing to sum."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'mean_all' or 'sum', got {reduction!r}")
-    rows = max(1, num_rows)
-    return float({"sum": 1, "mean": rows, "mean_all": rows * num_labels}[reduction])
+    if reduction == "sum":
+        return 1.0
+    return float(max(1, num_rows) * (1 if reduction == "mean" else num_labels))

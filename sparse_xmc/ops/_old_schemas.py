@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._contract import Layer, Needed, Objective, Positives, Scaling
-from sparse_xmc.ops._dispatch import define
+from sparse_xmc.ops._dispatch import define, direct
 from sparse_xmc.ops.loss import Problem, empty_gradients, gradients_of, loss_of
 from sparse_xmc.ops.sparse_input import sparse_loss_fake, sparse_loss_gradients
 from sparse_xmc.ops.step import updated
@@ -21,7 +21,8 @@ _HEAD = "Tensor x, Tensor weight, Tensor indices, Tensor? bias, Tensor labels, T
 def _problem(arguments: tuple[Any, ...]) -> Problem:
     x, weight, indices, bias, labels, rows, loss, group_size = arguments
     positives = Positives(labels, rows, x.shape[0], weight.shape[0])
-    return Problem(x, Layer(weight, indices, bias, group_size), positives, Objective(loss), 1.0)
+    eager = direct(x, weight, indices, labels)
+    return Problem(x, Layer(weight, indices, bias, group_size), positives, Objective(loss), 1.0, eager)
 
 
 def _loss_forward(*arguments: Any) -> Tensor:

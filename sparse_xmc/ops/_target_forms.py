@@ -3,7 +3,7 @@
 =====================================  ================================================================================
 ``torch.sparse_csr [B, L]``            every stored entry is a positive, its value is not read
 ``(crow_indices, col_indices)``        the two index tensors of such a matrix; a tuple of two arrays is always this pair
-``torch.sparse_coo``, ``sparse_csc``   ``[B, L]``; stored zeros are no positives
+``torch.sparse_coo``, csc, bsr, bsc    ``[B, L]``; stored zeros are no positives
 SciPy matrix or array, any format      ``[B, L]``; stored zeros are no positives
 dense torch or NumPy ``[B, L]``        multi-hot; the leading dimensions may be those of ``x``; or a pandas frame
 list with an entry per row             each a list, set, array or 1-D tensor of label ids, e.g. ``[[3, 17], [], [5]]``; or
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import check_tensor
+from sparse_xmc.ops._arguments import check_tensor, csr_parts
 from sparse_xmc.ops._contract import Positives
 from sparse_xmc.ops._csr import csr_matrix
 
@@ -31,6 +31,7 @@ _INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
 )
+_COMPRESSED = (torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _FORMS = (
     "a torch.sparse_csr or sparse_coo tensor [B, L], the pair (crow_indices, col_indices), a SciPy matrix, a dense "
     "multi-hot array [B, L], or a list of lists of label ids"
@@ -131,9 +132,9 @@ def _of_tensor(targets: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor,
         targets = targets.reshape(num_rows, num_labels)
         _check_values(targets)
         rows, labels = targets.nonzero(as_tuple=True)
-    elif targets.layout in (torch.sparse_coo, torch.sparse_csc):
+    elif targets.layout in (torch.sparse_coo, *_COMPRESSED):
         _check_shape(targets.shape, num_rows, num_labels)
-        if targets.layout == torch.sparse_csc:
+        if targets.layout in _COMPRESSED:
             targets = targets.to_sparse_coo()
         _check_values(targets._values())
         held = targets._values() != 0
@@ -207,12 +208,14 @@ def class_ids(targets: Any, device: torch.device) -> Any:
         return targets.long() if targets.dtype in _INTEGERS else targets
     if hasattr(targets, "to_numpy"):  # a pandas series
         targets = targets.to_numpy()
-    if isinstance(targets, (list, tuple)) and any(not isinstance(one, (int, np.integer)) for one in targets):
+    if isinstance(targets, (list, tuple)):
+        targets = [one.item() if isinstance(one, Tensor) and one.ndim == 0 else one for one in targets]
+    if isinstance(targets, list) and any(not isinstance(one, (int, np.integer)) for one in targets):
         kinds = sorted({type(one).__name__ for one in targets})
         raise TypeError(
             f"targets must be class ids, one integer for each row, got a {type(targets).__name__} of {kinds}"
         )
-    if isinstance(targets, (list, tuple, np.ndarray)):
+    if isinstance(targets, (list, range, np.ndarray)):
         ids = np.asarray(targets)
         if ids.size and ids.dtype.kind not in "iu":
             raise TypeError(f"targets must be integer class ids, got an array of {ids.dtype}")
@@ -228,3 +231,32 @@ def csr_of_lists(rows: Sequence[Any], num_labels: int) -> Tensor:
     crow = _row_ends(torch.bincount(keys // max(1, num_labels), minlength=len(crow) - 1))
     values = torch.ones(len(keys), device="cpu")
     return csr_matrix(crow, keys % max(1, num_labels), values, (len(crow) - 1, num_labels))
+
+
+def excluded_labels(exclude: Any, num_rows: int, num_labels: int, device: torch.device) -> Tensor:
+    """Labels to leave out, given in any form of targets, as a ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are
+    checked, which waits for the device.
+
+    Raises:
+        ValueError, TypeError: as ``csr_pair``, about ``exclude``; labels outside ``[0, L)``, broken row offsets.
+    """
+    try:
+        if isinstance(exclude, Positives):
+            exclude = [exclude.labels[exclude.rows == row] for row in range(exclude.num_rows)]
+        if not is_plain(exclude):
+            exclude = csr_pair(exclude, num_rows, num_labels, device)
+        crow, labels = csr_parts(exclude, num_rows, num_labels)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("targets", "exclude")) from None
+    bad = (labels < 0) | (labels >= num_labels)
+    if bad.any():
+        raise ValueError(f"exclude holds label {int(labels[bad][0])}, outside [0, {num_labels})")
+    if crow[0] != 0 or crow[-1] != len(labels) or (crow.diff() < 0).any():
+        raise ValueError(
+            f"the row offsets of exclude must ascend from 0 to its number of entries {len(labels)}, got "
+            f"{crow.tolist()!s:.60}"
+        )
+    if isinstance(exclude, Tensor):
+        return exclude
+    values = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    return csr_matrix(crow, labels.to(crow.dtype), values, (num_rows, num_labels))

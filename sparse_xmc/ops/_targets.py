@@ -8,7 +8,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import Targets, check_positive_int, csr_parts
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._contract import Positives
-from sparse_xmc.ops._dispatch import define, direct
+from sparse_xmc.ops._dispatch import define, plain, watched
 from sparse_xmc.ops._target_forms import csr_pair, is_plain, num_target_rows
 
 _ROW_BITS = 32  # of a label and its row in one integer
@@ -29,7 +29,12 @@ _sort_positives = define(
 
 
 def sorted_positives(
-    targets: Targets, num_rows: int, out_features: int, device: torch.device | None = None
+    targets: Targets,
+    num_rows: int,
+    out_features: int,
+    device: torch.device | None = None,
+    *,
+    eager: bool | None = None,
 ) -> Positives:
     """The entries of a target matrix by (label, row), on its device and without waiting for it.
 
@@ -37,6 +42,7 @@ def sorted_positives(
         targets: ``torch.sparse_csr`` tensor ``[num_rows, out_features]``, whose values are ignored, the pair of its
             ``crow_indices`` and ``col_indices``; another form (``_target_forms``), which ends up on ``device``; or
             ``Positives``, which are returned as they are.
+        eager: whether nothing watches (``_dispatch.watched``); None: to be found out.
 
     Raises:
         ValueError, TypeError: wrong shape, layout or dtype. On a CPU also: offsets that do not ascend from 0 to the number
@@ -45,11 +51,19 @@ def sorted_positives(
     if isinstance(targets, Positives):
         if targets[2:] != (num_rows, out_features):
             raise ValueError(f"targets must be [{num_rows}, {out_features}], got sorted ones of {list(targets[2:])}")
+        labels, rows, _, _ = targets
+        if labels.dtype is not torch.int64 or rows.dtype is not torch.int32 or labels.shape != rows.shape:
+            raise TypeError(
+                f"sorted targets hold int64 labels and as many int32 rows, got {labels.dtype} {list(labels.shape)} and "
+                f"{rows.dtype} {list(rows.shape)}"
+            )
         return targets
     if not is_plain(targets):
         targets = csr_pair(targets, num_rows, out_features, device or torch.device("cpu"))
     crow, col = csr_parts(targets, num_rows, out_features)
-    sort = _sort if direct(crow, col) else _sort_positives
+    if eager is None:
+        eager = not watched()
+    sort = _sort if eager and plain(crow, col) else _sort_positives
     labels, rows = sort(crow, col, num_rows, out_features)
     return Positives(labels, rows, num_rows, out_features)
 

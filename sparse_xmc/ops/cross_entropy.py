@@ -57,9 +57,15 @@ def _rows(tile: slice, group_size: int) -> slice:
     return slice(tile.start // group_size, -(-tile.stop // group_size))
 
 
-def _logits(x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int, tile: slice) -> Tensor:
-    part = None if bias is None else bias[tile]
-    return kernels("linear", x).forward(x, weight[tile], indices[_rows(tile, group_size)], part, group_size)
+def _logits_by_tile(
+    x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, group_size: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(labels of a tile, x as kernels read it, the tile's logits [B, labels])."""
+    linear = kernels("linear", x)
+    laid_out = linear.lay_out(x)
+    for tile in _tiles(x.shape[0], weight.shape[0], group_size):
+        part, rows = None if bias is None else bias[tile], indices[_rows(tile, group_size)]
+        yield tile, laid_out, linear.forward(x, weight[tile], rows, part, group_size, None, laid_out)
 
 
 def _statistics(
@@ -75,11 +81,10 @@ def _statistics(
     """x [B, D], targets [B] (outside [0, L): none) -> (log sum exp, logit of the target or 0, sum of the (weighted)
     logits if needed, else 0), each [B] in the accumulation dtype."""
     wide = x.to(compute_dtype(x.dtype))
-    B, L = x.shape[0], weight.shape[0]
+    B = x.shape[0]
     log_sum = wide.new_full((B,), -float("inf"))
     picked, total = wide.new_zeros(B), wide.new_zeros(B)
-    for tile in _tiles(B, L, group_size):
-        logits = _logits(wide, weight, indices, bias, group_size, tile)
+    for tile, _, logits in _logits_by_tile(wide, weight, indices, bias, group_size):
         log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
         inside = (targets >= tile.start) & (targets < tile.stop)
         column = torch.where(inside, targets - tile.start, 0)
@@ -116,12 +121,11 @@ def _gradients(
     options: group_size, need_x, need_weight, need_bias, deterministic."""
     group_size, need_x, need_weight, need_bias, deterministic = options
     wide = x.to(compute_dtype(x.dtype))
-    B, L = x.shape[0], weight.shape[0]
     dx = torch.zeros_like(wide) if need_x else wide.new_empty(0)
     dw, db = _parameter_gradients(weight, bias, need_weight, need_bias)
     linear = kernels("linear", x)
-    for tile in _tiles(B, L, group_size):
-        dy = _logits(wide, weight, indices, bias, group_size, tile).sub_(log_sum[:, None]).exp_().mul_(share[:, None])
+    for tile, laid_out, logits in _logits_by_tile(wide, weight, indices, bias, group_size):
+        dy = logits.sub_(log_sum[:, None]).exp_().mul_(share[:, None])
         if even_share is not None and class_weight is None:
             dy -= even_share[:, None]
         elif even_share is not None and class_weight is not None:
@@ -133,7 +137,7 @@ def _gradients(
         if need_x:
             dx += linear.backward_input(dy, weight[tile], part, x.shape[1], group_size, deterministic)
         if need_weight:
-            dw[tile] = linear.backward_weight(dy, wide, part, group_size, weight.dtype)
+            dw[tile] = linear.backward_weight(dy, wide, part, group_size, weight.dtype, laid_out)
         if db.numel():
             db[tile] = dy.sum(0).to(db.dtype)
     return dx.to(x.dtype), dw, db

@@ -61,27 +61,35 @@ class _FixedFanInLinear(torch.autograd.Function):
         deterministic: bool,
     ) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if need_weight else None, weight if need_x else None, indices)
-        ctx.group_size, ctx.deterministic = group_size, deterministic
-        ctx.in_features, ctx.weight_dtype = x.shape[1], weight.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        forward = _forward if direct(x, weight, indices) else linear_forward
-        return forward(x, weight, indices, bias, group_size)
+        laid_out = None
+        if direct(x, weight, indices):
+            linear = kernels("linear", x)
+            laid_out = linear.lay_out(x) if need_weight else None
+            y = linear.forward(x, weight, indices, bias, group_size, None, laid_out)
+        else:
+            y = linear_forward(x, weight, indices, bias, group_size)
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None, indices, laid_out)
+        ctx.others = group_size, deterministic, x.shape[1], weight.dtype, None if bias is None else bias.dtype
+        return y
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, indices = ctx.saved_tensors
+        x, weight, indices, laid_out = ctx.saved_tensors
+        group_size, deterministic, in_features, weight_dtype, bias_dtype = ctx.others
         eager, needed = direct(dy, indices), ctx.needs_input_grad
         dx = dw = db = None
         if needed[0]:
             backward = _backward_input if eager else linear_backward_input
-            dx = backward(dy, weight, indices, ctx.in_features, ctx.group_size, ctx.deterministic)
-        if needed[1]:
-            backward = _backward_weight if eager else linear_backward_weight
-            dw = backward(dy, x, indices, ctx.group_size, ctx.weight_dtype)
+            dx = backward(dy, weight, indices, in_features, group_size, deterministic)
+        if needed[1] and eager:
+            dw = _backward_weight(dy, x, indices, group_size, weight_dtype, laid_out)
+        elif needed[1]:
+            dw = linear_backward_weight(dy, x, indices, group_size, weight_dtype)
         if needed[3]:
-            db = dy.sum(0, dtype=compute_dtype(dy.dtype)).to(ctx.bias_dtype)
+            wide = compute_dtype(dy.dtype)
+            db = dy.sum(0) if dy.dtype == wide else dy.sum(0, dtype=wide)
+            db = db if bias_dtype == wide else db.to(bias_dtype)
         return dx, dw, None, db, None, None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import Targets, autocast, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
-from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
+from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order, plain, watched
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction, divisor, objective, softmax_options
 from sparse_xmc.ops._targets import sorted_positives
 from sparse_xmc.ops.cross_entropy import fixed_fan_in_cross_entropy
@@ -33,13 +33,15 @@ HEAD_SCHEMA = (
 
 
 class Problem(NamedTuple):
-    """A checked call of the fused head. ``x [B, D]`` is flat and in the dtype that the kernels take."""
+    """A checked call of the fused head. ``x [B, D]`` is flat and in the dtype that the kernels take. direct: whether they
+    are called without the dispatcher."""
 
     x: Tensor
     layer: Layer
     positives: Positives
     objective: Objective
     divisor: float
+    direct: bool
 
     def pack(self) -> tuple[Any, ...]:
         """The arguments of ``HEAD_SCHEMA``: all but the divisor, which a graph applies itself."""
@@ -52,15 +54,16 @@ class Problem(NamedTuple):
 
     @staticmethod
     def unpack(arguments: Sequence[Any], divisor: float = 1.0) -> Problem:
-        """The inverse of ``pack``."""
+        """The inverse of ``pack``; looks anew whether something watches."""
         x, weight, indices, bias, labels, rows, pos_weight, sample_weight, loss, gammas, integers = arguments
         group_size, num_rows, num_labels = integers
         layer, positives = Layer(weight, indices, bias, group_size), Positives(labels, rows, num_rows, num_labels)
-        return Problem(x, layer, positives, Objective(loss, pos_weight, sample_weight, *gammas), divisor)
+        goal = Objective(loss, pos_weight, sample_weight, *gammas)
+        return Problem(x, layer, positives, goal, divisor, direct(x, weight, indices, labels))
 
 
 def _loss(*arguments: Any) -> Tensor:
-    return kernels("loss", arguments[0]).loss_forward(*Problem.unpack(arguments))
+    return kernels("loss", arguments[0]).loss_forward(*Problem.unpack(arguments)[:-1])
 
 
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
@@ -72,7 +75,7 @@ def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
 
 def gradients_of(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
     """The gradients of the loss, straight from the kernels."""
-    x, layer, positives, goal, divisor = problem
+    x, layer, positives, goal, divisor, _ = problem
     return kernels("loss", x).loss_gradients(x, layer, positives, goal, Scaling(divisor, upstream), needed)
 
 
@@ -102,14 +105,14 @@ head_gradients = define(
 
 def loss_of(problem: Problem) -> Tensor:
     """The loss of a problem, without a place in a graph of gradients."""
-    if direct(problem.x, problem.layer.weight, problem.layer.indices, problem.positives.labels):
-        return kernels("loss", problem.x).loss_forward(*problem)
+    if problem.direct:
+        return kernels("loss", problem.x).loss_forward(*problem[:-1])
     return head_loss(*problem.pack()) / problem.divisor
 
 
 def _gradients_at(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
     """``gradients_of``, through the dispatcher where that is needed."""
-    if direct(upstream, problem.x, problem.layer.weight, problem.layer.indices):
+    if problem.direct and plain(upstream):
         return gradients_of(problem, upstream, needed)
     found = head_gradients(*problem.pack(), upstream / problem.divisor, needed)
     dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
@@ -142,15 +145,15 @@ class _EagerLoss(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The tensors: those of the problem. It is kept without what backward may change or free."""
         ctx.save_for_backward(x, weight, problem.layer.indices, bias)
-        ctx.others = problem.layer.group_size, *problem[2:]
-        return kernels("loss", x).loss_forward(*problem)
+        ctx.others = problem.layer.group_size, *problem[2:-1]
+        return kernels("loss", x).loss_forward(*problem[:-1])
 
     @staticmethod
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, indices, bias = ctx.saved_tensors
         group_size, positives, goal, divisor = ctx.others
-        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor)
+        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor, not watched())
         return None, *_gradients_at(problem, upstream, Needed(*ctx.needs_input_grad[1:]))
 
 
@@ -170,14 +173,16 @@ def prepare(
     num_rows = x.numel() // shape.D
     goal = objective(loss, options, num_rows, weight)
     divided = divisor(reduction, num_rows, shape.L)
-    positives = sorted_positives(targets, num_rows, shape.L, weight.device)
+    eager = not watched()
+    positives = sorted_positives(targets, num_rows, shape.L, weight.device, eager=eager)
     if positives.labels.device != weight.device:
         raise ValueError(f"targets must be on the weight's device {weight.device}, got {positives.labels.device}")
     if debugging():
         validate_indices(indices, shape.D)
     x = autocast(x)
     x = x if x.ndim == 2 else x.reshape(-1, shape.D)
-    return Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divided)
+    eager = eager and plain(x, weight, indices, positives.labels)
+    return Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divided, eager)
 
 
 def fixed_fan_in_loss(
@@ -255,6 +260,6 @@ def fixed_fan_in_loss(
     problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
     if not differentiated(x, weight, bias):
         return loss_of(problem)
-    if direct(problem.x, weight, indices, problem.positives.labels):
+    if problem.direct:
         return _EagerLoss.apply(problem, problem.x, weight, bias)
     return _FixedFanInLoss.apply(problem.divisor, *problem.pack())

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
-from sparse_xmc.ops._contract import Scaling
-from sparse_xmc.ops._dispatch import NoGrad, define, direct, first_order, mutated
+from sparse_xmc.ops._contract import Layer, Scaling
+from sparse_xmc.ops._dispatch import NoGrad, define, first_order, mutated
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction
 from sparse_xmc.ops.loss import HEAD_SCHEMA, Problem, empty_gradients, loss_of, prepare
 from sparse_xmc.ops.update import RULE, STATE, Update, UpdateRule
@@ -41,12 +41,13 @@ def _check_capture(update: Update, device: torch.device) -> None:
 
 def _step(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
     """Runs the kernel, and tells autograd what it wrote to."""
-    x, layer, positives, goal, _ = problem
+    x, layer, positives, goal, _, _ = problem
     _check_capture(update, x.device)
+    update.check(layer.weight, layer.bias)
     results = kernels("loss", x).loss_step_(
         x, layer, positives, goal, scaling, update, need_loss=need_loss, need_x=need_x
     )
-    mutated(layer.weight, layer.bias, *update.state())
+    mutated(layer.weight, layer.bias, *update.buffers, update.applied)
     return results
 
 
@@ -101,7 +102,7 @@ head_step_ = define(
 
 def updated(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
     """``_step``, through the dispatcher where that is needed."""
-    if direct(problem.x, problem.layer.weight, problem.layer.indices, problem.positives.labels):
+    if problem.direct:
         return _step(problem, scaling, update, need_loss, need_x)
     one = (
         scaling.upstream
@@ -114,10 +115,12 @@ def updated(problem: Problem, scaling: Scaling, update: Update, need_loss: bool,
     return total / problem.divisor if need_loss else None, dx if need_x else None
 
 
-def _check_in_place(weight: Tensor, bias: Tensor | None) -> None:
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if isinstance(tensor, Tensor) and not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous to be updated in place, got strides {tensor.stride()}")
+def _check_in_place(layer: Layer) -> None:
+    weight, _, bias, _ = layer
+    if weight.is_contiguous() and (bias is None or bias.is_contiguous()):
+        return
+    name, tensor = ("bias", bias) if weight.is_contiguous() and bias is not None else ("weight", weight)
+    raise ValueError(f"{name} must be contiguous to be updated in place, got strides {tensor.stride()}")
 
 
 def fixed_fan_in_step_(
@@ -164,9 +167,9 @@ def fixed_fan_in_step_(
         >>> bool((weight != 0).any())
         True
     """
-    _check_in_place(weight, bias)
     with torch.no_grad() if torch.compiler.is_compiling() else NoGrad():
         problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
+        _check_in_place(problem.layer)
         scale = optimizer.loss_scale(x.device)
         scaling = Scaling(problem.divisor, scale, scale)
         total, dx = updated(problem, scaling, optimizer.next_update(weight, bias), need_loss, need_input_grad)
@@ -251,6 +254,6 @@ def updating_loss_(
             raise ValueError(
                 f"{name} must require a gradient to be updated in backward, but {name}.requires_grad is False"
             )
-    _check_in_place(weight, bias)
     problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
+    _check_in_place(problem.layer)
     return _UpdatingLoss.apply(optimizer, problem.divisor, *problem.pack())

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import autocast, check_layer, check_positive_int, check_tensor, validate_indices
+from sparse_xmc.ops._arguments import Targets, autocast, check_layer, check_positive_int, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._dispatch import define, direct
+from sparse_xmc.ops._target_forms import excluded_labels
 
 
 def _topk(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -26,16 +27,8 @@ topk_op = define(
 
 
 def sorted_exclusions(exclude: Tensor, rows: int, out_features: int, k: int) -> tuple[Tensor, Tensor]:
-    """Offsets and ascending, distinct labels of every row. Waits for the device."""
-    check_tensor("exclude", exclude)
-    if exclude.layout != torch.sparse_csr:
-        raise TypeError(f"exclude must be a torch.sparse_csr tensor, got layout {exclude.layout}")
-    if tuple(exclude.shape) != (rows, out_features):
-        raise ValueError(f"exclude must be [{rows}, {out_features}], got {list(exclude.shape)}")
+    """Offsets and ascending, distinct labels of every row of what ``excluded_labels`` returned. Waits for the device."""
     labels = exclude.col_indices().long()
-    bad = (labels < 0) | (labels >= out_features)
-    if bad.any():
-        raise ValueError(f"exclude holds label {int(labels[bad][0])}, outside [0, {out_features})")
     counts = exclude.crow_indices().long().diff()
     row = torch.repeat_interleave(torch.arange(rows, device=labels.device), counts)
     keys = torch.unique(row * out_features + labels)
@@ -57,7 +50,7 @@ def fixed_fan_in_topk(
     *,
     k: int,
     group_size: int = 1,
-    exclude: Tensor | None = None,
+    exclude: Targets | None = None,
     weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` labels of highest score for every row, exact, with ``O(B * k)`` memory beside the layer.
@@ -69,8 +62,9 @@ def fixed_fan_in_topk(
     Args:
         x, weight, indices, bias, group_size, weight_scale: as in ``fixed_fan_in_linear``; ``x [..., D]`` has ``B`` rows in all.
         k: at most the number of labels that may be returned.
-        exclude: ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are labels not to return (filtered evaluation).
-            Its values are ignored; an entry may be repeated. Checking it waits for the device.
+        exclude: labels not to return (filtered evaluation), in any form of targets (``ops._target_forms``): a
+            ``torch.sparse_csr`` matrix ``[B, L]`` whose values are ignored, a list of lists of label ids, ... A label may
+            be repeated. Checking them waits for the device.
 
     Returns:
         scores: ``[..., k]`` in x's dtype, descending.
@@ -96,6 +90,7 @@ def fixed_fan_in_topk(
     rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
     excluded: tuple[Tensor | None, Tensor | None] = (None, None)
     if exclude is not None:
+        exclude = excluded_labels(exclude, rows.shape[0], shape.L, weight.device)
         excluded = sorted_exclusions(exclude, rows.shape[0], shape.L, k)
         if exclude.device != weight.device:
             raise ValueError(f"exclude must be on the weight's device {weight.device}, got {exclude.device}")

@@ -7,9 +7,23 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sparse_xmc.ops._arguments import compute_dtype
+
 # fields of ``Update`` that are written, and those that are numbers of the rule
 STATE = ("momentum_buffer", "second_moment", "bias_momentum_buffer", "bias_second_moment", "applied")
 RULE = ("lr", "momentum", "weight_decay", "decay", "gain", "eps")
+
+
+def _check(name: str, state: Tensor, shape: torch.Size, dtype: torch.dtype, like: Tensor) -> None:
+    if state.dtype is dtype and state.shape == shape and state.is_contiguous() and state.device == like.device:
+        return
+    if state.dtype is not dtype:
+        raise TypeError(f"{name} of the update must be {dtype}, got {state.dtype}")
+    if state.device != like.device:
+        raise ValueError(f"{name} of the update must be on the weight's device {like.device}, got {state.device}")
+    raise ValueError(
+        f"{name} of the update must be {list(shape)} and contiguous, got {list(state.shape)} with strides {state.stride()}"
+    )
 
 
 class Update(NamedTuple):
@@ -74,7 +88,21 @@ class Update(NamedTuple):
     @property
     def buffers(self) -> tuple[Tensor | None, ...]:
         """(momentum_buffer, second_moment, bias_momentum_buffer, bias_second_moment)"""
-        return self.momentum_buffer, self.second_moment, self.bias_momentum_buffer, self.bias_second_moment
+        return self[:4]
+
+    def check(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Raises ``ValueError`` or ``TypeError`` unless the state is what an update of these parameters writes to."""
+        momentum, moment, bias_momentum, bias_moment = self[:4]
+        if momentum is not None:
+            _check("momentum_buffer", momentum, weight.shape, weight.dtype, weight)
+        if moment is not None:
+            _check("second_moment", moment, weight.shape[:1], compute_dtype(weight.dtype), weight)
+        if bias is None:
+            return
+        if bias_momentum is not None:
+            _check("bias_momentum_buffer", bias_momentum, bias.shape, bias.dtype, weight)
+        if bias_moment is not None:
+            _check("bias_second_moment", bias_moment, bias.shape, compute_dtype(bias.dtype), weight)
 
     def state(self) -> list[Tensor]:
         """The tensors that the update writes beside weight and bias."""

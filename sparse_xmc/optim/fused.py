@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -74,8 +72,8 @@ class FusedAdagrad(FusedOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
         super().__init__(defaults, rounding=rounding, seed=seed, grad_scaler=grad_scaler, capturable=capturable)
 
-    def _rule(self, weight: Tensor) -> dict[str, Any]:
-        return {"decay": 1.0, "gain": 1.0, "eps": self.param_groups[0]["eps"]}
+    def _rule(self, weight: Tensor) -> tuple[float, float, float, Tensor | None]:
+        return 1.0, 1.0, self.param_groups[0]["eps"], None
 
 
 class FusedAdam(FusedOptimizer):
@@ -122,7 +120,7 @@ class FusedAdam(FusedOptimizer):
             kinds["step"] = (torch.Size(), torch.float64)
         return kinds
 
-    def _rule(self, weight: Tensor) -> dict[str, Any]:
+    def _rule(self, weight: Tensor) -> tuple[float, float, float, Tensor | None]:
         group = self.param_groups[0]
         beta2 = group["beta2"]
-        return {"decay": beta2, "gain": 1 - beta2, "applied": self.state[weight]["step"], "eps": group["eps"]}
+        return beta2, 1 - beta2, group["eps"], self.state[weight]["step"]

@@ -71,6 +71,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     capturable = False
     _updated = False  # since the last step()
     _ever_updated = False
+    _placed: tuple[torch.dtype, torch.device] | None = None  # dtype and device of the weight that state is for
 
     def __init__(
         self,
@@ -127,8 +128,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         group["params"] = parameters
         for parameter in parameters:
             parameter.grad = None
+        self._place_state()
+
+    def _place_state(self) -> None:
+        """Puts all state where the parameters are, in their dtype."""
+        parameters = self.param_groups[0]["params"]
+        for parameter in parameters:
             self._allocate(parameter)
         self._place_counters()
+        self._placed = parameters[0].dtype, parameters[0].device
 
     def _place_counters(self) -> None:
         """Puts rate and count of updates where they are read: on the parameters' device, or in Python."""
@@ -157,9 +165,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             elif name != "momentum_buffer" or momentum > 0:
                 state[name] = torch.zeros(shape, dtype=dtype, device=parameter.device)
 
-    def _rule(self, weight: Tensor) -> dict[str, Any]:
-        """decay, gain, applied and eps of the next update of the second moments."""
-        return {}
+    def _rule(self, weight: Tensor) -> tuple[float, float, float, Tensor | None]:
+        """decay, gain, eps and applied of the next update of the second moments."""
+        return 1.0, 1.0, 0.0, None
 
     def next_update(self, weight: Tensor, bias: Tensor | None) -> Update:
         """State and hyperparameters of the next update; see ``ops.UpdateRule``.
@@ -179,18 +187,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         group["updates"] += 1
         own, other = self.state[weight], {} if bias is None else self.state[bias]
         momentum = group["momentum"]
-        if momentum > 0 and "momentum_buffer" not in own:
-            for parameter in group["params"]:
-                self._allocate(parameter)
+        if self._placed != (weight.dtype, weight.device) or (momentum > 0 and "momentum_buffer" not in own):
+            self._place_state()
         return Update(
             own["momentum_buffer"] if momentum > 0 else None,
             own.get("second_moment"),
             other.get("momentum_buffer") if momentum > 0 else None,
             other.get("second_moment"),
-            lr=group["lr"] if self.capturable else float(group["lr"]),
-            momentum=momentum,
-            weight_decay=group["weight_decay"],
-            **self._rule(weight),
+            group["lr"] if self.capturable else float(group["lr"]),
+            momentum,
+            group["weight_decay"],
+            *self._rule(weight),
             stochastic=group["rounding"] == "stochastic",
             seed=check_seed(group["seed"]),
             step=group["updates"],

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparse_xmc.distributed import LabelShardedLinear
 from sparse_xmc.models import (
+    DenseLinear,
     FixedFanInLinear,
     HeadTailLinear,
     QuantizedFixedFanInLinear,
@@ -71,22 +72,24 @@ def topologies(model: nn.Module) -> list[int]:
     return [fingerprint(layer.indices) for layer in model.modules() if isinstance(layer, CheckedIndices)]
 
 
-def train(kind: str, itself: bool) -> dict[str, Any]:
+def train(kind: str, itself: bool, mesh_shape: tuple[int, ...] = (2,)) -> dict[str, Any]:
     """Two steps beside one process that has rank 0's model and the rows of all ranks."""
-    model = make(kind)
+    model, size = make(kind), dist.get_world_size()
+    mesh = init_device_mesh("cpu", mesh_shape)
     own = topologies(model)
     if itself:
-        register_fsdp_forward_method(fully_shard(model.head), "loss")
-    fully_shard(model)
+        register_fsdp_forward_method(fully_shard(model.head, mesh=mesh), "loss")
+    fully_shard(model, mesh=mesh)
     states = [get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))]
     dist.broadcast_object_list(states)
     whole = make(kind)
     whole.load_state_dict(states[0])
     optimizers = [torch.optim.AdamW(parameter_groups(one, 1e-2), lr=1e-2) for one in (model, whole)]
-    x, rank = torch.linspace(-1, 1, 32).view(4, 8), dist.get_rank()
+    x, count = torch.linspace(-1, 1, 32).view(4, 8), 4 // size
+    rows = slice(dist.get_rank() * count, (dist.get_rank() + 1) * count)
     losses = []
     for _ in range(2):
-        mine = model(x[2 * rank : 2 * rank + 2], LISTS[2 * rank : 2 * rank + 2])
+        mine = model(x[rows], LISTS[rows])
         together = whole(x, LISTS)
         for loss, optimizer in zip((mine, together), optimizers, strict=True):
             optimizer.zero_grad()
@@ -94,7 +97,7 @@ def train(kind: str, itself: bool) -> dict[str, Any]:
             optimizer.step()
         total = mine.detach().clone()
         dist.all_reduce(total)
-        losses.append((float(total) / 2, float(together.detach())))
+        losses.append((float(total) / size, float(together.detach())))
     return {"own": own, "after": topologies(model), "losses": losses}
 
 
@@ -106,6 +109,15 @@ def test_fully_sharded_training_is_that_of_one_process(pools, kind, itself):
     for mine, together in first["losses"]:
         assert mine == pytest.approx(together, rel=1e-5)
     assert first["losses"][0] != first["losses"][1]
+
+
+def test_hybrid_sharding_on_a_mesh_of_two_dimensions(pools):
+    """Two replicas of two shards: the connections of rank 0 reach all four ranks."""
+    first, *others = pools(4).run(train, "fixed", False, (2, 2))
+    for other in others:
+        assert first["own"] == first["after"] == other["after"] != other["own"]
+    for mine, together in first["losses"]:
+        assert mine == pytest.approx(together, rel=1e-5)
 
 
 def other_ways() -> dict[str, Any]:
@@ -233,6 +245,8 @@ REFUSALS = {
     "add_labels": "RuntimeError: DistributedDataParallel or FSDP holds the parameters",
     "remove_labels": "RuntimeError: DistributedDataParallel or FSDP holds the parameters",
     "add_labels, DDP": "RuntimeError: DistributedDataParallel or FSDP holds the parameters",
+    "add_labels, dense": "RuntimeError: DistributedDataParallel or FSDP holds the parameters",
+    "remove_labels, dense, DDP": "RuntimeError: DistributedDataParallel or FSDP holds the parameters",
     "fused before": "RuntimeError: the layer: a fused optimizer updates each replica by its own rows",
     "fused after": "RuntimeError: a fused optimizer updates each replica by its own rows",
     "sharded labels": "RuntimeError: the layer holds this rank's labels of a LabelShardedLinear",
@@ -250,6 +264,10 @@ def refused() -> dict[str, str]:
     fully_shard(sharded)
     fully_shard(sparse)
     DistributedDataParallel(ddp)
+    cut_dense, ddp_dense = Model(DenseLinear(16, 41)), Model(DenseLinear(16, 41))
+    fully_shard(cut_dense)
+    DistributedDataParallel(ddp_dense)
+    copy.deepcopy(ddp_dense).head.add_labels_(2)  # a copy is in no wrapper
     for parameter in emptied.head.parameters():
         parameter.data = torch.empty(0)  # what ZeRO-3 leaves outside of its gathering
     from_rank0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -266,6 +284,8 @@ def refused() -> dict[str, str]:
         "add_labels": lambda: sharded.head.add_labels_(2),
         "remove_labels": lambda: sharded.head.remove_labels_([0]),
         "add_labels, DDP": lambda: ddp.head.add_labels_(2),
+        "add_labels, dense": lambda: cut_dense.head.add_labels_(2),
+        "remove_labels, dense, DDP": lambda: ddp_dense.head.remove_labels_([0]),
         "fused before": lambda: fully_shard(fused),
         "fused after": lambda: sharded.head.fuse_optimizer(FusedSGD(0.1)),
         "sharded labels": lambda: fully_shard(Model(LabelShardedLinear(16, 41, 4))),

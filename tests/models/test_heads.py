@@ -1,8 +1,10 @@
 """Every head has the same interface: leading dimensions, pairs of targets, repeated labels, excluded labels."""
 
 import pytest
+import scipy.sparse as sp
 import torch
 
+from sparse_xmc import ops
 from sparse_xmc.models import (
     DenseLinear,
     FixedFanInLinear,
@@ -54,6 +56,25 @@ def test_topk_over_leading_dimensions(name, k):
         assert all(len(set(row)) == k for row in labels.reshape(-1, k).tolist())
 
 
+def forms(lists):
+    """The same labels in all forms of targets that are not CSR tensors."""
+    matrix = csr(lists)
+    ones = torch.ones(len(matrix.col_indices()))
+    held = torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), ones, matrix.shape).to_dense() > 0
+    arrays = matrix.crow_indices().numpy(), matrix.col_indices().numpy()
+    return [
+        lists,
+        held,
+        held.numpy(),
+        held.float().to_sparse_coo(),
+        held.float().to_sparse_csc(),
+        sp.csr_matrix((ones.numpy(), arrays[1], arrays[0]), matrix.shape),
+        sp.lil_matrix(held.numpy()),
+        (matrix.crow_indices(), matrix.col_indices()),
+        ops.sort_targets(lists, L),
+    ]
+
+
 @each_head
 def test_topk_without_some_labels(name):
     head = HEADS[name]()
@@ -65,10 +86,21 @@ def test_topk_without_some_labels(name):
         expected[left_out] = -torch.inf
         torch.testing.assert_close(scores[row], expected.sort(descending=True).values[:6])
         assert not set(labels[row].tolist()) & set(left_out)
+    for exclude in forms(lists):
+        assert torch.equal(head.topk(x.to_sparse_csr() if name == "terms" else x, 6, exclude=exclude)[1], labels)
     with pytest.raises(ValueError, match="k must not exceed the labels that are left: k=8, row 2 has 6"):
         head.topk(x.to_sparse_csr() if name == "terms" else x, 8, exclude=csr(lists))
     with pytest.raises(ValueError, match=r"exclude must be \[4, 40\], got \[3, 40\]"):
         head.topk(x.to_sparse_csr() if name == "terms" else x, 2, exclude=csr(lists[:3]))
+    for crow, columns, message in (
+        ([0, 1, 1, 2, 2], [3, 40], r"exclude holds label 40, outside \[0, 40\)"),
+        ([0, 2, 1, 2, 2], [3, 4], "the row offsets of exclude must ascend from 0 to its number of entries 2, got"),
+        ([0, 1, 1, 2, 9], [3, 4], "the row offsets of exclude must ascend from 0 to its number of entries 2, got"),
+    ):
+        parts = torch.tensor(crow), torch.tensor(columns), torch.ones(2)
+        broken = torch.sparse_csr_tensor(*parts, (4, L), check_invariants=False)
+        with pytest.raises(ValueError, match=message):
+            head.topk(x.to_sparse_csr() if name == "terms" else x, 2, exclude=broken)
 
 
 @each_head

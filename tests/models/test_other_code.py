@@ -1,6 +1,8 @@
 """Layers inside what other people's code does to modules and tensors: right as ``nn.Linear`` is, or one clear error."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -247,3 +249,68 @@ def test_conversions_that_swap_tensors(name):
             assert torch.equal(empty(rows()), source(rows()))
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nested_rows_are_named(name):
+    if name in ("dense", "sparse_input"):
+        pytest.skip("nn.Linear takes them; sparse rows have a layout of their own")
+    for layout in (torch.strided, torch.jagged):
+        x = torch.nested.nested_tensor([rows()[:1], rows()[1:]], layout=layout)
+        for use in (LAYERS[name](), lambda x: LAYERS[name]().topk(x, 2)):
+            with pytest.raises(TypeError, match="x is a nested tensor"):
+                use(x)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "quantized"])
+def test_sparse_weights_of_a_loss_are_named(name):
+    layer = LAYERS[name]()
+    for option, size in (("pos_weight", L), ("sample_weight", 3)):
+        with pytest.raises(TypeError, match=f"{option} must be dense, got layout torch.sparse_coo"):
+            layer.loss(rows(layer), LISTS, **{option: torch.ones(size).to_sparse()})
+
+
+def test_layers_side_by_side_are_refused():
+    layers = [LAYERS["fixed"]() for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def call(parameters, buffers):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (rows(),))
+
+    with pytest.raises(RuntimeError, match="torch.func takes no layers with connections of their own side by side"):
+        torch.vmap(call)(parameters, buffers)
+    assert torch.equal(torch.func.functional_call(layers[0], layers[1].state_dict(), (rows(),)), layers[1](rows()))
+
+
+WITHOUT_WARNINGS = """
+import warnings
+import torch
+from sparse_xmc.models import HeadTailLinear, FixedFanInLinear
+warnings.simplefilter("error")
+x, lists = torch.ones(2, 16), [[1], [2, 3]]
+HeadTailLinear(16, 40, 4, num_head=5).loss(x, lists).backward()
+FixedFanInLinear(16, 40, 4).topk(x, 3, exclude=lists)
+"""
+
+
+def test_lists_bring_no_warning_of_torch():
+    """torch warns in a process that makes its first CSR matrix: a detail of ours here, and an error under ``-W error``."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_WARNINGS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("make", [FixedFanInLinear, SparseInputLinear], ids=["fixed", "sparse_input"])
+def test_skip_init(make):
+    layer = torch.nn.utils.skip_init(make, D, L, K)
+    with pytest.raises(RuntimeError, match="uninitialised memory"):
+        layer(rows(layer))
+
+
+@pytest.mark.parametrize("name", ["fixed", "grouped", "sparse_input", "quantized"])
+def test_assigned_indices_take_the_dtype_of_the_layer(name):
+    source, target = LAYERS[name](), LAYERS[name]()
+    state = {key: value.int() if key == "indices" else value for key, value in source.state_dict().items()}
+    target.load_state_dict(state, assign=True)
+    assert target.indices.dtype == torch.uint16
+    with torch.no_grad():
+        assert torch.equal(target(rows(target)), source(rows(source)))

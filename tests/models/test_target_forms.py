@@ -55,6 +55,8 @@ FORMS = {
     "coo": coo,
     "coo_coalesced": lambda: coo().coalesce(),
     "csc": lambda: dense().float().to_sparse_csc(),
+    "bsr": lambda: dense().float().to_sparse_bsr((1, 3)),
+    "bsc": lambda: dense().float().to_sparse_bsc((5, 2)),
     "scipy_csr": lambda: sparse.csr_matrix(dense().numpy()),
     "scipy_coo_array": lambda: sparse.coo_array(dense().numpy()),
     "scipy_zeros": lambda: sparse.csr_matrix(
@@ -200,12 +202,16 @@ def test_class_ids_as_people_have_them():
     for targets in (
         ids,
         tuple(ids),
+        [torch.tensor(one) for one in ids],
         np.array(ids),
         np.array(ids, np.int16),
         torch.tensor(ids),
         torch.tensor(ids).int(),
     ):
         assert float(head.loss(x, targets, loss="cross_entropy")) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(
+        head.loss(x, range(1, 6), loss="cross_entropy"), head.loss(x, [1, 2, 3, 4, 5], loss="cross_entropy")
+    )
     for unsigned in (torch.uint8, torch.uint16, torch.uint64):
         given = torch.tensor([3, 0, 11, 1, 7]).to(unsigned)
         assert torch.equal(head.loss(x, given, loss="cross_entropy"), head.loss(x, given.long(), loss="cross_entropy"))

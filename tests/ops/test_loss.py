@@ -253,7 +253,7 @@ def test_opcheck():
     (x, weight, indices, bias, G), _, targets = problem_and_targets((3, 6, 9, 3, 1), F32)
     positives = sorted_positives(targets, 3, 6)
     for goal in (Objective(), Objective("asymmetric", torch.ones(6), torch.ones(3), 1.0, 2.0, 0.1)):
-        arguments = Problem(x, Layer(weight, indices, bias, G), positives, goal, 1.0).pack()
+        arguments = Problem(x, Layer(weight, indices, bias, G), positives, goal, 1.0, True).pack()
         torch.library.opcheck(head_loss, arguments)
         torch.library.opcheck(head_gradients, (*arguments, torch.tensor(0.5), (True, True, True)))
         torch.library.opcheck(head_gradients, (*arguments, torch.tensor(0.5), (False, True, False)))

@@ -187,7 +187,8 @@ def csr(crow, col, shape):
         (dict(k=0), ValueError, "k must be at least 1, got 0"),
         (dict(k=2.0), TypeError, "k must be an int, got 2.0"),
         (dict(k=41), ValueError, r"number of labels: k=41, weight \[40, 4\]"),
-        (dict(k=2, exclude=torch.zeros(3, 40)), TypeError, "exclude must be a torch.sparse_csr tensor"),
+        (dict(k=2, exclude="all"), TypeError, "exclude must be a torch.sparse_csr or sparse_coo tensor.*, got str"),
+        (dict(k=2, exclude=[[1], [2]]), ValueError, "exclude must hold one list of labels for each of 3 rows, got 2"),
         (dict(k=2, exclude=csr([0, 0], [], (1, 40))), ValueError, r"exclude must be \[3, 40\], got \[1, 40\]"),
         (dict(k=2, exclude=csr([0, 0, 1, 1], [40], (3, 40))), ValueError, r"label 40, outside \[0, 40\)"),
         (

@@ -1,11 +1,13 @@
 """State of fused optimizers: copies, loading, skipped updates; and uses in which an update would be lost or wrong."""
 
 import copy
+import functools
 import pickle
 
 import pytest
 import torch
 
+from sparse_xmc import ops
 from sparse_xmc.models import FixedFanInLinear
 from sparse_xmc.optim.fused import FusedAdagrad, FusedAdam, FusedSGD
 from tests.optim.test_fused import D, batches, make_head
@@ -147,3 +149,75 @@ def test_the_input_gradient_has_the_dtype_of_the_input():
     with torch.autocast("cpu", torch.bfloat16):
         _, dx = head.step(x, targets)
     assert dx.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [FusedSGD, FusedAdam, FusedAdagrad])
+def test_state_follows_a_head_that_is_cast(kind, dtype):
+    """As if the state had been loaded into the head of the other dtype; kernels go by the weight's."""
+    make = functools.partial(kind, 0.1, 0.9)
+    (first, targets), (second, others) = batches(2)
+    head = fused(make())
+    head.step(first, targets)
+    fresh = fused(make())
+    fresh.load_state_dict(head.state_dict())
+    fresh.fuse_optimizer(None)
+    fresh.to(dtype)
+    optimizer = make()
+    fresh.fuse_optimizer(optimizer)
+    optimizer.load_state_dict(head._optimizer.state_dict())
+    head.to(dtype)
+    for layer in (head, fresh):
+        layer.step(second.to(dtype), others)
+    assert torch.equal(head.weight, fresh.weight) and torch.equal(head.bias, fresh.bias)
+    kinds = head._optimizer._state_kinds(head.weight)
+    assert all(held.dtype == kinds[name][1] for name, held in head._optimizer.state[head.weight].items())
+
+
+WRONG_STATE = {
+    "momentum_buffer": (torch.zeros(4, 3), ValueError, r"must be \[6, 3\] and contiguous, got \[4, 3\]"),
+    "second_moment": (torch.zeros(6, dtype=torch.float64), TypeError, "must be torch.float32, got torch.float64"),
+    "bias_momentum_buffer": (torch.zeros(12)[::2], ValueError, r"must be \[6\] and contiguous.*strides \(2,\)"),
+    "bias_second_moment": (torch.zeros(6, device="meta"), ValueError, "must be on the weight's device cpu, got meta"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STATE)
+def test_state_of_a_foreign_rule_is_checked_before_it_is_written_to(name):
+    """An ``UpdateRule`` may be anybody's: a kernel that trusts it writes to memory that is not there."""
+    state, error, message = WRONG_STATE[name]
+
+    class Rule:
+        def attach(self, weight, bias):
+            pass
+
+        def next_update(self, weight, bias):
+            return ops.Update(lr=0.1)._replace(**{name: state})
+
+        def loss_scale(self, device):
+            return None
+
+        def end_step(self):
+            pass
+
+    head = FixedFanInLinear(8, 6, 3, seed=0)
+    head.fuse_optimizer(Rule())
+    before = head.weight.detach().clone()
+    with pytest.raises(error, match=f"{name} of the update {message}"):
+        head.step(torch.ones(2, 8), [[1], [2]])
+    with pytest.raises(error, match=f"{name} of the update {message}"):
+        head.loss(torch.ones(2, 8), [[1], [2]]).backward()
+    assert torch.equal(head.weight, before)
+
+
+def test_sorted_targets_of_other_dtypes_are_refused():
+    head = fused(FusedSGD(0.1))
+    (x, targets), *_ = batches(1)
+    positives = ops.sort_targets(targets, head.out_features)
+    for wrong in (
+        positives._replace(labels=positives.labels.int()),
+        positives._replace(rows=positives.rows.long()),
+        positives._replace(rows=positives.rows[:-1]),
+    ):
+        with pytest.raises(TypeError, match="sorted targets hold int64 labels and as many int32 rows"):
+            head.step(x, wrong)

@@ -15,8 +15,11 @@ Memory of a sweep (``chunk`` = 64 rows of the batch, ``rows`` = labels of a tile
         group     [K, 64]           the rows of x that a group reads, one behind the other
         w, dw, old [rows, K]        a tile's weights, their gradient, their momenta
         b, db, old [rows]           the same of its biases
+        row_weight [c]              of the rows of x, zero beyond the batch; c = rows of the slab. Without any: ones, c = 64
         offsets   [rows, K] uint32  where a connection's row of the slab starts
-        products, linears [64] float64   loss of the tiles so far, [rows of the slab] if rows have weights
+        products, linears [c] float64    loss of the tiles so far
+
+    logits    [nnz]                 of the positives, where they have weights, with the sign that ``_flip`` gives them
 
 Slab and sums stand in one allocation: so they keep clear of each other in a physically indexed cache.
 """
@@ -68,7 +71,8 @@ class Fields(NamedTuple):
     bias_buffer_code: int
     bias_moment: int
     pos_weight: int
-    sample_weight: int  # as long as the slab has rows
+    logits: int
+    sample_weight: int
     collectors: int
     B: int
     D: int
@@ -113,7 +117,7 @@ class Head(NamedTuple):
     labels: Any
     rows: Any
     pos_weight: Any
-    sample_weight: Any
+    logits: Any  # of positives
     constants: Any  # of the exponential
     backward: Any
 
@@ -131,6 +135,7 @@ class Work(NamedTuple):
     b: Any
     db: Any
     old_b: Any
+    row_weight: Any
     offsets: Any
     products: Any
     linears: Any
@@ -149,10 +154,13 @@ class Tile(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Rows ``first`` to ``first + count - 1`` of the batch: ``[D, width]`` each of the slab and of its gradient."""
+    """Rows ``first`` to ``first + count - 1`` of the batch: ``[D, width]`` each of the slab and of its gradient, and
+    ``row_weight [width]``. place: of its rows among the collectors."""
 
     table: Any
     sums: Any
+    row_weight: Any
+    place: Any
     first: Any
     count: Any
     width: Any
@@ -171,16 +179,16 @@ def chunk_width(rows):
 
 
 @register_jitable
-def _counts(K):
+def _counts(K, collectors):
     """Numbers and offsets in the scratch memory of a part."""
     rows = tile_labels(K) + ROWS
-    floats = (GROUP_LABELS + ROWS + 2 + K) * CHUNK + 3 * rows * K + 3 * rows
+    floats = (GROUP_LABELS + ROWS + 2 + K) * CHUNK + 3 * rows * K + 3 * rows + collectors
     return (floats + 15) // 16 * 16, (rows * K + 15) // 16 * 16
 
 
 def scratch_size(K: int, itemsize: int, collectors: int) -> int:
     """Bytes of scratch memory of a part."""
-    floats, offsets = _counts(K)
+    floats, offsets = _counts(K, collectors)
     return floats * itemsize + offsets * 4 + 2 * collectors * 8
 
 
@@ -199,7 +207,7 @@ def open_head(fields, numbers, constants, part):
         at_address(np.uint64(f.labels), np.int64),
         at_address(np.uint64(f.rows), np.int32),
         same_kind(np.uint64(f.pos_weight), like),
-        same_kind(np.uint64(f.sample_weight), like),
+        same_kind(np.uint64(f.logits), like),
         like,
         f.mode != FORWARD,
     )
@@ -207,10 +215,10 @@ def open_head(fields, numbers, constants, part):
 
 @register_jitable
 def open_work(head, part, itemsize):
-    """A part's scratch memory, all numbers zero."""
-    K = head.f.K
+    """A part's scratch memory; numbers are zero, but for the rows' weights."""
+    K, collectors = head.f.K, head.f.collectors
     room = tile_labels(K) + ROWS
-    floats, offsets = _counts(K)
+    floats, offsets = _counts(K, collectors)
     start = np.uint64(head.f.scratch + part * head.f.scratch_size)
     z = same_kind(start, head.slab)
     for i in range(floats):
@@ -223,14 +231,22 @@ def open_work(head, part, itemsize):
     old = advance(dw, room * K)
     b = advance(old, room * K)
     db = advance(b, room)
+    old_b = advance(db, room)
+    row_weight = advance(old_b, room)
+    if head.f.sample_weight != 0:
+        given = same_kind(np.uint64(head.f.sample_weight), z)
+        for i in range(head.f.B):
+            row_weight[i] = given[i]
+    else:
+        for i in range(collectors):
+            row_weight[i] = 1
     behind = start + np.uint64(floats * itemsize)
     products = at_address(behind + np.uint64(offsets * 4), np.float64)
-    for i in range(2 * head.f.collectors):
+    for i in range(2 * collectors):
         products[i] = 0
     places = at_address(behind, np.uint32)
     return Work(
-        z, product, linear, group, w, dw, old, b, db, advance(db, room), places, products,
-        advance(products, head.f.collectors),
+        z, product, linear, group, w, dw, old, b, db, old_b, row_weight, places, products, advance(products, collectors)
     )  # fmt: skip
 
 

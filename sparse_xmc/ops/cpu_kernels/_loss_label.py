@@ -8,8 +8,9 @@ from sparse_xmc.ops.cpu_kernels._simd import exp_minus_abs, fma, load, splat, st
 from sparse_xmc.ops.cpu_kernels._simd_blocks import add_scaled, dot_row, totals
 
 
-def derivative(z, product, linear, constants, b, hinge, backward):
-    """Adds up the loss of logits ``z[b : b + 8]`` against "no positives", and if ``backward`` replaces them by its derivative.
+def derivative(z, product, linear, row_weight, constants, b, hinge, backward):
+    """Adds up the loss of logits ``z[b : b + 8]`` against "no positives", and if ``backward`` replaces them by its derivative
+    times the rows' weights.
 
     BCE: softplus(z) = max(z, 0) + log(1 + e), e = exp(-|z|). ``linear`` collects the first part; ``product`` collects
     P = prod(1 + e) - 1 over labels by P + e + P e, exact for tiny e, so one log1p serves a whole tile of labels.
@@ -18,21 +19,21 @@ def derivative(z, product, linear, constants, b, hinge, backward):
 
 
 @overload(derivative)
-def _(z, product, linear, constants, b, hinge, backward):
+def _(z, product, linear, row_weight, constants, b, hinge, backward):
     number = z.dtype
 
-    def impl(z, product, linear, constants, b, hinge, backward):
+    def impl(z, product, linear, row_weight, constants, b, hinge, backward):
         zero, one = splat(number(0), 8), splat(number(1), 8)
-        a = load(z, b, 8)  # z, product, linear [width]: eight rows of the batch
+        a = load(z, b, 8)  # z, product, linear, row_weight [width]: eight rows of the batch
         if hinge:
             margin = a + one
             margin = where_positive(margin, margin, zero)
-            store(z, b, margin + margin)
+            store(z, b, (margin + margin) * load(row_weight, b, 8))
             store(linear, b, fma(margin, margin, load(linear, b, 8)))
             return margin
         e = exp_minus_abs(a, constants)
         if backward:
-            part = one / (one + e)
+            part = load(row_weight, b, 8) / (one + e)
             store(z, b, where_positive(a, part, e * part))
         p = load(product, b, 8)
         store(product, b, fma(p, e, p + e))
@@ -42,22 +43,52 @@ def _(z, product, linear, constants, b, hinge, backward):
     return impl
 
 
-def derivatives(z, labels, width, product, linear, constants, hinge, backward):
+def derivatives(z, labels, width, product, linear, row_weight, constants, hinge, backward):
     """``derivative`` of ``z [labels, width]``. Returns whether one of them is not zero, always for BCE."""
 
 
 @overload(derivatives, inline="always")
-def _(z, labels, width, product, linear, constants, hinge, backward):
+def _(z, labels, width, product, linear, row_weight, constants, hinge, backward):
     number = z.dtype
 
-    def impl(z, labels, width, product, linear, constants, hinge, backward):
+    def impl(z, labels, width, product, linear, row_weight, constants, hinge, backward):
         active = splat(number(0), 8)
         for i in range(labels):
             row = advance(z, i * width)
             for b in range(0, width, 16):  # two at a time: the exponential is a long chain
-                active = active + derivative(row, product, linear, constants, b, hinge, backward)
-                active = active + derivative(row, product, linear, constants, b + 8, hinge, backward)
+                active = active + derivative(row, product, linear, row_weight, constants, b, hinge, backward)
+                active = active + derivative(row, product, linear, row_weight, constants, b + 8, hinge, backward)
         return not hinge or total(active) != number(0)
+
+    return impl
+
+
+def losses(z, out, constants, b, hinge):
+    """``out[:8]`` = the loss of each of the logits ``z[b : b + 8]`` against "no positives".
+
+    With ``s = e / (2 + e)`` is ``log(1 + e) = 2 artanh(s)``, a series in ``s^2 <= 1/9``.
+    """
+
+
+@overload(losses)
+def _(z, out, constants, b, hinge):
+    number = z.dtype
+    terms = 8 if number.bitwidth == 32 else 17
+
+    def impl(z, out, constants, b, hinge):
+        zero, one = splat(number(0), 8), splat(number(1), 8)
+        a = load(z, b, 8)
+        if hinge:
+            margin = where_positive(a + one, a + one, zero)
+            store(out, 0, margin * margin)
+        else:
+            e = exp_minus_abs(a, constants)
+            s = e / (one + one + e)
+            square = s * s
+            series = zero
+            for i in range(terms, 0, -1):
+                series = fma(series, square, splat(number(1) / number(2 * i - 1), 8))
+            store(out, 0, where_positive(a, a, zero) + (s + s) * series)
 
     return impl
 

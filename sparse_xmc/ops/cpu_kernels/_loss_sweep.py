@@ -30,8 +30,8 @@ from sparse_xmc.ops.cpu_kernels._loss_group import (
     group_weight_gradient,
     row_total,
 )
-from sparse_xmc.ops.cpu_kernels._loss_label import derivatives, gradients, logits
-from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive, term
+from sparse_xmc.ops.cpu_kernels._loss_label import derivatives, gradients, logits, losses
+from sparse_xmc.ops.cpu_kernels._loss_terms import asymmetric_negative, asymmetric_positive
 from sparse_xmc.ops.cpu_kernels._loss_update import update_biases, update_weights
 from sparse_xmc.ops.cpu_kernels._pointers import advance, at_address, pointer, same_kind
 from sparse_xmc.ops.cpu_kernels._simd import load, store
@@ -86,22 +86,30 @@ def _flip(rows, values, begin, end, first, count):
 
 
 @register_jitable
-def _weight_rows(values, weights, width):
-    """Multiplies the derivatives of a label by the rows' weights."""
-    # values, weights [width]
-    for b in range(0, width, 16):
-        store(values, b, load(values, b, 16) * load(weights, b, 16))
-
-
-@register_jitable
-def _flip_logits(rows, values, linear, begin, end, first, count, more, loss):
-    """As ``_flip`` for logits; ``linear`` gets ``more`` times the loss of the positives."""
-    # rows [nnz], values, linear [width]
+def _flip_logits(rows, values, kept, begin, end, first, count):
+    """As ``_flip``; what becomes of the positives is kept too."""
+    # rows, kept [nnz], values [width]
     for p in range(begin, end):
         b = rows[p] - first
         if b >= 0 and b < count:
-            values[b] = -values[b]
-            linear[b] += more * term(values[b], loss)
+            values[b] = kept[p] = -values[b]
+
+
+@register_jitable
+def _weight_positives(head, work, start, stop):
+    """What the weights of the labels ``start .. stop`` add to the loss of their positives, whose logits were kept."""
+    # eight at a time: losses [8] of logits [nnz], which has room for 8 more
+    f, losses_of = head.f, work.product
+    begin, end = _first(head.labels, f.nnz, start), _first(head.labels, f.nnz, stop)
+    more = 0.0
+    for at in range(begin, end, 8):
+        losses(head.logits, losses_of, head.constants, at, f.loss == HINGE)
+        for p in range(at, min(at + 8, end)):
+            row = head.rows[p]
+            if row < f.B:
+                gained = (np.float64(head.pos_weight[head.labels[p]]) - 1.0) * np.float64(losses_of[p - at])
+                more += gained * np.float64(work.row_weight[row]) if f.sample_weight != 0 else gained
+    return more
 
 
 @register_jitable
@@ -116,8 +124,8 @@ def _flip_slopes(rows, values, begin, end, first, count, weight):
 
 @register_jitable
 def _asymmetric(head, work, values, label, begin, end, chunk):
-    """Derivatives [width] of the asymmetric loss of a label, its weight included, in the place of its logits; the loss goes
-    to ``linear``."""
+    """Derivatives [width] of the asymmetric loss of a label, weights included, in the place of its logits; the loss goes to
+    ``linear``, without the rows' weights."""
     # values [width]; product [width] is free under this loss: the logits of positives are put aside there
     for p in range(begin, end):
         b = head.rows[p] - chunk.first
@@ -134,34 +142,30 @@ def _asymmetric(head, work, values, label, begin, end, chunk):
             value, slope = asymmetric_positive(np.float64(work.product[b]), head.n.gamma_pos)
             work.linear[b] += weight * value
             values[b], work.product[b] = weight * slope, 0
+    if head.f.sample_weight != 0:
+        for b in range(chunk.count):
+            values[b] *= chunk.row_weight[b]
 
 
 @register_jitable
-def _collect(head, work, chunk):
+def _collect(work, chunk):
     """Moves a tile's loss over a chunk to the float64 collectors, and clears it. Weighted rows have collectors of their own,
     others share those of the first chunk."""
-    first = chunk.first if head.f.sample_weight != 0 else 0
     for i in range(chunk.count):
         p = np.float64(work.product[i])
-        work.products[first + i] += p + work.products[first + i] * p
-        work.linears[first + i] += np.float64(work.linear[i])
+        work.products[chunk.place + i] += p + work.products[chunk.place + i] * p
+        work.linears[chunk.place + i] += np.float64(work.linear[i])
     fill(work.product, CHUNK, 0)
     fill(work.linear, CHUNK, 0)
 
 
 @register_jitable
-def _row_weight(head, row):
-    return np.float64(head.sample_weight[row]) if head.f.sample_weight != 0 else 1.0
-
-
-@register_jitable
-def _logarithms(head, products):
-    """Sum of log1p of the collected ``products``, as their rows are weighted; they are cleared."""
-    # products [collectors]
+def _logarithms(work, collectors):
+    """Sum of log1p of the collected products, as their rows are weighted; they are cleared."""
     result = 0.0
-    for i in range(head.f.collectors):
-        result += _row_weight(head, i) * math.log1p(products[i])
-    fill(products, head.f.collectors, 0)
+    for i in range(collectors):
+        result += np.float64(work.row_weight[i]) * math.log1p(work.products[i])
+    fill(work.products, collectors, 0)
     return result
 
 
@@ -198,7 +202,7 @@ def _(head, work, tile, chunk, positive, lanes):
         # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; z [width]
         f, n, K, z = head.f, head.n, head.f.K, work.z
         hinge, need_x, need_weight = f.loss == HINGE, f.need_x != 0, f.need_weight != 0
-        asymmetric, weighted, by_row = f.loss == ASYMMETRIC, f.pos_weight != 0, f.sample_weight != 0
+        asymmetric, weighted = f.loss == ASYMMETRIC, f.pos_weight != 0
         first_row = _row(tile.first, f.group_size)
         num_rows = _row(tile.first + tile.n - 1, f.group_size) - first_row + 1
         # indices [num_rows, K] -> where their rows of the slab start
@@ -212,12 +216,11 @@ def _(head, work, tile, chunk, positive, lanes):
             if asymmetric:
                 _asymmetric(head, work, z, label, begin, positive, chunk)
             elif begin < positive and weighted:
-                more = head.pos_weight[label] - 1
-                _flip_logits(head.rows, z, work.linear, begin, positive, chunk.first, chunk.count, more, f.loss)
+                _flip_logits(head.rows, z, head.logits, begin, positive, chunk.first, chunk.count)
             elif begin < positive:
                 _flip(head.rows, z, begin, positive, chunk.first, chunk.count)
             active = asymmetric or derivatives(
-                z, 1, width, work.product, work.linear, head.constants, hinge, head.backward
+                z, 1, width, work.product, work.linear, chunk.row_weight, head.constants, hinge, head.backward
             )  # fmt: skip
             used = head.backward and (active or n.keep != 1)
             if used and begin < positive and not asymmetric:
@@ -229,8 +232,6 @@ def _(head, work, tile, chunk, positive, lanes):
                 if chunk.count < width:
                     fill(advance(z, chunk.count), width - chunk.count, 0)
                 d = load(z, 0, width)
-                if by_row:
-                    d = d * load(head.sample_weight, chunk.first, width)
                 tile.db[i] += gradients(
                     chunk.table, chunk.sums, at, wi, advance(tile.dw, i * K), n.keep, n.rate, K, d, need_x, need_weight
                 )  # fmt: skip
@@ -243,7 +244,7 @@ def _groups_chunk(head, work, tile, chunk, positive):
     """A tile of labels against a chunk of the batch, group by group, or part of one by part."""
     # tile.w, tile.dw [n, K], tile.b, tile.db [n]; chunk.table, chunk.sums [D, width]; work.group [K, width]; z [m, width]
     f, K, width, z = head.f, head.f.K, chunk.width, work.z
-    asymmetric, weighted, by_row = f.loss == ASYMMETRIC, f.pos_weight != 0, f.sample_weight != 0
+    asymmetric, weighted = f.loss == ASYMMETRIC, f.pos_weight != 0
     i = 0
     while i < tile.n:
         r = (tile.first + i) // f.group_size
@@ -260,12 +261,11 @@ def _groups_chunk(head, work, tile, chunk, positive):
             if asymmetric:
                 _asymmetric(head, work, zj, label, begin, end, chunk)
             elif begin < end and weighted:
-                more = head.pos_weight[label] - 1
-                _flip_logits(head.rows, zj, work.linear, begin, end, chunk.first, chunk.count, more, f.loss)
+                _flip_logits(head.rows, zj, head.logits, begin, end, chunk.first, chunk.count)
             else:
                 _flip(head.rows, zj, begin, end, chunk.first, chunk.count)
         active = asymmetric or derivatives(
-            z, m, width, work.product, work.linear, head.constants, f.loss == HINGE, head.backward
+            z, m, width, work.product, work.linear, chunk.row_weight, head.constants, f.loss == HINGE, head.backward
         )  # fmt: skip
         if head.backward and active:
             end = positive
@@ -276,8 +276,6 @@ def _groups_chunk(head, work, tile, chunk, positive):
                     _flip_slopes(head.rows, dz, begin, end, chunk.first, chunk.count, head.pos_weight[label])
                 elif not asymmetric:
                     _flip(head.rows, dz, begin, end, chunk.first, chunk.count)
-                if by_row:
-                    _weight_rows(dz, advance(head.sample_weight, chunk.first), width)
                 fill(advance(dz, chunk.count), width - chunk.count, 0)
                 tile.db[i + j] += row_total(dz, width)
             if f.need_weight:
@@ -348,7 +346,11 @@ def sweep(fields, numbers, constants, part, start, stop):
         for c0 in range(0, f.B, CHUNK):
             count = min(CHUNK, f.B - c0)
             width = chunk_width(count)
-            chunk = Chunk(advance(head.slab, c0 * f.D), advance(head.sums, c0 * f.D), c0, count, width)
+            place = c0 if f.sample_weight != 0 else 0
+            row_weight = advance(work.row_weight, place)
+            chunk = Chunk(
+                advance(head.slab, c0 * f.D), advance(head.sums, c0 * f.D), row_weight, place, c0, count, width
+            )  # fmt: skip
             if grouped:
                 _groups_chunk(head, work, tile, chunk, positive)
             elif width == 16:  # the width of a vector is part of the machine code
@@ -359,15 +361,17 @@ def sweep(fields, numbers, constants, part, start, stop):
                 _labels_chunk(head, work, tile, chunk, positive, 64)
             if c0 == 0 or f.sample_weight == 0:  # else a row's collectors are its own
                 if doublings + tile.n > MAX_DOUBLINGS:
-                    loss += _logarithms(head, work.products)
+                    loss += _logarithms(work, f.collectors)
                     doublings = 0
                 doublings += tile.n
-            _collect(head, work, chunk)
+            _collect(work, chunk)
         if head.backward:
             _close_tile(head, work, tile)
-    loss += _logarithms(head, work.products)
+    loss += _logarithms(work, f.collectors)
     for i in range(f.collectors):
-        loss += _row_weight(head, i) * work.linears[i]
+        loss += np.float64(work.row_weight[i]) * work.linears[i]
+    if f.pos_weight != 0 and f.loss != ASYMMETRIC:
+        loss += _weight_positives(head, work, start, stop)
     at_address(np.uint64(f.losses), np.float64)[part] = loss
 
 

@@ -1,10 +1,8 @@
-"""Loss terms of single logits, for what is rare (positives with a weight) or has no vector form (the asymmetric loss)."""
+"""Loss terms of single logits, for what is rare or has no vector form (the asymmetric loss)."""
 
 import math
 
 from numba.extending import register_jitable
-
-from sparse_xmc.ops.cpu_kernels._head_structs import HINGE
 
 
 @register_jitable
@@ -17,15 +15,6 @@ def softplus(y):
 def sigmoid(y):
     e = math.exp(-abs(y))
     return (1.0 if y >= 0 else e) / (1.0 + e)
-
-
-@register_jitable
-def term(y, loss):
-    """Loss of a negative with logit ``y``, or of a positive with ``-y``, of the two losses that are alike in this."""
-    if loss == HINGE:
-        margin = 0.0 if y < -1 else 1.0 + y
-        return margin * margin
-    return softplus(y)
 
 
 @register_jitable

@@ -142,6 +142,9 @@ def _label_ranges(L: int, work_per_label: int) -> list[tuple[int, int]]:
     return threads.split(L, pieces, _TILE)
 
 
+lay_out = make_slab
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -149,13 +152,14 @@ def forward(
     bias: Tensor | None,
     group_size: int,
     weight_scale: Tensor | None = None,
+    laid_out: Tensor | None = None,
 ) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     B, (L, K) = x.shape[0], weight.shape
     y = empty(B, L, dtype=x.dtype)
     if B == 0:
         return y
-    slab = make_slab(x)
+    slab = make_slab(x) if laid_out is None else laid_out
     blocks, _, W = slab.shape
     bias = torch.empty(0, dtype=slab.dtype, device="cpu") if bias is None else bias.contiguous()
     weights = weight_argument(weight.contiguous(), weight_scale)
@@ -191,13 +195,15 @@ def backward_input(
     return dx
 
 
-def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+def backward_weight(
+    dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype, laid_out: Tensor | None = None
+) -> Tensor:
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
     (B, L), K = dy.shape, indices.shape[1]
     if B == 0:
         return torch.zeros(L, K, dtype=dtype, device="cpu")
     dw = empty(L, K, dtype=dtype)
-    slab = make_slab(x)
+    slab = make_slab(x) if laid_out is None else laid_out
     arrays = (dy.contiguous(), slab, indices.contiguous(), dw)
     threads.run(_kernels(slab.shape[2]).backward_weight, _label_ranges(L, B * K), *map(as_numpy, arrays), group_size)
     return dw

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sparse_xmc.kernels import threads
 from sparse_xmc.ops._arguments import compute_dtype
@@ -76,10 +75,8 @@ class _Sweep:
         last = chunk_width((self.B - 1) % CHUNK + 1) if self.B else 0
         padded = (self.B - 1) // CHUNK * CHUNK + last if self.B else 0
         self.ranges = _label_ranges(L, L * self.K * padded // _PART_WORK, layer.group_size)
-        self.objective, self.collectors = objective, CHUNK
-        if objective.sample_weight is not None:
-            weights = functional.pad(objective.sample_weight, (0, padded - self.B))
-            self.objective, self.collectors = objective._replace(sample_weight=weights), padded
+        self.objective = objective
+        self.collectors = CHUNK if objective.sample_weight is None else padded
         self.size = self.D * padded
         self.memory = x.new_empty((1 + len(self.ranges)) * self.size if need_x else self.size, dtype=self.dtype)
         self.finite = fill_slab(x, self.memory.numpy(), CHUNK, last)
@@ -111,7 +108,9 @@ class _Sweep:
         goal, start, itemsize = self.objective, self.memory.data_ptr(), self.memory.itemsize
         parts, scratch_bytes = len(self.ranges), scratch_size(self.K, itemsize, self.collectors)
         losses = torch.empty(parts, dtype=torch.float64, device="cpu")
-        scratch = torch.empty(parts * scratch_bytes, dtype=torch.uint8, device="cpu")
+        nnz = self.labels.shape[0]
+        logits_bytes = 0 if goal.pos_weight is None else (nnz + 8) * itemsize
+        scratch = torch.empty(parts * scratch_bytes + logits_bytes, dtype=torch.uint8, device="cpu")
         weight, indices, bias = (location(tensor) for tensor in self.layer[:3])
         stored, stored_bias = location(dw), location(db)
         buffer, bias_buffer = location(rule.momentum_buffer), location(rule.bias_momentum_buffer)
@@ -124,7 +123,7 @@ class _Sweep:
             losses=losses.data_ptr(),
             labels=self.labels.data_ptr(),
             rows=self.rows.data_ptr(),
-            nnz=self.labels.shape[0],
+            nnz=nnz,
             weight=weight[0],
             weight_code=weight[1],
             indices=indices[0],
@@ -142,6 +141,7 @@ class _Sweep:
             bias_buffer_code=bias_buffer[1],
             bias_moment=_address(rule.bias_second_moment),
             pos_weight=_address(goal.pos_weight),
+            logits=scratch.data_ptr() + parts * scratch_bytes,
             sample_weight=_address(goal.sample_weight),
             collectors=self.collectors,
             B=self.B,

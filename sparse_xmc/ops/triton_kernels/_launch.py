@@ -34,6 +34,11 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device)
 
 
+def stream_of(tensor: Tensor) -> int:
+    """The current stream of the tensor's device, as a number."""
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
+
+
 def ready(x: Tensor, *others: Tensor | None) -> int | None:
     """The current stream of x's device, if launches on these tensors may be repeated as they were compiled.
 
@@ -69,25 +74,21 @@ class Launch:
         constants: of all parameters behind those that are passed in a call, and options like ``num_warps``.
     """
 
-    __slots__ = ("_compiled", "constants", "grid", "kernel")
+    __slots__ = ("compiled", "constants", "grid", "kernel")
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], **constants: Any) -> None:
         self.kernel, self.grid, self.constants = kernel, grid, constants
-        self._compiled: tuple[Any, ...] | None = None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether a call with a stream skips Triton's binding; then pointers may be given as integers too."""
-        return self._compiled is not None
+        # once it is there a call with a stream skips Triton's binding; then pointers may be given as integers too
+        self.compiled: tuple[Any, ...] | None = None
 
     def __call__(self, stream: int | None, *arguments: Any) -> None:
-        if stream is None or self._compiled is None:
+        if stream is None or self.compiled is None:
             compiled = self.kernel[self.grid](*arguments, **self.constants)
             if stream is not None and compiled is not None and not self.kernel.pre_run_hooks:
                 rest = tuple(self.constants[p.name] for p in self.kernel.params[len(arguments) :])
-                self._compiled = compiled.run, (*self.grid, 1, 1)[:3], compiled.function, compiled.packed_metadata, rest
+                self.compiled = compiled.run, (*self.grid, 1, 1)[:3], compiled.function, compiled.packed_metadata, rest
             return
-        run, grid, function, metadata, rest = self._compiled
+        run, grid, function, metadata, rest = self.compiled
         run(*grid, stream, function, metadata, None, None, None, *arguments, *rest)
 
 

@@ -22,6 +22,7 @@ from sparse_xmc.ops.update import Update
 PRIVATE_BYTES = 1 << 28  # private buffers of the input gradient, all together
 MAX_PRIVATE = 512
 MAX_PROGRAMS = 1 << 16  # so many partial sums of the loss, which one program adds up
+SHARED = ("xt", "starts", "dxt", "dz", "old_weight", "sums", "scale", "correction")
 _BLOCK = 64  # rows and features of a tile that is transposed
 _BUCKETS = 1024  # of positives that one program finds
 
@@ -91,6 +92,10 @@ class Shared(NamedTuple):
         """Its size in a block of memory, aligned."""
         return -(-math.prod(self.shape) * self.dtype.itemsize // 256) * 256
 
+    def allocate(self, device: torch.device) -> Tensor:
+        """The tensor, zero where it has to be."""
+        return (torch.zeros if self.zeros else torch.empty)(self.shape, dtype=self.dtype, device=device)
+
 
 class Part(NamedTuple):
     """A launch of the head: labels ``first`` to ``last - 1``, which are ``tiles``."""
@@ -102,9 +107,12 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a kind of call is carried out. way: of the input gradient. programs: of a part; the last one may have fewer.
-    buckets: of positives. transposing: programs of ``prepare`` that transpose x. memory: what the launches share;
-    offsets, block: the same in one block of so many bytes."""
+    """How a kind of call is carried out.
+
+    way: of the input gradient. programs: of a part; the last one may have fewer. buckets: of positives. transposing: programs
+    of ``prepare`` that transpose x. stride: of x feature-major. memory: what the launches share, by the names of ``SHARED``;
+    places, block: the same in one block of so many bytes. scalar: of the loss's dtype and device.
+    """
 
     way: str
     tiling: Tiling
@@ -112,17 +120,21 @@ class Plan(NamedTuple):
     programs: int
     buckets: int
     transposing: int
+    stride: int
     prepare: Launch
     finish: Launch | None
     memory: dict[str, Shared]
-    offsets: list[tuple[str, int]]
+    places: tuple[int | None, ...]
     block: int
+    scalar: Tensor
 
     @property
     def compiled(self) -> bool:
         """Whether all launches skip Triton's binding."""
-        last = self.finish is None or self.finish.compiled
-        return last and self.prepare.compiled and self.parts[-1].launch.compiled and self.parts[0].launch.compiled
+        first, last = self.parts[0].launch, self.parts[-1].launch
+        if self.prepare.compiled is None or first.compiled is None or last.compiled is None:
+            return False
+        return self.finish is None or self.finish.compiled is not None
 
 
 def first_tiling(call: Call, way: str) -> Tiling:
@@ -164,9 +176,11 @@ def make(call: Call, way: str, tiles: Tiling) -> Plan:
         finish = Launch(finish_kernel, (1 if way == "none" else max(1, transposing),), BLOCK_S=2048, **blocks)
     memory = _memory(call, way, parts, programs, buckets)
     ends = list(itertools.accumulate(part.nbytes for part in memory.values()))
-    offsets = list(zip(memory, [0, *ends], strict=False))
+    starts = dict(zip(memory, [0, *ends], strict=False))
+    shared = tuple(starts.get(name) for name in SHARED)
+    scalar = torch.empty((), dtype=compute_dtype(call.x.dtype), device=call.x.device)
     return Plan(
-        way, tiles, tuple(parts), programs, buckets, transposing, prepare, finish, memory, offsets, ends[-1]
+        way, tiles, tuple(parts), programs, buckets, transposing, stride, prepare, finish, memory, shared, ends[-1], scalar
     )  # fmt: skip
 
 

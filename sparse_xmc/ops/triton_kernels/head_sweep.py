@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._backend import capturing
 from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import head_search, linear_dense, linear_inverted
-from sparse_xmc.ops.triton_kernels._launch import Plans, on_device, padded, ready
-from sparse_xmc.ops.triton_kernels.head_plan import Call, Part, Plan, Wanted
+from sparse_xmc.ops.triton_kernels._launch import Plans, on_device, ready, stream_of
+from sparse_xmc.ops.triton_kernels.head_plan import SHARED, Call, Part, Plan, Wanted
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 from sparse_xmc.ops.update import Update
 
@@ -23,19 +22,19 @@ _NO_UPDATE = Update()
 
 
 class _Memory(NamedTuple):
-    """What the launches of a sweep share (``Plan.memory``): tensors, or addresses in the block that is one allocation for
-    all of it. ``bad``: whether x holds inf or nan."""
+    """What the launches of a sweep share (``head_plan.SHARED``): tensors, or addresses in the block that is one allocation
+    for all of it. ``bad``: whether x holds inf or nan."""
 
     xt: Any
     starts: Any
-    dxt: Any = None
-    dz: Any = None
-    old_weight: Any = None
-    sums: Any = None
-    scale: Any = None
-    correction: Any = None
-    bad: Tensor | None = None
-    block: Tensor | None = None
+    dxt: Any
+    dz: Any
+    old_weight: Any
+    sums: Any
+    scale: Any
+    correction: Any
+    bad: Tensor | None
+    block: Tensor | None
 
 
 def sweep(
@@ -89,7 +88,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
 
 def _flag(x: Tensor) -> Tensor:
     """Whether x holds inf or nan: 0-dim int32 that is 0 between sweeps of a stream."""
-    return _flag_of(x.device, torch._C._cuda_getCurrentRawStream(x.get_device()) if x.is_cuda else 0)
+    return _flag_of(x.device, stream_of(x))
 
 
 @functools.cache
@@ -100,7 +99,7 @@ def _flag_of(device: torch.device, stream: int) -> Tensor:
 def _allocate(call: Call, plan: Plan, stream: int | None) -> _Memory:
     device, update = call.x.device, call.update
     bad = block = None
-    found: dict[str, Any]
+    found: list[Any]
     if update is not None:
         # the stream's own flag is 0 now, a graph's has to become so in every replay
         own = not capturing(call.x)
@@ -108,15 +107,12 @@ def _allocate(call: Call, plan: Plan, stream: int | None) -> _Memory:
     if stream is not None and plan.way in ("atomic", "none") and plan.compiled:
         block = torch.empty(plan.block, dtype=torch.uint8, device=device)
         start = block.data_ptr()
-        found = {name: start + offset for name, offset in plan.offsets}
+        found = [None if place is None else start + place for place in plan.places]
     else:
-        found = {
-            name: (torch.zeros if part.zeros else torch.empty)(part.shape, dtype=part.dtype, device=device)
-            for name, part in plan.memory.items()
-        }
+        found = [None if name not in plan.memory else plan.memory[name].allocate(device) for name in SHARED]
     if update is not None and update.applied is None:
-        found["correction"] = update.correction
-    return _Memory(**found, bad=bad, block=block)
+        found[-1] = update.correction
+    return _Memory._make((*found, bad, block))
 
 
 def _prepare(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> None:
@@ -125,7 +121,7 @@ def _prepare(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> Non
         stream, x, *x.stride(), memory.xt, memory.dxt if plan.way in ("atomic", "rows") else None, labels,
         memory.starts, memory.bad, scaling.upstream, None if update is None else scaling.loss_scale, memory.scale,
         *((None, None) if update is None else (update.applied, memory.correction)),
-        *x.shape, padded(x.shape[0]), labels.shape[0], plan.buckets, plan.transposing, scaling.divisor,
+        *x.shape, plan.stride, labels.shape[0], plan.buckets, plan.transposing, scaling.divisor,
         0.0 if update is None else update.decay,
     )  # fmt: skip
 
@@ -133,7 +129,7 @@ def _prepare(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> Non
 def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Part, stream: int | None) -> None:
     """Launches the head over a part of the labels and, in the ways "rows" and "dense", sums their input gradient."""
     layer, goal, wanted, update = call.layer, call.objective, call.wanted, call.update or _NO_UPDATE
-    (B, D), (L, K), stride = call.x.shape, layer.weight.shape, padded(call.x.shape[0])
+    (B, D), (L, K), stride = call.x.shape, layer.weight.shape, plan.stride
     if plan.way == "dense":
         memory.old_weight.zero_()
     lr, lr_ptr = _number_or_pointer(update.lr)
@@ -171,13 +167,13 @@ def _finish(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> tupl
     x, scaling, update = call.x, call.scaling, call.update
     dx = loss = None
     if memory.dxt is not None:
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if memory.sums is not None:
-        loss = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
+        loss = torch.empty_like(plan.scalar)
     if plan.finish is not None:
         plan.finish(
             stream, memory.dxt, dx, memory.sums, loss, scaling.upstream, memory.scale, memory.bad,
-            None if update is None else update.applied, *x.shape, padded(x.shape[0]),
+            None if update is None else update.applied, *x.shape, plan.stride,
             0 if loss is None else len(plan.parts) * plan.programs, scaling.divisor,
         )  # fmt: skip
     return loss, dx

@@ -21,9 +21,13 @@ from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import input_gradient, linear_dense, linear_gather, linear_group, linear_inverted
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._launch import Plans, padded
+from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 
 _WAYS = Plans()
+
+
+lay_out = feature_major
 
 
 def forward(
@@ -33,13 +37,15 @@ def forward(
     bias: Tensor | None,
     group_size: int,
     weight_scale: Tensor | None = None,
+    laid_out: Tensor | None = None,
 ) -> Tensor:
     """x [B, D] -> y [B, L] in x's dtype."""
     weight, indices = weight.contiguous(), indices.contiguous()
-    bias, weight_scale = (None if t is None else t.contiguous() for t in (bias, weight_scale))
+    bias = None if bias is None else bias.contiguous()
+    weight_scale = None if weight_scale is None else weight_scale.contiguous()
     if group_size == 1:
-        return linear_gather.forward(x, weight, indices, bias, weight_scale)
-    return linear_group.forward(x, weight, indices, bias, group_size, weight_scale)
+        return linear_gather.forward(x, weight, indices, bias, weight_scale, laid_out)
+    return linear_group.forward(x, weight, indices, bias, group_size, weight_scale, laid_out)
 
 
 def backward_input(
@@ -67,12 +73,14 @@ def _way(dy: Tensor, weight: Tensor, in_features: int) -> str:
     return found
 
 
-def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+def backward_weight(
+    dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype, laid_out: Tensor | None = None
+) -> Tensor:
     """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
     indices = indices.contiguous()
     if group_size == 1:
-        return linear_gather.backward_weight(dy, x, indices, dtype)
-    return linear_group.backward_weight(dy, x, indices, group_size, dtype)
+        return linear_gather.backward_weight(dy, x, indices, dtype, laid_out)
+    return linear_group.backward_weight(dy, x, indices, group_size, dtype, laid_out)
 
 
 def compile_cases() -> Iterator[CompileCase]:

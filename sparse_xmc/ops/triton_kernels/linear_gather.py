@@ -217,14 +217,19 @@ def _tiles(L: int, B: int) -> Callable[[tuning.Config], tuple[int, ...]]:
 
 
 def forward(
-    x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, weight_scale: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    weight_scale: Tensor | None = None,
+    xt: Tensor | None = None,
 ) -> Tensor:
-    """x [B, D] -> y [B, L] in x's dtype."""
+    """x [B, D] -> y [B, L] in x's dtype. xt: x feature-major, where it is there already."""
     (B, D), (L, K) = x.shape, weight.shape
     y = empty_logits(x, L)
     if B == 0:
         return y
-    xt, weight = feature_major(x), as_stored(weight)
+    xt, weight = feature_major(x) if xt is None else xt, as_stored(weight)
     arguments = (xt, xt.stride(0), weight, indices, bias, weight_scale, y, y.stride(0), B, L)
     dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
     key = (B, D, L, K, dtypes, x.device)
@@ -256,11 +261,11 @@ def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int
     return batch_major(dxt, B, dy.dtype)
 
 
-def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
+def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, dtype: torch.dtype, xt: Tensor | None = None) -> Tensor:
+    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``. xt: as in ``forward``."""
     (B, L), D, K = dy.shape, x.shape[1], indices.shape[1]
     dw = torch.empty(L, K, dtype=dtype, device=dy.device)
-    xt, strides = feature_major(x), dy.stride()
+    xt, strides = feature_major(x) if xt is None else xt, dy.stride()
     arguments = (dy, *strides, xt, xt.stride(0), indices, dw, B, L)
     key = (B, D, L, K, strides, dy.dtype, x.dtype, indices.dtype, dtype, dy.device)
     launch = BACKWARD_WEIGHT.plans.get(key)

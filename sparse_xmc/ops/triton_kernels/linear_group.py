@@ -308,13 +308,14 @@ def forward(
     bias: Tensor | None,
     group_size: int,
     weight_scale: Tensor | None = None,
+    xt: Tensor | None = None,
 ) -> Tensor:
-    """x [B, D] -> y [B, L] in x's dtype."""
+    """x [B, D] -> y [B, L] in x's dtype. xt: x feature-major, where it is there already."""
     (B, D), (L, K), R = x.shape, weight.shape, indices.shape[0]
     y = empty_logits(x, L)
     if B == 0:
         return y
-    xt, stored = feature_major(x), as_stored(weight)
+    xt, stored = feature_major(x) if xt is None else xt, as_stored(weight)
     arguments = (xt, xt.stride(0), stored, indices, bias, weight_scale, y, y.stride(0), B, L, R)
     dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
     key = (B, D, L, K, group_size, dtypes, fp32_precision(), x.device)
@@ -382,11 +383,13 @@ def _multiply_weight_(
         launch(ready(dy, weight, indices), *arguments)
 
 
-def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
-    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``."""
+def backward_weight(
+    dy: Tensor, x: Tensor, indices: Tensor, group_size: int, dtype: torch.dtype, xt: Tensor | None = None
+) -> Tensor:
+    """dy [B, L], x [B, D] -> dw [L, K] in ``dtype``. xt: as in ``forward``."""
     (B, L), D, (R, K), strides = dy.shape, x.shape[1], indices.shape, dy.stride()
     dw = torch.empty(L, K, dtype=dtype, device=dy.device)
-    xt, readable = feature_major(x), readable_labels(dy)
+    xt, readable = feature_major(x) if xt is None else xt, readable_labels(dy)
     arguments = (dy, *strides, readable, xt, xt.stride(0), indices, dw, B, L)
     dtypes = (dy.dtype, x.dtype, indices.dtype, dtype)
     key = (B, D, L, K, group_size, strides, readable, dtypes, fp32_precision(), dy.device)

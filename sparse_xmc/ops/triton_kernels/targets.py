@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_xmc.ops._backend import capturing, interpreting
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, on_device, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, on_device, power_of_2, ready, stream_of
 
 MAX_ENTRIES = 4096  # of one program
 _PLANS = Plans()
@@ -37,7 +38,7 @@ def sort_kernel(
     col_ptr,  # [nnz]
     labels_ptr,  # [nnz] int64
     rows_ptr,  # [nnz] int32
-    good_ptr,  # 0-dim bool: whether offsets ascend and labels are in range
+    good_ptr,  # 0-dim bool, true before: false if offsets do not ascend or a label is out of range
     B,
     nnz,
     num_labels,
@@ -58,7 +59,8 @@ def sort_kernel(
         left = left >> 1
     label = tl.load(col_ptr + place, mask=valid, other=0).to(tl.int64)  # [N]
     inside = tl.min(((label >= 0) & (label < num_labels)).to(tl.int32), 0)
-    tl.store(good_ptr, (_offsets_ascend(crow_ptr, B, nnz, 256) & inside).to(tl.int1))
+    if (_offsets_ascend(crow_ptr, B, nnz, 256) & inside) == 0:
+        tl.store(good_ptr, False)
     keys = tl.sort(tl.where(valid, (label << 32) | low.to(tl.int64), 0x7FFFFFFFFFFFFFFF))
     # the entry below, which tells repeats, belongs to another thread: so through memory
     tl.store(labels_ptr + place, keys, mask=valid)
@@ -69,6 +71,19 @@ def sort_kernel(
     tl.store(rows_ptr + place, tl.where(below == keys, B, (keys & 0xFFFFFFFF).to(tl.int32)), mask=valid)
 
 
+def _flag(col: Tensor) -> Tensor:
+    """A flag that is true: the stream's own, since a false one ends in an assert after which the GPU does nothing more; for a
+    graph, which is replayed, and in the interpreter, whose asserts can be caught, a new one."""
+    if capturing(col) or interpreting():
+        return torch.ones((), dtype=torch.bool, device=col.device)
+    return _flag_of(col.device, stream_of(col))
+
+
+@functools.cache
+def _flag_of(device: torch.device, stream: int) -> Tensor:
+    return torch.ones((), dtype=torch.bool, device=device)
+
+
 def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) -> tuple[Tensor, Tensor]:
     """Labels [nnz] int64, ascending, and their rows [nnz] int32, of row offsets [B + 1] and labels [nnz]."""
     nnz = col.shape[0]
@@ -76,7 +91,7 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
         return _sorted_by_torch(crow, col, num_rows, num_labels)
     labels = torch.empty(nnz, dtype=torch.int64, device=col.device)
     rows = torch.empty(nnz, dtype=torch.int32, device=col.device)
-    good = torch.empty((), dtype=torch.bool, device=col.device)
+    good = _flag(col)
     crow, col = crow.contiguous(), col.contiguous()
     entries = max(32, power_of_2(nnz))
     key = (entries, crow.dtype, col.dtype, col.device)
