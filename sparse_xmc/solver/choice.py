@@ -17,7 +17,6 @@ from sparse_xmc.solver.plan import Stages
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _WORTH = 0.1  # points of the objective that more connections or a clustering must bring
-_PART = 4  # of the rows of a clustering, one in so many shows whether it is worth while
 
 
 def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndarray]]) -> Levels | None:
@@ -119,9 +118,9 @@ class Trials:
 
     def choose(self) -> Chosen:
         """The cost at the fewest connections; then more of them, first of frequent labels, then clusterings in front, as
-        long as they pay; of the first one a cheap look says whether to begin."""
+        long as they pay."""
         best = self._connections(self._cost())
-        for _ in range(self.task.plan.clusterings if best.calibrates and self._clusters_pay(best) else 0):
+        for _ in range(self.task.plan.clusterings if best.calibrates else 0):
             more = self._with_levels(best)
             if more.value < best.value + _WORTH:
                 break
@@ -180,19 +179,6 @@ class Trials:
         chosen = Chosen(own, costs, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
         self.tried.append(replace(chosen, calibrates=held.calibrates))
         return self.tried[-1]
-
-    def _clusters_pay(self, best: Chosen) -> bool:
-        """A cheap look: what clusters say that learn from a part of the rows, without SVMs of the labels in them."""
-        task = self.task
-        if not task.plan.clusterings:
-            return False
-        most = max(1, min(task.plan.cluster_rows, task.plan.clusters * task.x.shape[0]) // _PART)
-        front = self.stages("clusters alone", lambda: clusters_alone(task, 1, most))
-        held = self._pairs(best.svm, best.topology, Levels([(_clusters(front), front["of"])], best.svm))
-        mixture, value, how = best_mixture(held, self.tail)
-        name = f"{len(front['bias'])} clusters by a part of the rows, {how}"
-        self.tried.append(replace(best, mixture=mixture, value=value, name=name))
-        return value >= best.value + _WORTH
 
     def _with_levels(self, best: Chosen) -> Chosen:
         own, number = best.topology, len(self.solved) + 1

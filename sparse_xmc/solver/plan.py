@@ -63,16 +63,16 @@ class Plan:
 
 _LADDERS = {
     "fast": ((64,), (256,)),
-    "normal": ((64,), (256, 512, 1024)),
+    "normal": ((64,), (256, 1024)),
     "best": ((64, 128, 256), (256, 512, 1024, 2048)),
 }
-_MORE, _CONNECTIONS = (2048, 4096), 1 << 22  # of a frequent label where those of all of them are no more than that
+_MORE, _CONNECTIONS = (2048, 4096), 1_500_000  # of a frequent label where those of all of them are no more than that
 _COSTS = {"fast": (), "normal": (0.3, 1.0), "best": (0.03, 0.1, 0.3, 1.0)}
 _ROUNDS = {"fast": 2, "normal": 2, "best": 3}
 _CLUSTERINGS = {"fast": 0, "normal": 2, "best": 3}
 _CLUSTERS, _CLUSTER_FAN_IN = 128, 4096  # of a clustering at most
 _FEWEST, _SMALLEST, _LEAST_FAN_IN = 3, 4, 64  # clusters, labels of one and its connections
-_ENTRIES = {"fast": 0, "normal": 3e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
+_ENTRIES = {"fast": 0, "normal": 1e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
 _ROWS = 1 << 25  # the same in rows, at most
 # where labels x rows and labels x entries of rows are no more than these, every row is an example of every label
 _WHOLE_ROWS, _WHOLE_ENTRIES = 1 << 23, 1 << 28

@@ -105,8 +105,8 @@ def test_memory_bounds_the_connections():
 
 def test_few_frequent_labels_may_have_more_connections():
     few, many = np.full(100, 50), np.full(5000, 50)
-    assert plan_for("normal", few, 10_000).frequent == (256, 512, 1024, 2048, 4096)
-    assert plan_for("normal", many, 10_000).frequent == (256, 512, 1024)
+    assert plan_for("normal", few, 10_000).frequent == (256, 1024, 2048, 4096)
+    assert plan_for("normal", many, 10_000).frequent == (256, 1024)
     assert plan_for("fast", few, 10_000).frequent == (256,)
     assert plan_for("best", few, 10_000, fan_in=9).frequent == (9,)
 

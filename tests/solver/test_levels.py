@@ -155,7 +155,7 @@ def test_labels_that_come_with_all_rows_go_to_the_cluster_that_their_rows_score_
 def test_levels_that_bring_nothing_are_not_taken(topics):
     x, y = topics
     solution = fit(x, y, plan_for("normal", frequencies(y), 300))
-    assert "10 clusters by a part of the rows" in solution.lines[1] and "clusters" not in solution.lines[0]
+    assert "clusters in front" in solution.lines[1] and "clusters" not in solution.lines[0]
     assert not solution.head.levels
 
 
