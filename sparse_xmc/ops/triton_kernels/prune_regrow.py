@@ -103,6 +103,7 @@ def rewire_kernel(
                 chosen = tl.where((k[None, :] == i0 + j) & live[:, None], rank[:, None], chosen)
                 feature = free_feature(held, rank, D, K)
                 fresh = tl.where(pruned & (place == i0 + j), feature[:, None], fresh)
+    tl.debug_barrier()  # in a small tile several warps hold the same rows, and one of them stores what another may yet load
     tl.store(indices_ptr + slots, fresh.to(indices_ptr.dtype.element_ty), mask=pruned)
     for g in range(0, group_size):
         label = rows * group_size + g

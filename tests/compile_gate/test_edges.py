@@ -1,0 +1,32 @@
+"""Sizes of one and many labels in a group compile as the usual shapes do; ``python -m bench edges`` takes far more of them."""
+
+import pytest
+import torch
+
+from tests.conftest import INTERPRETING
+
+if INTERPRETING:
+    pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
+pytest.importorskip("triton")
+
+from bench import edges
+
+pytestmark = pytest.mark.compile_gate
+SHAPES = {
+    "B=1": edges.Edge(1, 768, 20_011, 32, 1),
+    "B=1,G=32": edges.Edge(1, 768, 20_011, 64, 32),
+    "D=1,K=1": edges.Edge(128, 1, 20_011, 1, 1),
+    "K=1,G=32": edges.Edge(128, 768, 20_011, 1, 32),
+    "G=64": edges.Edge(128, 768, 20_011, 64, 64),
+    "G=100": edges.Edge(128, 768, 20_011, 64, 100),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_edges_compile(shape: str) -> None:
+    calls = "^(forward|backward_input|backward_weight|step, SGD|topk|rewire)$"
+    rows = edges._rows(SHAPES[shape], (torch.bfloat16, torch.bfloat16), "sm_90", calls)
+    assert len({row["call"] for row in rows}) == (
+        5 if shape == "D=1,K=1" else 6
+    )  # one feature leaves nothing to rewire
+    assert [row for row in rows if row["problems"]] == []
