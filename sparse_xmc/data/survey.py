@@ -26,6 +26,7 @@ class Survey:
         entries: pairs of a row and a term in it.
         positives: pairs of a row and a label of it.
         name_bytes: of a label's name, on average.
+        frequent, frequent_positives: labels with many rows, and the pairs that they are in.
     """
 
     rows: int
@@ -34,6 +35,8 @@ class Survey:
     labels: int
     positives: int
     name_bytes: float = 8.0
+    frequent: int = 0
+    frequent_positives: int = 0
 
 
 def count_lines(source: Source) -> int:
@@ -46,11 +49,19 @@ def count_lines(source: Source) -> int:
     return count + (last != b"\n")
 
 
-def survey(texts: Any, rows: int, min_df: int = 1, max_features: int | None = None) -> Survey:
+def frequent_labels(ids: Any, share: float, often: int) -> tuple[int, int]:
+    """How many labels have at least ``often`` rows, and their rows, in ``share`` times as many rows as have these ids."""
+    counts = share * np.bincount(np.asarray(ids, dtype=np.int64))
+    counts = counts[counts >= often]
+    return len(counts), round(float(counts.sum()))
+
+
+def survey(texts: Any, rows: int, min_df: int = 1, max_features: int | None = None, *, often: int = 20) -> Survey:
     """Of a split that yields texts and has ``labels`` meanwhile, of ``rows`` rows in all.
 
     Args:
         min_df, max_features: of the terms, as ``TfidfFeatures`` has them.
+        often: rows from which on a label is frequent.
     """
     counts: dict[str, int] = {}
     half_terms = half_labels = entries = seen = 0
@@ -77,6 +88,7 @@ def survey(texts: Any, rows: int, min_df: int = 1, max_features: int | None = No
         _heaps(half_labels, len(names), share),
         round(share * len(texts.labels.ids)),
         float(np.mean([len(str(name)) for name in names[:1000]])) if names else 0.0,
+        *frequent_labels(texts.labels.ids, share, often),
     )
 
 

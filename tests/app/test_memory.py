@@ -15,7 +15,7 @@ from sparse_xmc.app.direct import memory
 from sparse_xmc.app.direct.foresight import prediction, surveyed, surveyed_test
 from sparse_xmc.app.splits import open_data
 from sparse_xmc.data.source import Source
-from sparse_xmc.data.survey import count_lines, survey
+from sparse_xmc.data.survey import count_lines, frequent_labels, survey
 from tests.conftest import INTERPRETING
 
 pytestmark = [
@@ -116,6 +116,8 @@ def test_sizes_are_told_from_the_first_rows_and_the_lines(tmp_path):
     config = TrainingConfig(train=train)
     found = survey(open_data(config, train, None, texts=False), count_lines(Source(train)))
     assert (found.rows, found.labels, found.positives) == (30_000, 300, 30_000)
+    assert (found.frequent, found.frequent_positives) == (300, 30_000)
+    assert frequent_labels([0, 0, 0, 2, 2, 5], 2.0, 4) == (2, 10) and frequent_labels([], 2.0, 4) == (0, 0)
     whole = TrainingConfig(train=write(tmp_path / "all.jsonl", 15_000, 300))
     assert survey(open_data(whole, whole.train, None, texts=False), 15_000).entries == pytest.approx(
         found.entries / 2, rel=0.02

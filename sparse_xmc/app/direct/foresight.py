@@ -11,8 +11,8 @@ from sparse_xmc.app.config import TrainingConfig
 from sparse_xmc.app.direct.memory import Predicted, allowed_bytes, predicted, resident_bytes, solver_bytes
 from sparse_xmc.app.splits import open_data
 from sparse_xmc.data import Features
-from sparse_xmc.data.survey import Survey, count_lines, survey
-from sparse_xmc.solver.plan import Plan, plan_for
+from sparse_xmc.data.survey import Survey, count_lines, frequent_labels, survey
+from sparse_xmc.solver.plan import FREQUENT, Plan, plan_for
 
 _SWOLLEN = 100  # bytes of memory that a byte of a (compressed) file may come to, at most
 
@@ -22,11 +22,12 @@ def surveyed(config: TrainingConfig, source: Any) -> Survey | None:
     if isinstance(source, Features):
         rows, width = source.matrix.shape
         labels, entries = source.labels, int(np.count_nonzero(source.matrix.data))
-        return Survey(rows, entries, width, len(labels.names), len(labels.ids))
+        often = frequent_labels(labels.ids, 1.0, FREQUENT)
+        return Survey(rows, entries, width, len(labels.names), len(labels.ids), 8.0, *often)
     words = config.max_ngram == 1 and not config.hashed and not config.char_ngrams
     if not words or getattr(source, "unit", None) != "line" or source.source.is_folder:
         return None
-    return survey(source, count_lines(source.source), config.min_df, config.max_features)
+    return survey(source, count_lines(source.source), config.min_df, config.max_features, often=FREQUENT)
 
 
 def surveyed_test(config: TrainingConfig) -> Survey | None:
@@ -42,11 +43,9 @@ def prediction(config: TrainingConfig, sizes: Survey, test: Survey | None = None
     Raises:
         ValueError: the head's options cannot be met.
     """
-    rows = max(1, round(sizes.positives / max(sizes.labels, 1)))
-    frequencies = np.full(sizes.labels, rows)
     plan = plan_for(
         config.effort,
-        frequencies,
+        _frequencies(sizes),
         max(sizes.terms, 1),
         fan_in=config.fan_in,
         memory=config.head_memory,
@@ -54,6 +53,14 @@ def prediction(config: TrainingConfig, sizes: Survey, test: Survey | None = None
         rows=sizes.rows,
     )
     return predicted(sizes, plan, test)
+
+
+def _frequencies(sizes: Survey) -> np.ndarray:
+    """Rows of each label, of all frequent ones and of all others the same."""
+    frequent, rare = sizes.frequent, sizes.labels - sizes.frequent
+    counts = np.full(sizes.labels, max(1, round((sizes.positives - sizes.frequent_positives) / max(rare, 1))))
+    counts[rare:] = max(FREQUENT, round(sizes.frequent_positives / max(frequent, 1)))
+    return counts
 
 
 def check_before_reading(config: TrainingConfig, source: Any) -> None:

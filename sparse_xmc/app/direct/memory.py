@@ -65,7 +65,7 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
     if plan.whole:
         return _of_all_rows(sizes, plan)
     lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
-    connections = sizes.labels * plan.rare[-1]
+    connections = _connections(sizes, plan)
     clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
     return {
         "kernels of SVMs": _SVM_KERNELS,
@@ -75,6 +75,11 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
         "head": 3 * connections * _PAIR,
         "inverted index": connections * _PAIR,
     }
+
+
+def _connections(sizes: Survey, plan: Plan) -> int:
+    """Of all labels, at the most that is tried."""
+    return (sizes.labels - sizes.frequent) * plan.rare[-1] + sizes.frequent * plan.frequent[-1]
 
 
 def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
@@ -92,7 +97,7 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
 
 def evaluation_bytes(sizes: Survey, plan: Plan, test: Survey) -> dict[str, int]:
     """What evaluating takes, when the training split is gone: the model, its inverted index, the test split."""
-    connections = sizes.labels * plan.rare[-1]
+    connections = _connections(sizes, plan)
     used = min(connections, sizes.entries) if sizes.positives <= sizes.labels else connections
     stored = _WEIGHT + (2 if sizes.terms <= 1 << 16 else 4)
     kept = {name: size for name, size in data_bytes(sizes).items() if name != "rows"}

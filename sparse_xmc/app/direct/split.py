@@ -15,7 +15,8 @@ from sparse_xmc.app.direct.model import TermModel
 from sparse_xmc.app.hold_out import Split
 from sparse_xmc.app.prepare import Terms
 from sparse_xmc.data import LabelVocabulary, SparseInputs
-from sparse_xmc.data.survey import Survey
+from sparse_xmc.data.survey import Survey, frequent_labels
+from sparse_xmc.solver.plan import FREQUENT
 from sparse_xmc.solver.settings import Settings
 
 
@@ -46,7 +47,8 @@ class TermSplit:
 
     def sizes(self) -> Survey:
         x, targets = self.inputs.matrix, self.targets
-        return Survey(x.shape[0], x.nnz, x.shape[1], targets.shape[1], targets.nnz)
+        often = frequent_labels(targets.indices, 1.0, FREQUENT)
+        return Survey(x.shape[0], x.nnz, x.shape[1], targets.shape[1], targets.nnz, 8.0, *often)
 
     @property
     def num_train(self) -> int:
