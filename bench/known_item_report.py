@@ -65,7 +65,7 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
             axes.plot(seconds, held, label=f"{name}, {row.get('rows') or 670_091:,} labels")
     axes.axhline(rows[0]["limit"] / _MIB, color="black", linestyle="--", label="limit: 4 GB")
     axes.set(xlabel="seconds", ylabel="resident memory of all processes, MiB", ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.93))  # below the limit
     figure.savefig(paths[0], dpi=120)
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -25,6 +25,7 @@ from sparse_xmc.data import (
     TokenRows,
 )
 from sparse_xmc.data.tokens import cache_key
+from sparse_xmc.solver.head import column_counts
 
 FILES = "files/"  # names of the tensors that hold a transformer's files begin so
 
@@ -71,7 +72,7 @@ class Terms:
     def fit(self, split: TextSource | Features) -> tuple[Inputs, LabelRows]:
         if isinstance(split, Features):
             matrix = _sparse(split)
-            rows = np.bincount(matrix.indices, minlength=matrix.shape[1])
+            rows = column_counts(matrix)
             self.idf = (np.log((1 + matrix.shape[0]) / (1 + rows)) + 1).astype(np.float32)
             self.counts = not self.early and bool(matrix.nnz) and _are_counts(matrix.data) and matrix.data.max() > 1
             return self.transform(split)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparse_xmc import kernels
-from sparse_xmc.solver.head import Block, csr
+from sparse_xmc.solver.head import Block, column_counts, csr
 from sparse_xmc.solver.threads import in_parts
 
 _LABELS = 512  # a task
@@ -48,8 +48,7 @@ def centroid_weights(
 
 def filler(x: sp.csr_matrix, fan_in: int) -> np.ndarray:
     """Terms that fill up a label's connections, the rarest ones first: they cost the least when rows are scored."""
-    counts = np.bincount(x.indices, minlength=x.shape[1])
-    return np.argsort(counts, kind="stable")[: 2 * fan_in].astype(np.int32)
+    return np.argsort(column_counts(x), kind="stable")[: 2 * fan_in].astype(np.int32)
 
 
 def _rows_of(targets: sp.csr_matrix) -> tuple[Any, Any]:

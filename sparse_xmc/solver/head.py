@@ -12,11 +12,20 @@ from sparse_xmc import kernels
 from sparse_xmc.solver.threads import in_parts
 
 _ROWS = 256  # a task
+_COUNTED = 1 << 20  # entries
 
 
 def csr(x: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The arrays of a CSR matrix in the types that the kernels are compiled for."""
     return x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data.astype(np.float32, copy=False)
+
+
+def column_counts(x: sp.csr_matrix) -> np.ndarray:
+    """Entries of each column ``[D]``, counted in parts: NumPy widens what it counts to 64 bits."""
+    counts = np.zeros(x.shape[1], np.int64)
+    for start in range(0, x.nnz, _COUNTED):
+        counts += np.bincount(x.indices[start : start + _COUNTED], minlength=x.shape[1])
+    return counts
 
 
 @dataclass
