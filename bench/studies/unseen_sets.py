@@ -139,6 +139,6 @@ KINDS = {
     "german": (german_messages, Path("/usr/share/locale")),
     "rust": (rust_pages, Path("~/.rustup/toolchains").expanduser()),
     "debian": (debian_packages, Path("/var/lib/apt/lists")),
-    "calls": (python_calls, Path("/usr/share/google-cloud-sdk")),
-    "imports": (python_imports, Path("~/.pyenv/versions").expanduser()),
+    "calls": (python_calls, Path("~/.pyenv/versions/3.12.1/lib").expanduser()),
+    "imports": (python_imports, Path("~/.pyenv/versions/3.10.13/lib").expanduser()),
 }

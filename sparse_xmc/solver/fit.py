@@ -19,12 +19,11 @@ from sparse_xmc.solver.examples import Examples, everything, examples
 from sparse_xmc.solver.head import TermHead
 from sparse_xmc.solver.mixture import Uniform, merged
 from sparse_xmc.solver.negatives import frequent_terms, lists_of_all, rare_terms, shortlists, terms_of_all
-from sparse_xmc.solver.plan import FREQUENT, Plan, Stages, unkept
+from sparse_xmc.solver.plan import FREQUENT, Plan, Stages, held_out_rows, unkept
 from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _FEWEST = 20  # held-out rows without which nothing is chosen
-_ENOUGH = 2000  # of them, where there are enough rows
 # where nothing is chosen: share of the centroid and costs, and the same of SVMs on all rows
 _RULE, _COSTS = 2.0, (1.0,)
 _RULE_OF_ALL, _COSTS_OF_ALL = 1.0, (0.25, 0.5)
@@ -70,7 +69,7 @@ def fit(
         return _closed_form(x, targets, plan, seed)
     task = Task(x, targets, plan, frequencies >= FREQUENT, seed, progress)
     rows = np.random.default_rng(seed).permutation(x.shape[0])
-    count = _held_out(x.shape[0], held_out) if plan.choose else 0
+    count = held_out_rows(x.shape[0], held_out) if plan.choose else 0
     if count < _FEWEST:
         return _by_rule(task, stages)
     away, kept = np.sort(rows[:count]), np.sort(rows[count:])
@@ -96,10 +95,6 @@ def fit(
     return Solution(head, chosen.lines, settings, chosen.judged)
 
 
-def _held_out(rows: int, share: float | None) -> int:
-    return max(round(0.05 * rows), min(_ENOUGH, rows // 5)) if share is None else round(share * rows)
-
-
 def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int) -> Solution:
     found = closed_form(x, targets, plan.rare[0], seed=seed)
     lines = [
@@ -114,6 +109,7 @@ def _of_all_rows(task: Task, part: Task, judges: tuple[Any, ...]) -> Solution:
     stages, fan_in = judges[-1], task.plan.rare[0]
     found = everything(part.targets)
     chosen = Trials(part, found, _terms(part, found, stages), *judges).choose()
+    del found  # before there are as many again
     found = everything(task.targets)
     topology = _terms(task, found, stages)
     svm = stages("solved", lambda: task.svm(found, topology, chosen.costs, "solving"))

@@ -74,10 +74,11 @@ _CLUSTERS, _CLUSTER_FAN_IN = 128, 4096  # of a clustering at most
 _FEWEST, _SMALLEST, _LEAST_FAN_IN = 3, 4, 64  # clusters, labels of one and its connections
 _ENTRIES = {"fast": 0, "normal": 1e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
 _ROWS = 1 << 25  # the same in rows, at most
+_ENOUGH = 2000  # rows that decide
 # where labels x rows and labels x entries of rows are no more than these, every row is an example of every label
-_WHOLE_ROWS, _WHOLE_ENTRIES = 1 << 23, 1 << 28
+_WHOLE_ROWS, _WHOLE_ENTRIES = 1 << 25, 1 << 29
 _WHOLE_COSTS = {"fast": (), "normal": (0.25, 0.5, 1.0), "best": (0.125, 0.25, 0.5, 1.0, 2.0)}
-_WHOLE_CONNECTIONS = 1 << 21  # over all labels at most: as many as that allows
+_WHOLE_CONNECTIONS = 1 << 22  # over all labels at most: as many as that allows
 
 
 def plan_for(
@@ -130,6 +131,11 @@ def plan_for(
         clusterings, clusters, cluster_fan_in, min(_ROWS, int(_ENTRIES[effort] // max(entries, 1))),
         whole,
     )  # fmt: skip
+
+
+def held_out_rows(rows: int, share: float | None) -> int:
+    """Rows that decide, of so many: a ``share``; None: 5 %, but 2,000 at least, or a fifth of few."""
+    return max(round(0.05 * rows), min(_ENOUGH, rows // 5)) if share is None else round(share * rows)
 
 
 def _clusters(num_labels: int, num_terms: int) -> int:

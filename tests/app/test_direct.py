@@ -60,7 +60,7 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("rows", "first"), [(0, "shortlists of 400 rows"), (1 << 23, "topology by 400 rows")])
+@pytest.mark.parametrize(("rows", "first"), [(0, "shortlists of 400 rows"), (1 << 25, "topology by 400 rows")])
 def test_killed_run_goes_on_with_the_next_stage_to_the_same_model(folder, monkeypatch, rows, first):
     monkeypatch.setattr(plan, "_WHOLE_ROWS", rows)
     train(config(folder, f"whole{rows}", keep_stages=True), report=lambda line: None)

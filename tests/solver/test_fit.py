@@ -6,8 +6,8 @@ pytest.importorskip("numba")
 from sparse_xmc.metrics import Truth, ranking_metrics
 from sparse_xmc.solver.calibrate import calibrate
 from sparse_xmc.solver.efforts import EFFORTS
-from sparse_xmc.solver.fit import _held_out, fit
-from sparse_xmc.solver.plan import plan_for
+from sparse_xmc.solver.fit import fit
+from sparse_xmc.solver.plan import held_out_rows, plan_for
 
 
 def frequencies(y):
@@ -115,12 +115,12 @@ def test_every_row_is_an_example_where_labels_and_rows_are_few():
     counts = np.full(100, 50)
     plan = plan_for("normal", counts, 10_000, rows=5_000)
     assert plan.whole and plan.rare == plan.frequent == (10_000,) and plan.clusterings == 0
-    assert plan_for("normal", counts, 100_000, rows=5_000).rare == ((1 << 21) // 100,)
+    assert plan_for("normal", counts, 100_000, rows=5_000).rare == ((1 << 22) // 100,)
     assert plan_for("normal", counts, 10_000, rows=5_000, fan_in=9).rare == (9,)
     bounded = plan_for("normal", counts, 10_000, rows=5_000, memory=100 * (8 * 70 + 4))
     assert bounded.whole and bounded.rare == bounded.frequent == (70,)
-    assert not plan_for("normal", counts, 10_000, rows=100_000).whole  # too many rows
-    assert not plan_for("normal", counts, 10_000, rows=5_000, entries=1_000).whole  # too long ones
+    assert not plan_for("normal", counts, 10_000, rows=500_000, entries=5).whole  # too many rows
+    assert not plan_for("normal", counts, 10_000, rows=5_000, entries=2_000).whole  # too long ones
     assert not plan_for("normal", counts, 10_000).whole
 
 
@@ -147,5 +147,5 @@ def test_calibration_finds_the_odds_it_was_drawn_from():
 
 
 def test_rows_held_out_by_default_are_enough_to_decide():
-    assert [_held_out(rows, None) for rows in (100, 4000, 20_000, 100_000)] == [20, 800, 2000, 5000]
-    assert _held_out(4000, 0.05) == 200 and _held_out(4000, 0.0) == 0
+    assert [held_out_rows(rows, None) for rows in (100, 4000, 20_000, 100_000)] == [20, 800, 2000, 5000]
+    assert held_out_rows(4000, 0.05) == 200 and held_out_rows(4000, 0.0) == 0

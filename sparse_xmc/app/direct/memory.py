@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparse_xmc.data.survey import Survey
-from sparse_xmc.solver.plan import Plan
+from sparse_xmc.solver.plan import Plan, held_out_rows
 
 _PROGRAM = 170 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
 _SVM_KERNELS = 10 << 20  # those that SVMs need beside them
@@ -22,6 +22,7 @@ _ROW = 48  # of a row: its place in features and targets
 _TEST_ROW = 320  # of a row that is evaluated: beside that its best labels, their scores and whether they are right
 _WEIGHT = 2  # of a connection of a stored model
 _PAIR = 8  # of a number and the place it stands in
+_JUDGED = 2 * 8 * 21  # of a pair of a held-out row and a label: two tables of 21 columns
 _ADDRESSES = 480 << 20  # of addresses beyond what is resident: libraries, stacks of threads, arenas
 
 
@@ -87,9 +88,10 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
     wide = _PAIR * (sizes.entries + sizes.rows)
     return {
         "kernels of SVMs": _SVM_KERNELS,
-        "examples": 4 * sizes.labels * sizes.rows * (2 if plan.choose else 1),
+        "examples": 4 * sizes.labels * sizes.rows,
         "rows with a constant": wide,
         "rows of the choice": round(0.95 * (wide + _PAIR * sizes.entries)) if plan.choose else 0,
+        "calibration": _JUDGED * min(50, sizes.labels) * held_out_rows(sizes.rows, None) if plan.choose else 0,
         "head": 3 * sizes.labels * plan.rare[0] * _PAIR,
         "inverted index": sizes.labels * plan.rare[0] * _PAIR,
     }
