@@ -91,7 +91,10 @@ def select_with_bias(
 
 def widened(x: sp.csr_matrix) -> sp.csr_matrix:
     """Rows with a 1 behind their terms."""
-    wide = sp.csr_matrix(sp.hstack([x, np.ones((x.shape[0], 1), np.float32)], format="csr"), dtype=np.float32)
+    N, D = x.shape
+    ends = x.indptr[1:]
+    indices, data = np.insert(x.indices, ends, D), np.insert(x.data, ends, 1).astype(np.float32, copy=False)
+    wide = sp.csr_matrix((data, indices, x.indptr + np.arange(N + 1, dtype=x.indptr.dtype)), shape=(N, D + 1))
     wide.sort_indices()
     return wide
 
