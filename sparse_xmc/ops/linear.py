@@ -144,13 +144,11 @@ def fixed_fan_in_linear(
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
-    if weight_scale is not None:
-        if differentiated(x, bias):
-            raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
-        forward = _forward if direct(x, weight, indices) else linear_forward
-        y = forward(rows, weight, indices, bias, group_size, weight_scale)
-    elif differentiated(x, weight, bias) or not direct(x, weight, indices):
+    if weight_scale is not None and differentiated(x, bias):
+        raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
+    if weight_scale is None and differentiated(x, weight, bias):
         y = _FixedFanInLinear.apply(rows, weight, indices, bias, group_size, deterministic)
     else:
-        y = _forward(rows, weight, indices, bias, group_size)
+        forward = _forward if direct(x, weight, indices) else linear_forward
+        y = forward(rows, weight, indices, bias, group_size, weight_scale)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], shape.L)

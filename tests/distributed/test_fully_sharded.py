@@ -75,8 +75,11 @@ def topologies(model: nn.Module) -> list[int]:
 def train(kind: str, itself: bool, mesh_shape: tuple[int, ...] = (2,)) -> dict[str, Any]:
     """Two steps beside one process that has rank 0's model and the rows of all ranks."""
     model, size = make(kind), dist.get_world_size()
-    mesh = init_device_mesh("cpu", mesh_shape)
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicas", "shards")[-len(mesh_shape) :])
     own = topologies(model)
+    if len(mesh_shape) > 1:  # replicas of any module start alike
+        for parameter in model.parameters():
+            dist.broadcast(parameter.detach(), 0)
     if itself:
         register_fsdp_forward_method(fully_shard(model.head, mesh=mesh), "loss")
     fully_shard(model, mesh=mesh)

@@ -223,6 +223,10 @@ WRAPPERS = [
         "works, also from meta, with mixed precision, with `torch.distributed.checkpoint`; all ranks read rank 0's connections",
     ),
     (
+        "the same on a mesh of two dimensions (HSDP)",
+        "works; the replicas' weights must start alike, as those of any module",
+    ),
+    (
         "its `loss`, `topk`, `rewire_`, `to_dense` outside a sharded module's forward",
         'TypeError: weight is a DTensor; `register_fsdp_forward_method(layer, "loss")` makes one a forward',
     ),
@@ -268,15 +272,18 @@ average.
 Tested elsewhere: `from_pretrained` and `save_pretrained` (`tests/models/test_pretrained.py`); ONNX
 (`tests/models/test_onnx.py`); averages over a rewire, which raise at their first use unless `models.update_average_` makes
 them (`tests/models/test_checked_indices.py`); Trainer, Lightning, accelerate and Sentence Transformers (`examples/`);
-parametrizations, pruning, default devices and dtypes, fake tensors (`tests/models/test_other_code.py`).
+parametrizations, pruning, default devices and dtypes, fake tensors, `functional_call` (`tests/models/test_other_code.py`).
+
+torch cannot read 16-bit integers that `torch.save(..., _use_new_zipfile_serialization=False)` wrote; its default format is
+fine. `torch.jit.trace` makes a program that can be saved under `torch.no_grad()`.
 
 ## Several processes
 
 {wrappers}
 
-Tested on CPUs with gloo, two ranks (`tests/distributed/test_replicas.py`, `test_fully_sharded.py`); no GPU was tried. A head
-that is too large for one device, or that is rewired while it is sharded, is `distributed.LabelShardedLinear`: wrap the
-encoder, and leave the head out.
+Tested on CPUs with gloo, two and four ranks (`tests/distributed/test_replicas.py`, `test_fully_sharded.py`); no GPU was
+tried. A head that is too large for one device, or that is rewired while it is sharded, is `distributed.LabelShardedLinear`:
+wrap the encoder, and leave the head out.
 
 ## Edits that nobody counts
 

@@ -1,6 +1,7 @@
 """Layers inside what other people's code does to modules and tensors: right as ``nn.Linear`` is, or one clear error."""
 
 import copy
+import io
 import subprocess
 import sys
 
@@ -314,3 +315,15 @@ def test_assigned_indices_take_the_dtype_of_the_layer(name):
     assert target.indices.dtype == torch.uint16
     with torch.no_grad():
         assert torch.equal(target(rows(target)), source(rows(source)))
+
+
+@pytest.mark.parametrize("name", ["fixed", "grouped", "head_tail", "quantized"])
+def test_a_traced_program_is_saved_and_loaded(name):
+    layer, file = LAYERS[name](), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(layer, (rows(),)), file)
+        file.seek(0)
+        program = torch.jit.load(file)
+        for x in (rows(), torch.cat([rows(), 2 * rows()])):
+            assert torch.equal(program(x), layer(x))
+        assert torch.equal(torch.jit.freeze(program.eval())(rows()), layer(rows()))

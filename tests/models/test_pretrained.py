@@ -169,3 +169,47 @@ def test_sentence_transformers(tmp_path):
     same(model, again)
     assert type(again[2].linear) is FixedFanInLinear and again[2].linear.group_size == 4
     assert (again.encode(["good cat", "bad"]) == vectors).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optim": "adafactor"}, {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}],
+    ids=["best", "adafactor", "checkpointing"],
+)
+@pytest.mark.parametrize("kind", ["sparsified", "own head"])
+def test_the_trainer_loads_its_best_model_and_goes_on(kind, options, tmp_path):
+    torch.manual_seed(0)
+    of_labels = config(num_labels=20, problem_type="multi_label_classification")
+    model = transformers.BertForSequenceClassification(of_labels) if kind == "sparsified" else Summing(of_labels)
+    if kind == "sparsified":
+        sparsify_(model, "classifier", K, prior=2)
+    rows = [{"input_ids": torch.arange(6) * i % 100, "labels": torch.eye(20)[i]} for i in range(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, eval_strategy="epoch", save_strategy="epoch",
+        load_best_model_at_end=True, learning_rate=3e-3, report_to=[], use_cpu=True, disable_tqdm=True, **options,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    before = model.classifier.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(model.classifier.weight, before)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model(str(tmp_path / "model"))
+    same(type(model).from_pretrained(tmp_path / "model"), model)
+
+
+class Summing(transformers.BertPreTrainedModel):
+    """A head of one's own, trained by its fused loss."""
+
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = transformers.BertModel(config, add_pooling_layer=False)
+        self.classifier = FixedFanInLinear(D, config.num_labels, K, prior=2)
+        self.post_init()
+
+    def forward(self, input_ids, labels=None):
+        x = self.bert(input_ids).last_hidden_state.mean(1)
+        loss = {} if labels is None else {"loss": self.classifier.loss(x, labels)}
+        return {**loss, "logits": self.classifier(x)}
