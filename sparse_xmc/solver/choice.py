@@ -124,7 +124,9 @@ class Trials:
             more = self._with_levels(best)
             if more.value < best.value + _WORTH:
                 break
-            best = more
+            best, brought = more, more.value - best.value
+            if brought < self.task.plan.further:
+                break
         said = "; ".join(f"{entry.name} {entry.value:.2f}" for entry in self.tried)
         best.lines = [
             f"chosen on {self.x.shape[0]:,} held-out rows: {connections(self.task, best.topology)}; {best.name}",

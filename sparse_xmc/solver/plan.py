@@ -43,6 +43,7 @@ class Plan:
         cluster_fan_in: connections of a cluster.
         cluster_rows: rows that are learned from as negatives, over all clusters of a clustering; twice as many for the
             labels in them.
+        further: points of the objective that a clustering must bring for one more to be tried.
         whole: whether every row is an example of every label, in place of shortlists and clusters.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     clusters: int = 0
     cluster_fan_in: int = 0
     cluster_rows: int = 0
+    further: float = 0.0
     whole: bool = False
 
 
@@ -70,6 +72,7 @@ _MORE, _CONNECTIONS = (2048, 4096), 1_500_000  # of a frequent label where those
 _COSTS = {"fast": (), "normal": (0.3, 1.0), "best": (0.03, 0.1, 0.3, 1.0)}
 _ROUNDS = {"fast": 2, "normal": 2, "best": 3}
 _CLUSTERINGS = {"fast": 0, "normal": 2, "best": 3}
+_FURTHER = {"fast": 0.0, "normal": 1.0, "best": 0.0}
 _CLUSTERS, _CLUSTER_FAN_IN = 128, 4096  # of a clustering at most
 _FEWEST, _SMALLEST, _LEAST_FAN_IN = 3, 4, 64  # clusters, labels of one and its connections
 _ENTRIES = {"fast": 0, "normal": 1e8, "best": 1e9}  # of the rows that clusters learn from, over all clusters
@@ -129,7 +132,7 @@ def plan_for(
     return Plan(
         rare, frequent, (_WHOLE_COSTS if whole else _COSTS)[effort], shortlist, 40, sample, rounds, effort != "fast",
         clusterings, clusters, cluster_fan_in, min(_ROWS, int(_ENTRIES[effort] // max(entries, 1))),
-        whole,
+        _FURTHER[effort], whole,
     )  # fmt: skip
 
 

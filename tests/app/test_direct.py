@@ -223,6 +223,7 @@ def listed(monkeypatch):
 
 def test_a_run_that_takes_levels_predicts_converts_and_learns_new_labels(folder, tmp_path, listed, monkeypatch):
     monkeypatch.setattr(choice, "_WORTH", -1e9)
+    monkeypatch.setitem(plan._FURTHER, "normal", -1e9)
     lines = []
     metrics = train(config(folder, "levels", min_df=1), report=lines.append)
     assert metrics["P@1"] > 90 and any("clusters in front" in line for line in lines if line.startswith("chosen"))

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 pytest.importorskip("numba")
 from sparse_xmc.kernels.threads import num_threads, set_num_threads
 from sparse_xmc.metrics import Truth, ranking_metrics
-from sparse_xmc.solver import choice
+from sparse_xmc.solver import choice, plan
 from sparse_xmc.solver.choice import clustering, levels_of, on_all_rows
 from sparse_xmc.solver.examples import Examples, against_all, among
 from sparse_xmc.solver.fit import fit
@@ -102,6 +102,14 @@ def test_clusters_and_labels_in_them_are_told_apart(topics):
 def always(monkeypatch):
     """Clusterings are taken whatever they bring."""
     monkeypatch.setattr(choice, "_WORTH", -1e9)
+    monkeypatch.setitem(plan._FURTHER, "normal", -1e9)
+
+
+def test_a_further_clustering_is_tried_where_the_one_before_brought_enough(topics, monkeypatch):
+    x, y = topics
+    monkeypatch.setattr(choice, "_WORTH", -1e9)
+    solution = fit(x, y, plan_for("normal", frequencies(y), 300, fan_in=24))
+    assert "1 x 10 clusters" in solution.lines[0] and "2 x" not in solution.lines[1]
 
 
 def flat(head):
