@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,9 +81,10 @@ def test_tuning_covers_what_providers_support() -> None:
         assert point.mode in get_provider(name).modes and isinstance(point, Point)
 
 
-def _suite(*arguments, python=sys.executable):
+def _suite(*arguments, python=sys.executable, tools=""):
     script = [shutil.which("bash") or "bash", str(REPOSITORY / "bench" / "gpu_suite.sh"), *map(str, arguments)]
-    return subprocess.run(script, capture_output=True, text=True, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"})
+    env = {"PYTHON": str(python), "PATH": f"{tools}:/usr/bin:/bin"}
+    return subprocess.run(script, capture_output=True, text=True, env=env)
 
 
 FAKE_PYTHON = """#!/bin/bash
@@ -146,6 +148,37 @@ def test_a_command_that_is_stopped_packs_what_it_has_and_a_fresh_machine_goes_on
     again = _suite("--smoke", "2", fresh, python=python)
     assert again.returncode == 0 and (fresh / "part-2.tar.gz").exists()
     assert "environment" in again.stdout.splitlines()[-1], "parts of the command before count as done"
+
+
+HASTY_CLOCK = """#!/bin/bash
+# timeout -k GRACE SECONDS COMMAND: all of its time is up after one second
+shift 3
+exec /usr/bin/timeout 1 "$@"
+"""
+
+
+@pytest.mark.skipif(not Path("/usr/bin/timeout").exists(), reason="the clock is GNU timeout's")
+def test_nothing_is_lost_when_time_is_up_in_the_middle_of_all_three(tmp_path) -> None:
+    """A part of each command runs out of time; a fresh machine that has the three archives only completes them."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "timeout").write_text(HASTY_CLOCK)
+    (tools / "timeout").chmod(0o755)
+    slow = ("end_to_end", "check", "tune")
+    cut = _suite("--smoke", tmp_path / "out", python=_python(tmp_path, slow="*|*".join(slow)), tools=tools)
+    assert [line.split()[1] for line in cut.stdout.splitlines() if line.endswith(": stopped")] == [
+        f"{s}:" for s in slow
+    ]
+    rows = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    fresh = tmp_path / "fresh"
+    python = _python(tmp_path, folder="fresh")
+    for number in (1, 2, 3):
+        shutil.copy(tmp_path / "out" / f"part-{number}.tar.gz", fresh)
+    done = _suite("--smoke", fresh, python=python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    repeated = [line.split()[1] for line in done.stdout.splitlines() if ": exit code" in line]
+    assert repeated == [f"{part}:" for part in slow]
+    assert set(rows) <= set((fresh / "rows.jsonl").read_text().splitlines())
 
 
 def test_predictions_stand_beside_what_was_measured(tmp_path) -> None:
