@@ -16,7 +16,7 @@ from sparse_xmc.models.losses import logits_loss
 from sparse_xmc.models.prior import InitialBias, bias_of_labels, fill_bias_, log_odds, set_prior_
 from sparse_xmc.models.sparse_rows import csr_columns
 from sparse_xmc.models.topk import check_k, exclusions, head_topk, merge_topk, topk_by_rows, topk_with_few_left
-from sparse_xmc.ops._arguments import check_input, check_positive_int
+from sparse_xmc.ops._arguments import as_int, check_input, check_positive_int
 from sparse_xmc.ops._objective import divisor, whole_weight
 from sparse_xmc.ops._target_forms import excluded_labels
 from sparse_xmc.ops._targets import sorted_positives
@@ -57,7 +57,7 @@ class DenseLinear(ChangeableLabels, nn.Linear):
         seed: int | None = None,
         prior: Any = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(as_int(in_features), as_int(out_features), bias, device, dtype)
         set_prior_(self, log_odds(prior, out_features))
         if seed is not None and not self.weight.is_meta:
             self.reset_parameters(seed)
@@ -70,7 +70,7 @@ class DenseLinear(ChangeableLabels, nn.Linear):
             super().reset_parameters()
         else:
             bound = 1 / math.sqrt(self.in_features)
-            self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(seed))
+            self.weight.uniform_(-bound, bound, generator=torch.Generator(self.weight.device).manual_seed(as_int(seed)))
         fill_bias_(self, self._initial_bias)
 
     def loss(
@@ -89,7 +89,7 @@ class DenseLinear(ChangeableLabels, nn.Linear):
     def topk(self, x: Tensor, k: int, *, exclude: ops.Targets | None = None) -> tuple[Tensor, Tensor]:
         """``(scores, labels) [..., k]`` of ``x [..., in_features]``, best first; ``exclude`` as in the sparse layers."""
         check_input(x, self.in_features)
-        check_k(k, self.out_features)
+        k = check_k(k, self.out_features)
         exclude = exclusions(exclude, x, self.out_features)
         rows = x.reshape(-1, self.in_features)
         return topk_by_rows(lambda start, stop: self(rows[start:stop]), x.shape[:-1], k, exclude)
@@ -146,6 +146,7 @@ class HeadTailLinear(nn.Module):
         prior: Any = None,
     ) -> None:
         super().__init__()
+        in_features, out_features, num_head = as_int(in_features), as_int(out_features), as_int(num_head)
         check_positive_int("num_head", num_head)
         if num_head >= out_features:
             raise ValueError(f"num_head must be below out_features={out_features}, got {num_head}")
@@ -209,7 +210,7 @@ class HeadTailLinear(nn.Module):
         ``exclude``: labels not to return, in any form of targets. Where it leaves a row fewer than ``k`` labels of the tail,
         the tail's logits are made, a few rows at a time.
         """
-        check_k(k, self.out_features)
+        k = check_k(k, self.out_features)
         head, tail = self._parts(x)
         # not the tail's own number of labels, which is a rank's where they are spread over several
         tail_labels = self.out_features - self.num_head
@@ -233,14 +234,14 @@ class HeadTailLinear(nn.Module):
         self,
         num_labels: int,
         x: Any = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         *,
         prior: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
         seed: int | None = None,
     ) -> None:
         """Puts new labels behind those there are, as ``FixedFanInLinear.add_labels_``: into the tail, however frequent."""
-        check_added(num_labels, x, targets)
+        num_labels, targets = check_added(num_labels, x, targets, self.in_features)
         own = None if x is None else self._parts(x)[1]
         self.tail.add_labels_(num_labels, own, targets, prior=prior, optimizer=optimizer, seed=seed)
         self.out_features += num_labels

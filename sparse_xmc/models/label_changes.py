@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sparse_xmc.models.prior import InitialBias, log_odds, on_cpu
+from sparse_xmc.ops._arguments import as_int, check_input
 from sparse_xmc.ops._csr import csr_matrix
+from sparse_xmc.ops._target_forms import checked_csr
 
 
 def draw_seed() -> int:
@@ -39,6 +41,7 @@ class ChangeableLabels:
 
     weight: Any
     bias: Any
+    in_features: int
     out_features: int
     group_size: int = 1
     _initial_bias: InitialBias = None
@@ -57,7 +60,7 @@ class ChangeableLabels:
         self,
         num_labels: int,
         x: Any = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         *,
         prior: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -67,9 +70,9 @@ class ChangeableLabels:
 
         Args:
             num_labels: how many.
-            x, targets: rows ``[N, in_features]`` and which of the new labels they have, CSR ``[N, num_labels]``. The
-                connections of the new labels start where their rows are, with zero weights; without them they are drawn.
-                New labels that fill up the last group share its connections.
+            x, targets: rows ``[N, in_features]`` and which of the new labels they have, ``[N, num_labels]`` in any form of
+                targets (``ops._target_forms``). The connections of the new labels start where their rows are, with zero
+                weights; without them they are drawn. New labels that fill up the last group share its connections.
             prior: frequencies of the new labels, as in the constructor; None: those in ``targets``, else the smallest
                 bias there is.
             optimizer: of torch, that holds the parameters, which are other tensors afterwards: it goes on with them.
@@ -80,8 +83,8 @@ class ChangeableLabels:
         """
         check_own_weight(self)
         check_change(self)
-        check_added(num_labels, x, targets)
-        seed = draw_seed() if seed is None else seed
+        num_labels, targets = check_added(num_labels, x, targets, self.in_features)
+        seed = draw_seed() if seed is None else as_int(seed)
         rows = {"weight": _added_weights(self.weight, num_labels, x is not None, seed)}
         if self.bias is not None:
             rows["bias"] = _added_bias(targets, num_labels, prior, self.bias)
@@ -215,19 +218,21 @@ def check_change(layer: Any) -> None:
         raise ValueError("other ranks hold other labels of the same head: change those of the whole layer")
 
 
-def check_added(num_labels: int, x: Any, targets: Tensor | None) -> None:
-    """Raises:
+def check_added(num_labels: int, x: Any, targets: Any, in_features: int) -> tuple[int, Tensor | None]:
+    """The number of new labels as an integer of Python's, and which of them the rows have as a CSR matrix.
+
+    Raises:
     ValueError, TypeError: the number of new labels or the rows that tell of them are not right.
     """
+    num_labels = as_int(num_labels)
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
         raise ValueError(f"num_labels must be an integer of at least 1, got {num_labels!r}")
     if (x is None) != (targets is None):
         raise ValueError("x and targets come together: rows, and which new labels they have")
-    if targets is not None:
-        if not isinstance(targets, Tensor) or targets.layout != torch.sparse_csr:
-            raise TypeError(f"targets must be a torch.sparse_csr tensor, got {type(targets).__name__}")
-        if tuple(targets.shape) != (x.shape[0], num_labels):
-            raise ValueError(f"targets must be [{x.shape[0]}, {num_labels}], got {list(targets.shape)}")
+    if targets is None:
+        return num_labels, None
+    check_input(x, in_features)
+    return num_labels, checked_csr("targets", targets, x.shape[0], num_labels, x.device)
 
 
 def kept_labels(labels: Any, out_features: int, group_size: int = 1) -> Tensor:
@@ -237,11 +242,9 @@ def kept_labels(labels: Any, out_features: int, group_size: int = 1) -> Tensor:
         ValueError: a label is out of range, none would stay, or a group would lose a part of its labels.
     """
     gone = on_cpu(labels).flatten()
-    if (
-        gone.is_floating_point()
-        or gone.dtype == torch.bool
-        or (len(gone) and (gone.min() < 0 or gone.max() >= out_features))
-    ):
+    if not len(gone):
+        return torch.arange(out_features, device="cpu")
+    if gone.is_floating_point() or gone.dtype == torch.bool or gone.min() < 0 or gone.max() >= out_features:
         raise ValueError(f"labels must be integers in [0, {out_features}), got {gone[:8].tolist()}")
     stays = torch.ones(out_features, dtype=torch.bool, device="cpu")
     stays[gone.long()] = False

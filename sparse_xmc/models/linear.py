@@ -19,6 +19,7 @@ from sparse_xmc.models.rewire import rewire_layer_
 from sparse_xmc.models.shards import local_rows
 from sparse_xmc.ops._arguments import (
     QUANTIZED_DTYPE,
+    as_int,
     check_input,
     check_layer_sizes,
     index_dtype,
@@ -124,7 +125,8 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
         prior: Any = None,
     ) -> None:
         super().__init__()
-        check_layer_sizes(in_features, out_features, fan_in, group_size)
+        sizes = check_layer_sizes(in_features, out_features, fan_in, group_size)
+        in_features, out_features, fan_in, group_size = sizes
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         self._optimizer: ops.UpdateRule | None = None
@@ -155,8 +157,7 @@ class FixedFanInLinear(ChangeableLabels, CheckedIndices):
 
     @torch.no_grad()
     def _draw(self, names: list[str], seed: int | None = None, first_label: int = 0) -> None:
-        if seed is None:
-            seed = draw_seed()
+        seed = draw_seed() if seed is None else as_int(seed)
         if groups := replicas.active_groups(self):
             seed = replicas.shared_seed(seed, groups, self.indices.device)
         if "indices" in names:

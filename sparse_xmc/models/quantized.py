@@ -58,7 +58,8 @@ class QuantizedFixedFanInLinear(CheckedIndices):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        check_layer_sizes(in_features, out_features, fan_in, group_size)
+        sizes = check_layer_sizes(in_features, out_features, fan_in, group_size)
+        in_features, out_features, fan_in, group_size = sizes
         self.in_features, self.out_features = in_features, out_features
         self.fan_in, self.group_size = fan_in, group_size
         R = num_index_rows(out_features, group_size)

@@ -56,6 +56,7 @@ def connection_state(
             found = True
             for name, value in optimizer.state.get(weight, {}).items():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
+                    _check_plain(name, value, optimizer)
                     (state.mean if name in _SCALES else state.zero).append(value)
     if not found:
         raise ValueError(f"optimizer does not hold this layer's weight {list(weight.shape)}")
@@ -66,6 +67,15 @@ def connection_state(
     if weight.grad is not None:
         state.zero.append(weight.grad)
     return state
+
+
+def _check_plain(name: str, value: Tensor, optimizer: object) -> None:
+    """Raises ``TypeError`` for state that is packed into fewer bits: connections can't be taken out of it."""
+    if type(value) not in (Tensor, torch.nn.Parameter) and type(value).__name__ != "DTensor":
+        raise TypeError(
+            f"{name} of {type(optimizer).__name__} is a {type(value).__name__}, and rewiring resets state in plain tensors "
+            "only: train this weight with another optimizer"
+        )
 
 
 def rewire_layer_(

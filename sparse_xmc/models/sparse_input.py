@@ -107,6 +107,8 @@ class SparseInputLinear(FixedFanInLinear):
         )
 
     def _informed(self, x: Tensor, targets: Tensor) -> Tensor:
+        x = x if x.layout == torch.sparse_csr else x.to_sparse_csr()
+        check_rows(x)
         return informed_terms(_scipy(x), _scipy(targets), self.fan_in, group_size=self.group_size)
 
     def fuse_optimizer(self, optimizer: ops.UpdateRule | None) -> None:

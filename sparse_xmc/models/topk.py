@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_xmc.models.sparse_rows import csr_rows
-from sparse_xmc.ops._arguments import Targets, check_positive_int
+from sparse_xmc.ops._arguments import Targets, as_int, check_positive_int
 from sparse_xmc.ops._csr import csr_matrix
 from sparse_xmc.ops._target_forms import excluded_labels
 from sparse_xmc.ops.topk import sorted_exclusions
@@ -18,11 +18,13 @@ from sparse_xmc.ops.topk import sorted_exclusions
 TOPK_ROWS = 64  # rows whose logits exist at a time where a head has no top-k of its own
 
 
-def check_k(k: int, num_labels: int) -> None:
-    """Raises unless ``k`` is a number of labels that can be returned."""
+def check_k(k: int, num_labels: int) -> int:
+    """``k`` as an integer of Python's; raises unless so many labels can be returned."""
+    k = as_int(k)
     check_positive_int("k", k)
     if k > num_labels:
         raise ValueError(f"k must not exceed the number of labels: k={k}, labels {num_labels}")
+    return k
 
 
 def topk_of_logits(logits: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ def topk_of_logits(logits: Tensor, k: int, exclude: Tensor | None = None) -> tup
     ``exclude``: CSR ``[B, L]`` of labels not to return, a row for each of the logits' rows.
     """
     L = logits.shape[-1]
-    check_k(k, L)
+    k = check_k(k, L)
     if exclude is not None:
         sorted_exclusions(exclude, logits.numel() // L, L, k)
         logits = without(logits, exclude)

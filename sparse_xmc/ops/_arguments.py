@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,13 +78,23 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def check_layer_sizes(in_features: int, out_features: int, fan_in: int, group_size: int) -> None:
-    """Raises ``TypeError`` or ``ValueError`` unless the sizes make a fixed fan-in layer."""
-    sizes = {"in_features": in_features, "out_features": out_features, "fan_in": fan_in, "group_size": group_size}
-    for name, value in sizes.items():
+def as_int(value: Any) -> Any:
+    """An integer of NumPy's as one of Python's; all else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def check_layer_sizes(
+    in_features: int, out_features: int, fan_in: int, group_size: int = 1
+) -> tuple[int, int, int, int]:
+    """The sizes of a fixed fan-in layer, which may be integers of NumPy's, as Python's. Raises ``TypeError`` or ``ValueError``
+    unless they make one."""
+    names = ("in_features", "out_features", "fan_in", "group_size")
+    sizes = as_int(in_features), as_int(out_features), as_int(fan_in), as_int(group_size)
+    for name, value in zip(names, sizes, strict=True):
         check_positive_int(name, value)
-    if fan_in > in_features:
+    if sizes[2] > sizes[0]:
         raise ValueError(f"fan_in must not exceed in_features, got fan_in={fan_in}, in_features={in_features}")
+    return sizes
 
 
 def check_input(x: Tensor, in_features: int) -> None:
@@ -95,6 +106,7 @@ def check_input(x: Tensor, in_features: int) -> None:
 
 def check_seed(seed: object) -> int:
     """The seed as the signed 64-bit integer that kernels take; integers beyond 64 bits lose their high bits."""
+    seed = as_int(seed)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -234,29 +234,35 @@ def csr_of_lists(rows: Sequence[Any], num_labels: int) -> Tensor:
 
 
 def excluded_labels(exclude: Any, num_rows: int, num_labels: int, device: torch.device) -> Tensor:
-    """Labels to leave out, given in any form of targets, as a ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are
-    checked, which waits for the device.
+    """Labels to leave out; see ``checked_csr``."""
+    return checked_csr("exclude", exclude, num_rows, num_labels, device)
+
+
+def checked_csr(name: str, given: Any, num_rows: int, num_labels: int, device: torch.device) -> Tensor:
+    """An argument in any form of targets as a ``torch.sparse_csr`` matrix ``[B, L]`` whose entries are checked, which waits
+    for the device.
 
     Raises:
-        ValueError, TypeError: as ``csr_pair``, about ``exclude``; labels outside ``[0, L)``, broken row offsets.
+        ValueError, TypeError: as ``csr_pair``, about ``name``; labels outside ``[0, L)``, broken row offsets.
     """
     try:
-        if isinstance(exclude, Positives):
-            exclude = [exclude.labels[exclude.rows == row] for row in range(exclude.num_rows)]
-        if not is_plain(exclude):
-            exclude = csr_pair(exclude, num_rows, num_labels, device)
-        crow, labels = csr_parts(exclude, num_rows, num_labels)
+        if isinstance(given, Positives):
+            given = [given.labels[given.rows == row] for row in range(given.num_rows)]
+        if not is_plain(given):
+            given = csr_pair(given, num_rows, num_labels, device)
+        crow, labels = csr_parts(given, num_rows, num_labels)
     except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("targets", "exclude")) from None
+        raise type(error)(str(error).replace("targets", name)) from None
     bad = (labels < 0) | (labels >= num_labels)
     if bad.any():
-        raise ValueError(f"exclude holds label {int(labels[bad][0])}, outside [0, {num_labels})")
+        verb = "hold" if name.endswith("s") else "holds"
+        raise ValueError(f"{name} {verb} label {int(labels[bad][0])}, outside [0, {num_labels})")
     if crow[0] != 0 or crow[-1] != len(labels) or (crow.diff() < 0).any():
         raise ValueError(
-            f"the row offsets of exclude must ascend from 0 to its number of entries {len(labels)}, got "
+            f"the row offsets of {name} must ascend from 0 to the number of entries {len(labels)}, got "
             f"{crow.tolist()!s:.60}"
         )
-    if isinstance(exclude, Tensor):
-        return exclude
+    if isinstance(given, Tensor):
+        return given
     values = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     return csr_matrix(crow, labels.to(crow.dtype), values, (num_rows, num_labels))

@@ -52,6 +52,8 @@ def informed_indices(
         tensor([0, 1], dtype=torch.uint16)
     """
     check_float("x", x)
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be dense, got layout {x.layout}")
     if x.ndim != 2 or not x.shape[0] or not x.shape[1]:
         raise ValueError(f"x must be [N, D] with at least one row and feature, got shape {list(x.shape)}")
     check_positive_int("fan_in", fan_in)

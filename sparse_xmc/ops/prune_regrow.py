@@ -6,6 +6,7 @@ the device.
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _float32_at_least(value: float) -> float:
 
 def _check_amount(fraction: float | None, threshold: float | None) -> None:
     for name, value in (("fraction", fraction), ("threshold", threshold)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError(f"{name} must be a number, got {value!r}")
     if (fraction is None) == (threshold is None):
         raise ValueError(f"give exactly one of fraction and threshold, got fraction={fraction}, threshold={threshold}")

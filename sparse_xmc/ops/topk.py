@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_xmc.ops._arguments import Targets, autocast, check_layer, check_positive_int, validate_indices
+from sparse_xmc.ops._arguments import Targets, as_int, autocast, check_layer, check_positive_int, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._dispatch import define, direct
 from sparse_xmc.ops._target_forms import excluded_labels
@@ -82,6 +82,7 @@ def fixed_fan_in_topk(
         (tensor([[110., 101.]]), tensor([[1, 2]]))
     """
     shape = check_layer(x, weight, indices, bias, group_size, weight_scale)
+    k = as_int(k)
     check_positive_int("k", k)
     if k > shape.L:
         raise ValueError(f"k must not exceed the number of labels: k={k}, weight {list(weight.shape)}")

@@ -94,8 +94,8 @@ def test_topk_without_some_labels(name):
         head.topk(x.to_sparse_csr() if name == "terms" else x, 2, exclude=csr(lists[:3]))
     for crow, columns, message in (
         ([0, 1, 1, 2, 2], [3, 40], r"exclude holds label 40, outside \[0, 40\)"),
-        ([0, 2, 1, 2, 2], [3, 4], "the row offsets of exclude must ascend from 0 to its number of entries 2, got"),
-        ([0, 1, 1, 2, 9], [3, 4], "the row offsets of exclude must ascend from 0 to its number of entries 2, got"),
+        ([0, 2, 1, 2, 2], [3, 4], "the row offsets of exclude must ascend from 0 to the number of entries 2, got"),
+        ([0, 1, 1, 2, 9], [3, 4], "the row offsets of exclude must ascend from 0 to the number of entries 2, got"),
     ):
         parts = torch.tensor(crow), torch.tensor(columns), torch.ones(2)
         broken = torch.sparse_csr_tensor(*parts, (4, L), check_invariants=False)

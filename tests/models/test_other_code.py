@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -327,3 +328,67 @@ def test_a_traced_program_is_saved_and_loaded(name):
         for x in (rows(), torch.cat([rows(), 2 * rows()])):
             assert torch.equal(program(x), layer(x))
         assert torch.equal(torch.jit.freeze(program.eval())(rows()), layer(rows()))
+
+
+def test_sizes_may_be_integers_of_numpy():
+    d, labels, k = np.int64(D), np.int32(L), np.uint8(K)
+    layers = {
+        "fixed": FixedFanInLinear(d, labels, k, group_size=np.int64(1), seed=np.int64(1)),
+        "head_tail": HeadTailLinear(d, labels, k, num_head=np.int64(5), seed=1),
+        "sparse_input": SparseInputLinear(d, labels, k, seed=1),
+        "quantized": QuantizedFixedFanInLinear(d, labels, k),
+        "dense": DenseLinear(d, labels, seed=1),
+    }
+    assert all(type(layer.in_features) is type(layer.out_features) is int for layer in layers.values())
+    for name in ("fixed", "head_tail", "sparse_input", "dense"):
+        own, plain = layers[name], LAYERS[name]()
+        x = rows(own)
+        for a, b in zip(own.topk(x, np.int64(3)), plain.topk(x, 3), strict=True):
+            assert torch.equal(a, b)
+        own.add_labels_(np.int64(2), prior=[0.1, 0.2])
+        assert own.out_features == L + 2
+    layers["fixed"].rewire_(fraction=np.float32(0.5), seed=np.int64(3))
+    for wrong in (np.float64(3.0), True, "3"):
+        with pytest.raises(TypeError, match="k must be an int"):
+            layers["fixed"].topk(rows(), wrong)
+
+
+class Packed(torch.Tensor):
+    """State in fewer bits, as optimizers of other packages keep it."""
+
+
+def test_state_in_fewer_bits_is_named_before_anything_changes():
+    layer = LAYERS["fixed"]()
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer.loss(rows(), LISTS).backward()
+    optimizer.step()
+    optimizer.state[layer.weight]["exp_avg_sq"] = optimizer.state[layer.weight]["exp_avg_sq"].as_subclass(Packed)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(
+        TypeError, match="exp_avg_sq of AdamW is a Packed, and rewiring resets state in plain tensors only"
+    ):
+        layer.rewire_(fraction=0.5, optimizer=optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "quantized"])
+def test_new_labels_are_told_in_any_form(name):
+    x, lists = rows(), [[0], [0, 1], []]
+    held = torch.tensor([[1, 0], [1, 1], [0, 0]])
+    found = []
+    for targets in (held.float().to_sparse_csr(), lists, held.bool(), held.numpy(), held.to_sparse_coo()):
+        layer = LAYERS[name]()
+        layer.add_labels_(2, rows(layer), targets, seed=3)
+        found.append(layer.state_dict())
+    for state in found[1:]:
+        assert all(torch.equal(value, found[0][key]) for key, value in state.items())
+    for given, error, message in (
+        ((2, x, [[2], [], []]), ValueError, r"targets\[0\] holds label 2, outside \[0, 2\)"),
+        ((2, x[:, :3], lists), ValueError, r"x must be \[..., in_features=16\]"),
+        ((2, x, lists[:2]), ValueError, "one list of labels for each of 3 rows, got 2"),
+    ):
+        with pytest.raises(error, match=message):
+            LAYERS[name]().add_labels_(*given)
+    layer = LAYERS[name]()
+    layer.remove_labels_([])
+    assert layer.out_features == L
