@@ -7,7 +7,7 @@ from collections import defaultdict
 from bench import environment
 from bench.rows import Row
 
-PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"))  # of S3Rec-Beauty only the dense model was measured
+PANELS = (("EURLEX57K", "AdamW"), ("EURLEX57K", "SGD"), ("S3Rec-Beauty", "AdamW"))
 COLOURS = {0: "#000000", 16: "#009e73", 32: "#d55e00", 64: "#0072b2"}
 RULES = {0.0: "lr", 0.5: "lr (D/K)^0.5", 1.0: "lr D/K"}  # by the power of D / K
 FIGURE = environment.REPOSITORY / "reports" / "learning_rate.png"
@@ -56,9 +56,8 @@ def draw(rows: list[Row], path: str) -> None:
     figure = Figure(figsize=(3.8 * len(panels) + 0.5, 8.5), layout="constrained")
     axes = figure.subplots(len(RULES), len(panels), sharex="col", sharey="col", squeeze=False)
     for column, (data, optimizer) in enumerate(panels):
-        lowest = min(
-            loss for key, points in found.items() if key[:2] == (data, optimizer) for _, loss in points if loss
-        )
+        losses = [loss for key, points in found.items() if key[:2] == (data, optimizer) for _, loss in points if loss]
+        lowest, highest = min(losses), max(losses)
         for line, (power, rule) in enumerate(RULES.items()):
             axis = axes[line, column]
             for fan_in, colour in COLOURS.items():
@@ -69,7 +68,7 @@ def draw(rows: list[Row], path: str) -> None:
                 axis.plot(*zip(*shown, strict=True), ".-", color=colour, label=f"K = {fan_in}" if fan_in else "dense")
                 best = best_rate(shown)
                 axis.plot([best], [dict(shown)[best]], marker="*", markersize=14, color=colour)
-            axis.set(xscale="log", ylim=(lowest * 0.98, lowest * 1.45))
+            axis.set(xscale="log", ylim=(lowest * 0.98, min(lowest * 1.45, highest * 1.02)))
             axis.grid(alpha=0.3)
             axis.set_title(f"{data}, {optimizer}\nweights of the head: {rule}", fontsize=9, loc="left")
         axes[-1, column].set_xlabel("lr (stars: best)")
