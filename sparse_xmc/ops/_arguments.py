@@ -106,6 +106,8 @@ def check_input(x: Tensor, in_features: int) -> None:
 
 def check_seed(seed: object) -> int:
     """The seed as the signed 64-bit integer that kernels take; integers beyond 64 bits lose their high bits."""
+    if type(seed) is int and -(1 << 63) <= seed < 1 << 63:
+        return seed
     seed = as_int(seed)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")

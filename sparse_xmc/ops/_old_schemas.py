@@ -42,7 +42,7 @@ def _loss_step_(*arguments: Any) -> tuple[Tensor, Tensor]:
     # its two scales may be any two numbers: a sweep for each
     dx = gradients_of(problem, dx_scale, Needed(True, False, False))[0] if need_x else None
     numbers = (lr, momentum, weight_decay, decay, gain, eps)
-    update = Update._make((*buffers, *numbers, None, correction, stochastic, seed, step))
+    update = Update._make((*buffers, *numbers, None, correction, stochastic, seed, step, False))
     total, _ = updated(problem, Scaling(1.0, dw_scale), update, need_loss, False)
     return empty if total is None else total, empty if dx is None else dx
 

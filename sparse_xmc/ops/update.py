@@ -14,16 +14,18 @@ STATE = ("momentum_buffer", "second_moment", "bias_momentum_buffer", "bias_secon
 RULE = ("lr", "momentum", "weight_decay", "decay", "gain", "eps")
 
 
-def _check(name: str, state: Tensor, shape: torch.Size, dtype: torch.dtype, like: Tensor) -> None:
-    if state.dtype is dtype and state.shape == shape and state.is_contiguous() and state.device == like.device:
+def _check(name: str, state: Tensor | None, dtype: torch.dtype, size: torch.Size, device: torch.device) -> None:
+    if state is None:
         return
-    if state.dtype is not dtype:
+    if state.dtype != dtype:
         raise TypeError(f"{name} of the update must be {dtype}, got {state.dtype}")
-    if state.device != like.device:
-        raise ValueError(f"{name} of the update must be on the weight's device {like.device}, got {state.device}")
-    raise ValueError(
-        f"{name} of the update must be {list(shape)} and contiguous, got {list(state.shape)} with strides {state.stride()}"
-    )
+    if state.device != device:
+        raise ValueError(f"{name} of the update must be on the weight's device {device}, got {state.device}")
+    if state.shape != size or not state.is_contiguous():
+        raise ValueError(
+            f"{name} of the update must be {list(size)} and contiguous, got {list(state.shape)} with strides "
+            f"{state.stride()}"
+        )
 
 
 class Update(NamedTuple):
@@ -61,6 +63,8 @@ class Update(NamedTuple):
             towards zero (f in units of their distance); with u the 16 bits it is rounded away from zero iff
             u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
 
+        checked: whether the state was looked at by ``check`` before; else the op does.
+
     Examples:
         >>> import torch
         >>> from sparse_xmc import ops
@@ -84,6 +88,7 @@ class Update(NamedTuple):
     stochastic: bool = True
     seed: int = 0
     step: int | Tensor = 0
+    checked: bool = False
 
     @property
     def buffers(self) -> tuple[Tensor | None, ...]:
@@ -92,17 +97,12 @@ class Update(NamedTuple):
 
     def check(self, weight: Tensor, bias: Tensor | None) -> None:
         """Raises ``ValueError`` or ``TypeError`` unless the state is what an update of these parameters writes to."""
-        momentum, moment, bias_momentum, bias_moment = self[:4]
-        if momentum is not None:
-            _check("momentum_buffer", momentum, weight.shape, weight.dtype, weight)
-        if moment is not None:
-            _check("second_moment", moment, weight.shape[:1], compute_dtype(weight.dtype), weight)
-        if bias is None:
-            return
-        if bias_momentum is not None:
-            _check("bias_momentum_buffer", bias_momentum, bias.shape, bias.dtype, weight)
-        if bias_moment is not None:
-            _check("bias_second_moment", bias_moment, bias.shape, compute_dtype(bias.dtype), weight)
+        device, acc = weight.device, compute_dtype(weight.dtype)
+        _check("momentum_buffer", self.momentum_buffer, weight.dtype, weight.shape, device)
+        _check("second_moment", self.second_moment, acc, weight.shape[:1], device)
+        if bias is not None:
+            _check("bias_momentum_buffer", self.bias_momentum_buffer, bias.dtype, bias.shape, device)
+            _check("bias_second_moment", self.bias_second_moment, acc, bias.shape, device)
 
     def state(self) -> list[Tensor]:
         """The tensors that the update writes beside weight and bias."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -71,7 +72,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     capturable = False
     _updated = False  # since the last step()
     _ever_updated = False
-    _placed: tuple[torch.dtype, torch.device] | None = None  # dtype and device of the weight that state is for
+    _placed: tuple[Any, ...] | None = None  # dtype, device and shape of the weight that state is for
+    _checked: tuple[Any, ...] = (0,)  # state that fits
 
     def __init__(
         self,
@@ -136,7 +138,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for parameter in parameters:
             self._allocate(parameter)
         self._place_counters()
-        self._placed = parameters[0].dtype, parameters[0].device
+        self._placed = parameters[0].dtype, parameters[0].device, parameters[0].shape
+        self._checked = (0,)
 
     def _place_counters(self) -> None:
         """Puts rate and count of updates where they are read: on the parameters' device, or in Python."""
@@ -187,9 +190,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         group["updates"] += 1
         own, other = self.state[weight], {} if bias is None else self.state[bias]
         momentum = group["momentum"]
-        if self._placed != (weight.dtype, weight.device) or (momentum > 0 and "momentum_buffer" not in own):
+        if self._placed != (weight.dtype, weight.device, weight.shape) or (
+            momentum > 0 and "momentum_buffer" not in own
+        ):
             self._place_state()
-        return Update(
+        update = Update(
             own["momentum_buffer"] if momentum > 0 else None,
             own.get("second_moment"),
             other.get("momentum_buffer") if momentum > 0 else None,
@@ -201,7 +206,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             stochastic=group["rounding"] == "stochastic",
             seed=check_seed(group["seed"]),
             step=group["updates"],
+            checked=True,
         )
+        if not all(map(operator.is_, update, self._checked)):  # other tensors than at the update before
+            update.check(weight, bias)
+            self._checked = update.buffers
+        return update
 
     def loss_scale(self, device: torch.device) -> Tensor | None:
         """The GradScaler's factor as a 0-dim tensor, read without waiting for the device."""

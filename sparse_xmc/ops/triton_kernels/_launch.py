@@ -46,19 +46,15 @@ def ready(x: Tensor, *others: Tensor | None) -> int | None:
     launches (a profiler, say), in the interpreter, or in a release that is not known here. Tensors that were just
     allocated need not be named.
     """
-    if not _REUSES or _hooked() or x.is_meta:
+    hooks = knobs.runtime
+    enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+    if not _REUSES or x.is_meta or getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
         return None
     addresses = x.data_ptr()
     for tensor in others:
         if tensor is not None:
             addresses |= tensor.data_ptr()
     return None if addresses & 15 else driver.active.get_current_stream(x.get_device())
-
-
-def _hooked() -> bool:
-    """Whether somebody is told of every launch."""
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 class Launch:
