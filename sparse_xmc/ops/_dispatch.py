@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sparse_xmc.ops._flops import announce
+
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _LIBRARY = torch.library.Library("sparse_xmc", "DEF")
 
@@ -38,10 +40,13 @@ def transforming() -> bool:
 
 def watched() -> bool:
     """Whether something traces, profiles or transforms the calls of operations."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._len_torch_dispatch_stack():
+        announce()
+        return True
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
+        torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0

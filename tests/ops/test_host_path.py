@@ -246,3 +246,31 @@ def test_what_is_written_to_gets_a_new_version(device):
     ops.fixed_fan_in_step_(x, weight, indices, bias, torch.eye(3, 6, device=device).to_sparse_csr(), optimizer)
     ops.prune_regrow_(weight.detach(), indices, 9, fraction=0.5, seed=0)
     assert all(tensor._version > version for tensor, version in zip((*written, indices), before, strict=True))
+
+
+def test_torch_counts_the_operations(device):
+    """``FlopCounterMode``: two for each connection and row, in every product."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    B, D, L, K = 3, 9, 6, 3
+    x, weight, bias = (torch.randn(*shape, device=device) for shape in ((B, D), (L, K), (L,)))
+    indices = ops.init_indices(L, D, K, seed=0, device=device)
+    targets = torch.eye(B, L, device=device).to_sparse_csr()
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    optimizer = FusedSGD(0.1)
+    optimizer.attach(weight, bias)
+    classes = torch.tensor([0, 1, 2], device=device)
+    layer = (indices, leaves[2])
+    calls = {
+        "forward": (lambda: ops.fixed_fan_in_linear(x, weight, indices, bias), 1),
+        "linear": (lambda: ops.fixed_fan_in_linear(*leaves[:2], *layer).sum().backward(), 3),
+        "loss": (lambda: ops.fixed_fan_in_loss(*leaves[:2], *layer, targets).backward(), 4),
+        "frozen x": (lambda: ops.fixed_fan_in_loss(x, leaves[1], *layer, targets).backward(), 3),
+        "step": (lambda: ops.fixed_fan_in_step_(x, weight, indices, bias, targets, optimizer), 3),
+        "softmax": (lambda: ops.fixed_fan_in_loss(*leaves[:2], *layer, classes, loss="cross_entropy").backward(), 4),
+        "topk": (lambda: ops.fixed_fan_in_topk(x, weight, indices, bias, k=2), 1),
+    }
+    for name, (call, products) in calls.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == 2 * products * B * L * K, name
