@@ -22,8 +22,11 @@ from sparse_xmc.app.jobs.prediction import predict
 from sparse_xmc.app.jobs.training import train
 from sparse_xmc.app.prepare import Precomputed, Preparation, Terms
 from sparse_xmc.data import Features, LabelRows
+from sparse_xmc.solver.fit import fit
+from sparse_xmc.solver.plan import plan_for
 
 _ROWS, _FEATURES, _LABELS = 64, 96, 80
+_SOLVED = 160  # rows of a direct run, of which enough are held out for a choice
 _RUNS: list[dict[str, Any]] = [
     {"lexical_fan_in": 8},
     {"lexical_fan_in": 8, "loss": "squared_hinge", "lexical_loss": "bce"},
@@ -52,8 +55,17 @@ def warmup(device: str = "auto", *, progress: bool = True, report: Callable[[str
         for options in meter.over(_RUNS):
             _run(_configured(options), choose_device(device))
         _run_on_texts(device)
+        _solve_with_shortlists()
     report(f"kernels ready in {time.monotonic() - began:.0f} s, {compiled} of them compiled now")
     return compiled
+
+
+def _solve_with_shortlists() -> None:
+    """What a direct run does with more rows and labels than can all be told apart by all rows."""
+    rng = np.random.default_rng(0)
+    x = sp.random(_SOLVED, _FEATURES, 0.1, format="csr", dtype=np.float32, random_state=rng)
+    y = sp.csr_matrix(rng.random((_SOLVED, _LABELS // 4)) < 0.2, dtype=np.float32)
+    fit(x, y, plan_for("normal", np.bincount(y.indices, minlength=y.shape[1]), _FEATURES))
 
 
 def _run_on_texts(device: str) -> None:
@@ -62,7 +74,7 @@ def _run_on_texts(device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, run = os.path.join(folder, "texts.jsonl"), os.path.join(folder, "run")
         with open(data, "w", encoding="utf-8") as file:
-            for _ in range(_ROWS):
+            for _ in range(_SOLVED):
                 words = rng.integers(_LABELS // 4, size=4).tolist()
                 file.write(json.dumps({"text": " ".join(f"word{i}" for i in words), "labels": words[:2]}) + "\n")
         options: dict[str, Any] = {"train": data, "out": run, "device": device, "progress": False, "min_df": 1}
