@@ -31,18 +31,15 @@ def levels_of(task: Task, topology: Topology, solved: Sequence[dict[str, np.ndar
 
 def clustering(task: Task, topology: Topology, number: int) -> dict[str, np.ndarray]:
     """A clustering, the head of its clusters, and SVMs of the labels in them."""
-    front = clusters_alone(task, number, task.plan.cluster_rows)
-    return front | _within(task, topology, front["of"], members_of(task.targets, front["of"]), number)
-
-
-def clusters_alone(task: Task, number: int, most: int) -> dict[str, np.ndarray]:
-    """A clustering and the head of its clusters, which learns from at most ``most`` rows that are no positives."""
-    seed, shown = task.seed + number, task.bar(f"clusters {number}")
-    of = cluster_labels(task.x, task.targets, task.plan.clusters, seed)
-    members, fan_in = members_of(task.targets, of), task.plan.cluster_fan_in
-    clusters = solve_clusters(task.wide, members, fan_in, most=most, seed=seed, progress=shown)
+    plan, seed, shown = task.plan, task.seed + number, task.bar(f"clusters {number}")
+    of = cluster_labels(task.x, task.targets, plan.clusters, seed)
+    members = members_of(task.targets, of)
+    clusters = solve_clusters(
+        task.wide, members, plan.cluster_fan_in, most=plan.cluster_rows, seed=seed, progress=shown
+    )
     (block,) = clusters.blocks
-    return {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias}
+    front = {"of": of, "indices": block.indices, "weight": block.weight, "bias": clusters.bias}
+    return front | _within(task, topology, of, members, number)
 
 
 def on_all_rows(

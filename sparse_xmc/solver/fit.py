@@ -1,7 +1,8 @@
 """The direct solver: from sparse rows and labels to a fixed fan-in head, in the settings that held-out rows ask for.
 
 Stages: shortlists by centroids, rounds of hard negatives, topology, choice, refit on all rows. Memory is
-``O(nnz + L K + N S)``: nothing of size ``L x D`` or ``N x L`` exists.
+``O(nnz + L K + N S)``: nothing of size ``L x D`` or ``N x L`` exists. Where labels and rows are few (``Plan.whole``) all rows
+are examples of every label instead of shortlists: ``O(nnz + L K + N L)``, within fixed bounds of ``N L`` and ``L K``.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
         "rows with a constant": wide,
         "rows of the choice": round(0.95 * (wide + _PAIR * sizes.entries)) if plan.choose else 0,
         "calibration": _JUDGED * min(50, sizes.labels) * held_out_rows(sizes.rows, None) if plan.choose else 0,
-        "head": 3 * sizes.labels * plan.rare[0] * _PAIR,
+        "head": (1 + max(2, len(plan.costs))) * sizes.labels * plan.rare[0] * _PAIR,
         "inverted index": sizes.labels * plan.rare[0] * _PAIR,
     }
 
