@@ -181,9 +181,8 @@ def training_ranks(device: torch.device, timeout: float = TIMEOUT) -> Iterator[T
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         _meet(store, rank, size, timeout)
-        backend = (
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        )  # what hosts tell each other waits for no GPU
+        # with gloo beside NCCL what hosts tell each other waits for no GPU
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_ANY_LENGTH)
         heartbeat.watch_others()
         yield TrainingRanks(Ranks(dist.group.WORLD, device))
