@@ -62,7 +62,6 @@ class Update(NamedTuple):
             (k % 2) (0 = low) of word (k % 8) // 2. A value lies a fraction f above the representable one next to it
             towards zero (f in units of their distance); with u the 16 bits it is rounded away from zero iff
             u >= 65536 - round(65536 f) (bfloat16: add u to the float32 bits and drop the low 16).
-
         checked: whether the state was looked at by ``check`` before; else the op does.
 
     Examples:
@@ -71,6 +70,7 @@ class Update(NamedTuple):
         >>> sgd = ops.Update(lr=0.1, momentum=0.9, momentum_buffer=torch.zeros(100, 8))
         >>> [tensor.shape for tensor in sgd.state()]
         [torch.Size([100, 8])]
+        >>> sgd.check(torch.zeros(100, 8), None)  # raises for another layer's parameters
     """
 
     momentum_buffer: Tensor | None = None
