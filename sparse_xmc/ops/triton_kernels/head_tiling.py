@@ -70,8 +70,10 @@ def tiling(
     if G > 1 and K <= MAX_DOT_FAN_IN.get(dtype, 0):
         block_k = max(16, triton.next_power_of_2(K))
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
-        widest = 4096 if dtype != torch.float32 else 1024
-        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), 64)
+        widest, most = (
+            (4096, 64) if dtype != torch.float32 else (1024, 32)
+        )  # float32 products take three times the registers
+        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), most)
         if not room and dtype != torch.float32:
             block_b = max(16, block_b // 2)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
