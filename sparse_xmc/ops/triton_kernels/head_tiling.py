@@ -78,7 +78,7 @@ def tiling(
             block_b = max(16, block_b // 2)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
         maxnreg = 168 if few_registers and block_k <= 64 and block_k == K else None
-        warps = 8 if dtype == torch.float32 and block_k == 128 else 4  # else registers spill, as with no other number
+        warps = 8 if dtype == torch.float32 and block_k == 128 and room else 4  # four would spill on sm_90
         return Tiling(True, tiles, G, block_l, block_k, block_b, warps, num_stages=1, maxnreg=maxnreg)
     block_k = max(8, triton.next_power_of_2(K))
     if block_k > MAX_FAN_IN:
