@@ -73,6 +73,7 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
         "clusters": 3 * 4 * clusters + plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
         "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
         "rows with a constant": _PAIR * (sizes.entries + sizes.rows) if plan.clusterings else 0,
+        "calibration": _JUDGED * min(50, sizes.labels) * held_out_rows(sizes.rows, None) if plan.choose else 0,
         "negatives": 3 * 4 * lists,
         "head": 3 * connections * _PAIR,
         "inverted index": connections * _PAIR,
