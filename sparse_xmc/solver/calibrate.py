@@ -17,6 +17,7 @@ import numpy as np
 _KNOTS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14)  # log2 of the training rows
 _RIDGE = 1.0
 _STEPS = 20
+_PRODUCT, _ENTRIES = 200_000, 8_000  # multiplications of a matrix product, entries of a matrix times a vector
 
 
 def _hats(frequencies: np.ndarray, knots: np.ndarray) -> np.ndarray:
@@ -85,21 +86,31 @@ def logistic(
 ) -> np.ndarray:
     """Coefficients of a logistic regression under a quadratic penalty about ``centre``, by Newton's method from ``start``."""
 
+    # in products so small that BLAS keeps them to one thread: more of them wait longer than they work, and round otherwise
+    step = max(1, min(_PRODUCT // design.shape[1] ** 2, _ENTRIES // design.shape[1]))
+    parts = [slice(start, start + step) for start in range(0, len(design), step)]
+
+    def odds(theta: np.ndarray) -> np.ndarray:
+        return np.concatenate([design[rows] @ theta for rows in parts]) if parts else np.zeros(0)
+
     def objective(theta: np.ndarray) -> float:
-        z, off = design @ theta, theta - centre
-        return float(weight @ (np.logaddexp(0, z) - hit * z) + 0.5 * off @ penalty @ off)
+        z, off = odds(theta), theta - centre
+        return float((weight * (np.logaddexp(0, z) - hit * z)).sum() + 0.5 * off @ penalty @ off)
 
     theta, value = start, objective(start)
     for _ in range(_STEPS):
-        p = np.exp(-np.logaddexp(0, -(design @ theta)))
-        gradient = design.T @ (weight * (p - hit)) + penalty @ (theta - centre)
-        curvature = (design * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ design + penalty
-        step, before, share = np.linalg.solve(curvature, gradient), value, 1.0
-        while (value := objective(theta - share * step)) > before and share > 1e-3:
+        p = np.exp(-np.logaddexp(0, -odds(theta)))
+        slope, bend = weight * (p - hit), weight * np.maximum(p * (1 - p), 1e-6)
+        gradient, curvature = penalty @ (theta - centre), penalty.copy()
+        for rows in parts:
+            gradient += design[rows].T @ slope[rows]
+            curvature += (design[rows] * bend[rows, None]).T @ design[rows]
+        move, before, share = np.linalg.solve(curvature, gradient), value, 1.0
+        while (value := objective(theta - share * move)) > before and share > 1e-3:
             share /= 2  # a full step may lead too far
         if value >= before:
             break
-        theta = theta - share * step
+        theta = theta - share * move
         if before - value < 1e-5 * abs(value):
             break
     return theta
