@@ -1,11 +1,12 @@
-"""The tables on the README's first screen, from stored rows: those of the suite ``gain``, and the accuracy studies'."""
+"""What stands on the README's first screen, from stored rows: of the suite ``gain``, of the accuracy studies, and of the search
+among 670,091 items."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from bench import answers
+from bench import answers, known_item_report
 from bench.answers import REPORTS
 from bench.environment import REPOSITORY
 from bench.report import speedup
@@ -21,6 +22,8 @@ BASELINES = {
 LEAST = 100_000  # labels: smaller layers of the suite are for the figure
 GAIN = ("<!-- gain: python -m bench first_screen -->", "<!-- end of gain -->")
 ACCURACY = ("<!-- accuracy: python -m bench first_screen -->", "<!-- end of accuracy -->")
+
+KNOWN_ITEM = ("<!-- known item: python -m bench first_screen -->", "<!-- end of known item -->")
 
 
 def runs(rows: list[Row]) -> list[str]:
@@ -117,10 +120,26 @@ def answers_of(rows: list[Row]) -> list[str]:
     return [*table(rows), "", *conditions(rows)]
 
 
+def known_item() -> list[str]:
+    """All labels under the limit of memory, in words, beside the others under the same limit."""
+    rows = {row["name"]: row for row in known_item_report.read(REPORTS / "scale") if row["status"] == "ok"}
+    own = rows.pop("sparse_xmc")
+    others = [
+        f"{known_item_report.NAMES[name]} {row['P@1']:.1f} ({row['cpu_seconds']:.0f} s, {row['peak_mib'] / 1024:.1f} GiB)"
+        for name, row in sorted(rows.items(), key=lambda named: -named[1]["P@1"])
+    ]
+    took = f"{own['cpu_seconds']:.0f} CPU seconds and {own['peak_mib'] / 1024:.1f} GiB"
+    return [
+        f"**{own['rows']:,} real labels in {own['limit'] / 1e9:.0f} GB**, text to evaluation, one command: "
+        f"P@1 {own['P@1']:.1f} in {took}. "
+        f"Under the same limit: {', '.join(others)}. [How](reports/scale/known_item.md); again: `make scale`."
+    ]
+
+
 def blocks() -> dict[tuple[str, str], list[str]]:
     """What stands between the README's marks."""
     rows = RowFile(REPORTS / "cpu").read()
-    return {GAIN: answers_of(rows), ACCURACY: answers.accuracy()}
+    return {GAIN: answers_of(rows), ACCURACY: answers.accuracy(), KNOWN_ITEM: known_item()}
 
 
 def write(readme: Path = REPOSITORY / "README.md") -> None:

@@ -90,7 +90,11 @@ def test_accuracy_is_that_of_the_stored_rows():
     assert len(lines) == 3 + len(answers.PAIRS)
 
 
-@pytest.mark.parametrize("marks", [first_screen.GAIN, first_screen.ACCURACY], ids=["gain", "accuracy"])
+@pytest.mark.parametrize(
+    "marks",
+    [first_screen.GAIN, first_screen.ACCURACY, first_screen.KNOWN_ITEM],
+    ids=["gain", "accuracy", "known item"],
+)
 def test_the_readme_holds_what_the_stored_rows_say(marks):
     begin, end = marks
     wanted = "\n".join([begin, *first_screen.blocks()[marks], end])
