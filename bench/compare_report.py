@@ -84,6 +84,23 @@ def losses(rows: dict[str, Row]) -> list[str]:
     return said
 
 
+def _disturbed(rows: Sequence[Row]) -> list[str]:
+    """Which runs had not the machine to themselves: their rows hold ``disturbed``."""
+    names = [
+        f"{variant} on {name}"
+        for name, found in newest(rows).items()
+        for variant, row in found.items()
+        if row.get("disturbed")
+    ]
+    if not names:
+        return ["The systems ran one after the other, on an otherwise idle machine."]
+    said = f"{', '.join(names[:-1])} and {names[-1]}" if names[1:] else names[0]
+    return [
+        "The systems ran one after the other, on an otherwise idle machine, but for",
+        f"{said}: seconds of those are upper bounds.",
+    ]
+
+
 def lines(rows: Sequence[Row]) -> list[str]:
     first = rows[-1]
     text = [
@@ -99,9 +116,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
         "features.",
         "",
         f"{first['cpu']}, {first['cores']} cores, {first['threads']} threads. CPU seconds are those of all threads.",
-        "Other work shared the machine, more or less of it in each run: wall seconds are upper bounds, and CPU seconds up to",
-        "twice what they are on an idle one. Peak: resident memory of the process tree. PSP with A=0.55, B=1.5. Bold: the best",
-        "of the column.",
+        *_disturbed(rows),
+        "Peak: resident memory of the process tree. PSP with A=0.55, B=1.5. Bold: the best of the column.",
         "",
     ]
     for name, found in newest(rows).items():
