@@ -27,6 +27,7 @@ class Survey:
         positives: pairs of a row and a label of it.
         name_bytes: of a label's name, on average.
         frequent, frequent_positives: labels with many rows, and the pairs that they are in.
+        most: rows of the most frequent label.
     """
 
     rows: int
@@ -37,6 +38,7 @@ class Survey:
     name_bytes: float = 8.0
     frequent: int = 0
     frequent_positives: int = 0
+    most: int = 0
 
 
 def count_lines(source: Source) -> int:
@@ -49,11 +51,12 @@ def count_lines(source: Source) -> int:
     return count + (last != b"\n")
 
 
-def frequent_labels(ids: Any, share: float, often: int) -> tuple[int, int]:
-    """How many labels have at least ``often`` rows, and their rows, in ``share`` times as many rows as have these ids."""
+def frequent_labels(ids: Any, share: float, often: int) -> tuple[int, int, int]:
+    """How many labels have at least ``often`` rows, their rows, and those of the most frequent of all, in ``share`` times as
+    many rows as have these ids."""
     counts = share * np.bincount(np.asarray(ids, dtype=np.int64))
-    counts = counts[counts >= often]
-    return len(counts), round(float(counts.sum()))
+    many = counts[counts >= often]
+    return len(many), round(float(many.sum())), round(float(counts.max(initial=0)))
 
 
 def survey(texts: Any, rows: int, min_df: int = 1, max_features: int | None = None, *, often: int = 20) -> Survey:

@@ -20,6 +20,11 @@ _STEPS = 20
 _PRODUCT, _ENTRIES = 200_000, 8_000  # multiplications of a matrix product, entries of a matrix times a vector
 
 
+def knots_for(most: int) -> list[int]:
+    """log2 of the numbers of rows that a, g and b are told at, where the most frequent label has ``most``."""
+    return [k for k in _KNOTS if k <= np.log2(max(most, 1)) + 1]
+
+
 def _hats(frequencies: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """Piecewise linear basis ``[n, knots]`` of log2 of the frequencies."""
     position = np.clip(np.log2(np.maximum(frequencies, 1)), knots[0], knots[-1])
@@ -66,7 +71,7 @@ def calibrate(
         levels: y and p of each pair, where there are levels.
         near: a calibration to begin from, of as many knots.
     """
-    knots = np.array([k for k in _KNOTS if k <= np.log2(max(frequencies.max(initial=1), 1)) + 1], dtype=np.float64)
+    knots = np.array(knots_for(frequencies.max(initial=1)), dtype=np.float64)
     hats, n = _hats(frequencies, knots), len(knots)
     columns = [scores, centroid, np.ones(len(hit)), *levels]
     design = np.concatenate([hats * column[:, None] for column in columns], axis=1)

@@ -26,11 +26,13 @@ OPTIONS = {"min_df": 1, "fan_in": 32, "threads": 2}
 
 
 def write(path, rows, labels=None):
-    """Texts of twelve words, each row with a label of its own or one of ``labels``."""
+    """Texts of twelve words, each row with a label of its own or one of ``labels``, which every other text names."""
     rng = random.Random(0)
     with open(path, "w", encoding="utf-8") as file:
         for i in range(rows):
             words = " ".join(f"w{min(int(rng.paretovariate(0.7)), 40_000)}" for _ in range(12))
+            if labels is not None and rng.random() < 0.5:
+                words += f" about{i % labels}"
             file.write(json.dumps({"text": words, "labels": [f"L{i if labels is None else i % labels}"]}) + "\n")
     return str(path)
 
@@ -117,7 +119,7 @@ def test_sizes_are_told_from_the_first_rows_and_the_lines(tmp_path):
     found = survey(open_data(config, train, None, texts=False), count_lines(Source(train)))
     assert (found.rows, found.labels, found.positives) == (30_000, 300, 30_000)
     assert (found.frequent, found.frequent_positives) == (300, 30_000)
-    assert frequent_labels([0, 0, 0, 2, 2, 5], 2.0, 4) == (2, 10) and frequent_labels([], 2.0, 4) == (0, 0)
+    assert frequent_labels([0, 0, 0, 2, 2, 5], 2.0, 4) == (2, 10, 6) and frequent_labels([], 2.0, 4) == (0, 0, 0)
     whole = TrainingConfig(train=write(tmp_path / "all.jsonl", 15_000, 300))
     assert survey(open_data(whole, whole.train, None, texts=False), 15_000).entries == pytest.approx(
         found.entries / 2, rel=0.02

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparse_xmc.data.survey import Survey
+from sparse_xmc.solver.calibrate import knots_for
 from sparse_xmc.solver.plan import Plan, held_out_rows
 
 _PROGRAM = 170 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
@@ -22,7 +23,8 @@ _ROW = 48  # of a row: its place in features and targets
 _TEST_ROW = 320  # of a row that is evaluated: beside that its best labels, their scores and whether they are right
 _WEIGHT = 2  # of a connection of a stored model
 _PAIR = 8  # of a number and the place it stands in
-_JUDGED = 2 * 8 * 21  # of a pair of a held-out row and a label: two tables of 21 columns
+_PAIRS, _PAIRS_OF_LEVELS = 40, 60  # labels of a held-out row that are judged
+_COLUMN = 2 * 8  # of such a pair: a column of two tables
 _ADDRESSES = 480 << 20  # of addresses beyond what is resident: libraries, stacks of threads, arenas
 
 
@@ -70,14 +72,23 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
     clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
     return {
         "kernels of SVMs": _SVM_KERNELS,
-        "clusters": 3 * 4 * clusters + plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
+        "clusters": plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
+        "rows of clusters, or calibration": max(3 * 4 * clusters, _calibration(sizes, plan)),
         "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
         "rows with a constant": _PAIR * (sizes.entries + sizes.rows) if plan.clusterings else 0,
-        "calibration": _JUDGED * min(50, sizes.labels) * held_out_rows(sizes.rows, None) if plan.choose else 0,
         "negatives": 3 * 4 * lists,
         "head": 3 * connections * _PAIR,
         "inverted index": connections * _PAIR,
     }
+
+
+def _calibration(sizes: Survey, plan: Plan) -> int:
+    """What held-out rows are judged by: columns by kind of score and by knot of the label's frequency."""
+    if not plan.choose:
+        return 0
+    kinds, pairs = (5, _PAIRS_OF_LEVELS) if plan.clusterings else (3, _PAIRS)
+    columns = 1 + kinds * len(knots_for(sizes.most))
+    return _COLUMN * columns * min(pairs, sizes.labels) * held_out_rows(sizes.rows, None)
 
 
 def _connections(sizes: Survey, plan: Plan) -> int:
@@ -93,7 +104,7 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
         "examples": 4 * sizes.labels * sizes.rows,
         "rows with a constant": wide,
         "rows of the choice": round(0.95 * (wide + _PAIR * sizes.entries)) if plan.choose else 0,
-        "calibration": _JUDGED * min(50, sizes.labels) * held_out_rows(sizes.rows, None) if plan.choose else 0,
+        "calibration": _calibration(sizes, plan),
         "head": (1 + max(2, len(plan.costs))) * sizes.labels * plan.rare[0] * _PAIR,
         "inverted index": sizes.labels * plan.rare[0] * _PAIR,
     }
