@@ -34,6 +34,7 @@ _SPLIT = (  # and memory of a run
     "max_features",
     "effort",
     "head_memory",
+    "held_out",
 )
 
 

@@ -25,13 +25,13 @@ pytestmark = [
 OPTIONS = {"min_df": 1, "fan_in": 32, "threads": 2}
 
 
-def write(path, rows, labels=None):
-    """Texts of twelve words, each row with a label of its own or one of ``labels``, which every other text names."""
+def write(path, rows, labels=None, named=False):
+    """Texts of twelve words, each row with a label of its own or one of ``labels``; if ``named``, every other text names it."""
     rng = random.Random(0)
     with open(path, "w", encoding="utf-8") as file:
         for i in range(rows):
             words = " ".join(f"w{min(int(rng.paretovariate(0.7)), 40_000)}" for _ in range(12))
-            if labels is not None and rng.random() < 0.5:
+            if named and rng.random() < 0.5:
                 words += f" about{i % labels}"
             file.write(json.dumps({"text": words, "labels": [f"L{i if labels is None else i % labels}"]}) + "\n")
     return str(path)
@@ -79,13 +79,22 @@ def compiled(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("rows", "labels"), [(3_000, None), (50_000, None), (100_000, None), (10_000, 50), (40_000, 900)]
+    ("rows", "labels", "named", "held_out"),
+    [
+        (3_000, None, False, None),
+        (50_000, None, False, None),
+        (100_000, None, False, None),
+        (10_000, 50, False, None),
+        (10_000, 50, True, 0.5),
+        (40_000, 900, False, None),
+        (40_000, 900, True, None),
+    ],
 )
-def test_the_peak_of_a_run_is_predicted_within_a_tenth(tmp_path, compiled, rows, labels):
-    train = write(tmp_path / "train.jsonl", rows, labels)
-    config = TrainingConfig(train=train, solver="direct", **OPTIONS)
+def test_the_peak_of_a_run_is_predicted_within_a_tenth(tmp_path, compiled, rows, labels, named, held_out):
+    train = write(tmp_path / "train.jsonl", rows, labels, named)
+    config = TrainingConfig(train=train, solver="direct", held_out=held_out, **OPTIONS)
     told = prediction(config, surveyed(config, open_data(config, train, None, texts=False))).peak
-    taken = peak(train, tmp_path / "run")
+    taken = peak(train, tmp_path / "run", *([] if held_out is None else ["--held-out", str(held_out)]))
     assert abs(told / taken - 1) < 0.1, (told / 2**20, taken / 2**20)
 
 

@@ -52,7 +52,7 @@ def prediction(config: TrainingConfig, sizes: Survey, test: Survey | None = None
         entries=sizes.entries / max(sizes.rows, 1),
         rows=sizes.rows,
     )
-    return predicted(sizes, plan, test)
+    return predicted(sizes, plan, test, config.held_out)
 
 
 def _frequencies(sizes: Survey) -> np.ndarray:
@@ -88,7 +88,7 @@ def check_before_solving(config: TrainingConfig, sizes: Survey, plan: Plan) -> N
     """
     allowed, now = allowed_bytes(config.memory_limit), resident_bytes()
     if allowed is not None and now is not None:
-        _compare(now + sum(solver_bytes(sizes, plan).values()), allowed)
+        _compare(now + sum(solver_bytes(sizes, plan, config.held_out).values()), allowed)
 
 
 def _compare(needed: int, allowed: tuple[int, str]) -> None:

@@ -59,21 +59,21 @@ def data_bytes(sizes: Survey) -> dict[str, int]:
     }
 
 
-def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
-    """What solving takes on top of that."""
+def solver_bytes(sizes: Survey, plan: Plan, held_out: float | None = None) -> dict[str, int]:
+    """What solving takes on top of that; ``held_out``: share of the rows that decide, as the option has it."""
     if sizes.positives <= sizes.labels:  # each label has one row: in closed form
         connections = sizes.labels * plan.rare[0]
         used = min(connections, sizes.entries)
         return {"head": connections * (_PAIR + 4), "inverted index": used * (_PAIR + 4)}
     if plan.whole:
-        return _of_all_rows(sizes, plan)
+        return _of_all_rows(sizes, plan, held_out)
     lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
     connections = _connections(sizes, plan)
     clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
     return {
         "kernels of SVMs": _SVM_KERNELS,
         "clusters": plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
-        "rows of clusters, or calibration": max(3 * 4 * clusters, _calibration(sizes, plan)),
+        "rows of clusters, or calibration": max(3 * 4 * clusters, _calibration(sizes, plan, held_out)),
         "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
         "rows with a constant": _PAIR * (sizes.entries + sizes.rows) if plan.clusterings else 0,
         "negatives": 3 * 4 * lists,
@@ -82,13 +82,13 @@ def solver_bytes(sizes: Survey, plan: Plan) -> dict[str, int]:
     }
 
 
-def _calibration(sizes: Survey, plan: Plan) -> int:
+def _calibration(sizes: Survey, plan: Plan, held_out: float | None) -> int:
     """What held-out rows are judged by: columns by kind of score and by knot of the label's frequency."""
     if not plan.choose:
         return 0
     kinds, pairs = (5, _PAIRS_OF_LEVELS) if plan.clusterings else (3, _PAIRS)
     columns = 1 + kinds * len(knots_for(sizes.most))
-    return _COLUMN * columns * min(pairs, sizes.labels) * held_out_rows(sizes.rows, None)
+    return _COLUMN * columns * min(pairs, sizes.labels) * held_out_rows(sizes.rows, held_out)
 
 
 def _connections(sizes: Survey, plan: Plan) -> int:
@@ -96,7 +96,7 @@ def _connections(sizes: Survey, plan: Plan) -> int:
     return (sizes.labels - sizes.frequent) * plan.rare[-1] + sizes.frequent * plan.frequent[-1]
 
 
-def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
+def _of_all_rows(sizes: Survey, plan: Plan, held_out: float | None) -> dict[str, int]:
     """Where every row is an example of every label."""
     wide = _PAIR * (sizes.entries + sizes.rows)
     return {
@@ -104,7 +104,7 @@ def _of_all_rows(sizes: Survey, plan: Plan) -> dict[str, int]:
         "examples": 4 * sizes.labels * sizes.rows,
         "rows with a constant": wide,
         "rows of the choice": round(0.95 * (wide + _PAIR * sizes.entries)) if plan.choose else 0,
-        "calibration": _calibration(sizes, plan),
+        "calibration": _calibration(sizes, plan, held_out),
         "head": (1 + max(2, len(plan.costs))) * sizes.labels * plan.rare[0] * _PAIR,
         "inverted index": sizes.labels * plan.rare[0] * _PAIR,
     }
@@ -124,10 +124,10 @@ def evaluation_bytes(sizes: Survey, plan: Plan, test: Survey) -> dict[str, int]:
     }
 
 
-def predicted(sizes: Survey, plan: Plan, test: Survey | None = None) -> Predicted:
+def predicted(sizes: Survey, plan: Plan, test: Survey | None = None, held_out: float | None = None) -> Predicted:
     """The whole run; ``test``: the split that it evaluates at its end."""
     evaluation = {} if test is None else evaluation_bytes(sizes, plan, test)
-    return Predicted(data_bytes(sizes) | solver_bytes(sizes, plan), evaluation)
+    return Predicted(data_bytes(sizes) | solver_bytes(sizes, plan, held_out), evaluation)
 
 
 def allowed_bytes(option: int | None) -> tuple[int, str] | None:
