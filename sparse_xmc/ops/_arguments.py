@@ -260,7 +260,12 @@ def csr_parts(targets: Targets, num_rows: int, out_features: int) -> tuple[Tenso
                 f"targets[0] must hold {num_rows + 1} row offsets for {num_rows} rows, got {len(targets[0])}"
             )
         return targets
-    check_targets(targets, num_rows, out_features)
+    if (
+        type(targets) is not Tensor
+        or targets.layout is not torch.sparse_csr
+        or targets.shape != (num_rows, out_features)
+    ):
+        check_targets(targets, num_rows, out_features)
     return targets.crow_indices(), targets.col_indices()
 
 

@@ -32,9 +32,21 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
+_DEBUG = "SPARSE_XMC_DEBUG"
+_Environment = type(os.environ)
+# in the dictionary behind os.environ; None in a Python that has none
+_DEBUG_KEY = os.environ.encodekey(_DEBUG) if isinstance(getattr(os.environ, "_data", None), dict) else None
+
+
 def debugging() -> bool:
     """Whether checks that need a device sync run on every call (``SPARSE_XMC_DEBUG=1``)."""
-    return os.environ.get("SPARSE_XMC_DEBUG", "0").lower() in ("1", "true", "on")
+    environment = os.environ
+    # of a variable that is not set os.environ raises and catches an exception, which takes longer than most checks of a call
+    if _DEBUG_KEY is not None and type(environment) is _Environment:
+        found: dict[Any, Any] = environment._data  # type: ignore[attr-defined]
+        if _DEBUG_KEY not in found:
+            return False
+    return environment.get(_DEBUG, "0").lower() in ("1", "true", "on")
 
 
 def capturing(tensor: torch.Tensor) -> bool:

@@ -17,6 +17,11 @@ from torch.autograd import forward_ad
 from sparse_xmc.ops._flops import announce
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
+# looked up once: ``watched`` and ``plain`` are asked in every call, and these are most of their time
+_len_torch_dispatch_stack, _get_tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
+_is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_profiler_enabled = torch.autograd._profiler_enabled
 _LIBRARY = torch.library.Library("sparse_xmc", "DEF")
 
 
@@ -35,20 +40,20 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
 
 def transforming() -> bool:
     """Whether a functorch transform (vmap, grad, ...) or a level of forward-mode differentiation is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return _peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def watched() -> bool:
     """Whether something traces, profiles or transforms the calls of operations."""
     if torch.compiler.is_compiling():
         return True
-    if torch._C._len_torch_dispatch_stack():
+    if _len_torch_dispatch_stack():
         announce()
         return True
     return (
-        torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _get_tracing_state() is not None
+        or _profiler_enabled()
+        or _peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
 
@@ -57,7 +62,7 @@ def plain(*tensors: Tensor) -> bool:
     """Whether these tensors are memory on a device, and nothing that wraps or stands for some."""
     # no generator here: it would take longer than ``watched``
     for tensor in tensors:  # noqa: SIM110
-        if type(tensor) not in _PLAIN or tensor.is_meta:
+        if type(tensor) not in _PLAIN or tensor.is_meta or _is_functorch_wrapped(tensor):
             return False
     return True
 
@@ -67,31 +72,30 @@ def direct(*tensors: Tensor) -> bool:
     return not watched() and plain(*tensors)
 
 
-def differentiated(*tensors: Tensor | None) -> bool:
-    """Whether a result computed from these tensors needs a place in a graph of gradients."""
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these tensors while nothing watches."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-    return not torch.compiler.is_compiling() and transforming()
+    return False
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a result computed from these tensors needs a place in a graph of gradients."""
+    return recorded(*tensors) or (not torch.compiler.is_compiling() and transforming())
+
+
+def straight(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for calls that are ``direct``: without torch's search of all arguments for what wraps tensors, which
+    takes a third of its time."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 def mutated(*tensors: Tensor | None) -> None:
     """Tells autograd that a kernel wrote to these tensors."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
-
-
-class NoGrad:
-    """``torch.no_grad`` at a quarter of its time, for a ``with`` statement; the object is not entered twice."""
-
-    __slots__ = ("_before",)
-
-    def __enter__(self) -> None:
-        self._before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-
-    def __exit__(self, *error: object) -> None:
-        torch._C._set_grad_enabled(self._before)
+    torch._C._increment_version([tensor for tensor in tensors if tensor is not None])
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -123,27 +127,31 @@ def _without_memory(tensor: Tensor) -> bool:
 def first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """Decorates the ``backward`` of an autograd function whose gradients can't be differentiated again: doing so raises.
 
+    It gets the context, the upstream gradient, and whether nothing watches and that gradient is ``plain``.
+
     torch's ``once_differentiable`` lets a second derivative pass as zero where the upstream gradient is a constant, and as
     missing where it is asked for by ``torch.autograd.grad`` with ``allow_unused``.
     """
 
     @functools.wraps(backward)
-    def wrapper(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling():
-            # lists: generators would take longer than what they go through
-            if transforming() or True in [_without_memory(g) for g in upstream]:
+    def wrapper(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        eager = not watched()
+        if eager or not torch.compiler.is_compiling():
+            if (not eager and transforming()) or _without_memory(upstream):
                 raise RuntimeError(
                     f"the backward of {type(ctx).__name__.removesuffix('Backward')} takes one gradient at a time: no "
                     "is_grads_batched, jacobian(vectorize=True) or torch.func"
                 )
-            upstream = tuple([g.resolve_neg() for g in upstream])
+            if upstream.is_neg():
+                upstream = upstream.resolve_neg()
+        eager = eager and plain(upstream)
         if not torch.is_grad_enabled():
-            return backward(ctx, *upstream)
+            return backward(ctx, upstream, eager)
         with torch.no_grad():
-            gradients = backward(ctx, *upstream)
+            gradients = backward(ctx, upstream, eager)
         if torch.compiler.is_compiling():
             return gradients
         name = type(ctx).__name__.removesuffix("Backward")
-        return _FirstOrderOnly.apply(name, len(gradients), *gradients, *ctx.saved_tensors, *upstream)
+        return _FirstOrderOnly.apply(name, len(gradients), *gradients, *ctx.saved_tensors, upstream)
 
     return wrapper

@@ -17,6 +17,7 @@ REDUCTIONS = ("mean", "sum", "mean_all")
 
 _ASYMMETRIC = {"gamma_pos": 0.0, "gamma_neg": 4.0, "clip": 0.05}  # the paper's
 _SOFTMAX = ("label_smoothing", "ignore_index", "class_weight")
+_UNWEIGHTED = {loss: Objective(loss) for loss in FUSED_LOSSES}
 
 
 class LossOptions(TypedDict, total=False):
@@ -96,7 +97,7 @@ def objective(loss: str, options: Any, num_rows: int, weight: Tensor) -> Objecti
             f"loss must be 'bce', 'squared_hinge' or 'asymmetric' (or, unfused, 'cross_entropy'), got {loss!r}"
         )
     if not options and loss != "asymmetric":
-        return Objective(loss)
+        return _UNWEIGHTED[loss]
     of_labels, of_rows = options.get("pos_weight"), options.get("sample_weight")
     if of_labels is not None:
         of_labels = _weight("pos_weight", of_labels, weight.shape[0], "label", weight)

@@ -40,9 +40,11 @@ _FORMS = (
 
 def is_plain(targets: Any) -> bool:
     """Whether the targets are a CSR tensor or the pair of its index tensors already."""
+    if isinstance(targets, Tensor):
+        return targets.layout is torch.sparse_csr
     if isinstance(targets, tuple):
         return len(targets) == 2 and isinstance(targets[0], Tensor) and isinstance(targets[1], Tensor)
-    return isinstance(targets, Tensor) and targets.layout == torch.sparse_csr
+    return False
 
 
 def num_target_rows(targets: Any) -> int:

@@ -22,7 +22,7 @@ from sparse_xmc.ops._arguments import (
     validate_indices,
 )
 from sparse_xmc.ops._backend import debugging, kernels
-from sparse_xmc.ops._dispatch import define, direct, first_order
+from sparse_xmc.ops._dispatch import define, direct, first_order, plain
 from sparse_xmc.ops._target_forms import class_ids
 
 IGNORE_INDEX = -100  # torch's
@@ -206,10 +206,10 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, eager: bool) -> tuple[Tensor | None, ...]:
         *tensors, log_sum, share, picked_share, even = ctx.saved_tensors
         need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
-        gradients = _gradients if direct(gradient, *tensors[:3]) else softmax_gradients
+        gradients = _gradients if eager and plain(*tensors[:3]) else softmax_gradients
         dx, dw, db = gradients(
             *tensors,
             log_sum,

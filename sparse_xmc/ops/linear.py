@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import autocast, check_layer, compute_dtype, logits_stride, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
-from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order
+from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order, recorded, straight
 
 
 def _forward(x: Tensor, *arguments: Any) -> Tensor:
@@ -59,38 +59,47 @@ class _FixedFanInLinear(torch.autograd.Function):
         bias: Tensor | None,
         group_size: int,
         deterministic: bool,
+        eager: bool,
     ) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
         laid_out = None
-        if direct(x, weight, indices):
+        if eager:
             linear = kernels("linear", x)
             laid_out = linear.lay_out(x) if need_weight else None
             y = linear.forward(x, weight, indices, bias, group_size, None, laid_out)
         else:
             y = linear_forward(x, weight, indices, bias, group_size)
         ctx.save_for_backward(x if need_weight else None, weight if need_x else None, indices, laid_out)
-        ctx.others = group_size, deterministic, x.shape[1], weight.dtype, None if bias is None else bias.dtype
+        bias_dtype = None if bias is None else bias.dtype
+        ctx.others = group_size, deterministic, x.shape[1], weight.dtype, bias_dtype, eager
         return y
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, eager: bool) -> tuple[Tensor | None, ...]:
         x, weight, indices, laid_out = ctx.saved_tensors
-        group_size, deterministic, in_features, weight_dtype, bias_dtype = ctx.others
-        eager, needed = direct(dy, indices), ctx.needs_input_grad
+        group_size, deterministic, in_features, weight_dtype, bias_dtype, plain_forward = ctx.others
+        needed = ctx.needs_input_grad
         dx = dw = db = None
-        if needed[0]:
-            backward = _backward_input if eager else linear_backward_input
-            dx = backward(dy, weight, indices, in_features, group_size, deterministic)
-        if needed[1] and eager:
-            dw = _backward_weight(dy, x, indices, group_size, weight_dtype, laid_out)
-        elif needed[1]:
-            dw = linear_backward_weight(dy, x, indices, group_size, weight_dtype)
+        if eager and plain_forward:
+            linear = kernels("linear", dy)
+            if needed[0]:
+                dx = linear.backward_input(dy, weight, indices, in_features, group_size, deterministic)
+            if needed[1]:
+                dw = linear.backward_weight(dy, x, indices, group_size, weight_dtype, laid_out)
+        else:
+            if needed[0]:
+                dx = linear_backward_input(dy, weight, indices, in_features, group_size, deterministic)
+            if needed[1]:
+                dw = linear_backward_weight(dy, x, indices, group_size, weight_dtype)
         if needed[3]:
             wide = compute_dtype(dy.dtype)
             db = dy.sum(0) if dy.dtype == wide else dy.sum(0, dtype=wide)
             db = db if bias_dtype == wide else db.to(bias_dtype)
-        return dx, dw, None, db, None, None
+        return dx, dw, None, db, None, None, None
+
+
+_apply = straight(_FixedFanInLinear)
 
 
 def fixed_fan_in_linear(
@@ -144,11 +153,14 @@ def fixed_fan_in_linear(
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     rows = x if x.ndim == 2 else x.reshape(-1, shape.D)
-    if weight_scale is not None and differentiated(x, bias):
-        raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
-    if weight_scale is None and differentiated(x, weight, bias):
-        y = _FixedFanInLinear.apply(rows, weight, indices, bias, group_size, deterministic)
+    eager = direct(rows, weight, indices)
+    parameters = (weight, bias) if weight_scale is None else (bias,)
+    if (recorded if eager else differentiated)(x, *parameters):
+        if weight_scale is not None:
+            raise RuntimeError("8-bit weights serve inference only: call it under torch.no_grad(), or detach x")
+        apply = _apply if eager else _FixedFanInLinear.apply
+        y = apply(rows, weight, indices, bias, group_size, deterministic, eager)
     else:
-        forward = _forward if direct(x, weight, indices) else linear_forward
+        forward = _forward if eager else linear_forward
         y = forward(rows, weight, indices, bias, group_size, weight_scale)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], shape.L)

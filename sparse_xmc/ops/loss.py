@@ -18,7 +18,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import Targets, autocast, check_layer, compute_dtype, validate_indices
 from sparse_xmc.ops._backend import debugging, kernels
 from sparse_xmc.ops._contract import Gradients, Layer, Needed, Objective, Positives, Scaling
-from sparse_xmc.ops._dispatch import define, differentiated, direct, first_order, plain, watched
+from sparse_xmc.ops._dispatch import define, differentiated, first_order, plain, recorded, straight, watched
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction, divisor, objective, softmax_options
 from sparse_xmc.ops._targets import sorted_positives
 from sparse_xmc.ops.cross_entropy import fixed_fan_in_cross_entropy
@@ -53,13 +53,13 @@ class Problem(NamedTuple):
         )  # fmt: skip
 
     @staticmethod
-    def unpack(arguments: Sequence[Any], divisor: float = 1.0) -> Problem:
-        """The inverse of ``pack``; looks anew whether something watches."""
+    def unpack(arguments: Sequence[Any], divisor: float = 1.0, direct: bool = False) -> Problem:
+        """The inverse of ``pack``."""
         x, weight, indices, bias, labels, rows, pos_weight, sample_weight, loss, gammas, integers = arguments
         group_size, num_rows, num_labels = integers
         layer, positives = Layer(weight, indices, bias, group_size), Positives(labels, rows, num_rows, num_labels)
         goal = Objective(loss, pos_weight, sample_weight, *gammas)
-        return Problem(x, layer, positives, goal, divisor, direct(x, weight, indices, labels))
+        return Problem(x, layer, positives, goal, divisor, direct)
 
 
 def _loss(*arguments: Any) -> Tensor:
@@ -112,7 +112,7 @@ def loss_of(problem: Problem) -> Tensor:
 
 def _gradients_at(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
     """``gradients_of``, through the dispatcher where that is needed."""
-    if problem.direct and plain(upstream):
+    if problem.direct:
         return gradients_of(problem, upstream, needed)
     found = head_gradients(*problem.pack(), upstream / problem.divisor, needed)
     dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
@@ -131,7 +131,7 @@ class _FixedFanInLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: bool) -> tuple[Tensor | None, ...]:
         problem = Problem.unpack((*ctx.saved_tensors, *ctx.options), ctx.divisor)
         need_x, need_weight, _, need_bias = ctx.needs_input_grad[1:5]
         dx, dw, db = _gradients_at(problem, upstream, Needed(need_x, need_weight, need_bias))
@@ -150,11 +150,14 @@ class _EagerLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, eager: bool) -> tuple[Tensor | None, ...]:
         x, weight, indices, bias = ctx.saved_tensors
         group_size, positives, goal, divisor = ctx.others
-        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor, not watched())
+        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor, eager)
         return None, *_gradients_at(problem, upstream, Needed(*ctx.needs_input_grad[1:]))
+
+
+_apply = straight(_EagerLoss)
 
 
 def prepare(
@@ -258,8 +261,8 @@ def fixed_fan_in_loss(
             **softmax_options(options),
         )
     problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
-    if not differentiated(x, weight, bias):
+    if not (recorded if problem.direct else differentiated)(x, weight, bias):
         return loss_of(problem)
     if problem.direct:
-        return _EagerLoss.apply(problem, problem.x, weight, bias)
+        return _apply(problem, problem.x, weight, bias)
     return _FixedFanInLoss.apply(problem.divisor, *problem.pack())

@@ -62,7 +62,7 @@ class _SparseInputLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor, _: bool) -> tuple[Tensor | None, ...]:
         dw, db, *_ = ctx.saved_tensors
         need_weight, need_bias = ctx.needs_input_grad[:2]
         return (dw * scale if need_weight else None, db * scale if need_bias else None, *(None,) * 12)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import Targets, compute_dtype
 from sparse_xmc.ops._backend import kernels
 from sparse_xmc.ops._contract import Layer, Scaling
-from sparse_xmc.ops._dispatch import NoGrad, define, first_order, mutated
+from sparse_xmc.ops._dispatch import define, first_order, mutated, straight
 from sparse_xmc.ops._objective import Loss, LossOptions, Reduction
 from sparse_xmc.ops.loss import HEAD_SCHEMA, Problem, empty_gradients, loss_of, prepare
 from sparse_xmc.ops.update import RULE, STATE, Update, UpdateRule
@@ -42,7 +42,8 @@ def _check_capture(update: Update, device: torch.device) -> None:
 def _step(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, need_x: bool) -> Results:
     """Runs the kernel, and tells autograd what it wrote to."""
     x, layer, positives, goal, _, _ = problem
-    _check_capture(update, x.device)
+    if x.is_cuda:
+        _check_capture(update, x.device)
     if not update.checked:
         update.check(layer.weight, layer.bias)
     results = kernels("loss", x).loss_step_(
@@ -168,7 +169,9 @@ def fixed_fan_in_step_(
         >>> bool((weight != 0).any())
         True
     """
-    with torch.no_grad() if torch.compiler.is_compiling() else NoGrad():
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)  # torch.no_grad at an eighth of its time
+    try:
         problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
         _check_in_place(problem.layer)
         scale = optimizer.loss_scale(x.device)
@@ -177,7 +180,9 @@ def fixed_fan_in_step_(
         optimizer.end_step()
         if dx is not None and (dx.ndim != x.ndim or dx.dtype != x.dtype):
             dx = dx.reshape(x.shape).to(x.dtype)
-    return total, dx
+        return total, dx
+    finally:
+        torch._C._set_grad_enabled(before)
 
 
 def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
@@ -186,17 +191,17 @@ def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
 
 class _UpdatingLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, optimizer: UpdateRule, divisor: float, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, optimizer: UpdateRule, divisor: float, eager: bool, *arguments: Any) -> Tensor:
         """``arguments``: of ``Problem.pack``. Weight and bias are not saved: backward changes their values on purpose."""
         x, weight, indices, bias, *others = arguments
         ctx.save_for_backward(x, indices, *others[:4])
         ctx.parameters, ctx.versions = (weight, bias), _versions(weight, bias)
-        ctx.options, ctx.optimizer, ctx.divisor = others[4:], optimizer, divisor
-        return loss_of(Problem.unpack(arguments, divisor))
+        ctx.options, ctx.optimizer, ctx.divisor, ctx.eager = others[4:], optimizer, divisor, eager
+        return loss_of(Problem.unpack(arguments, divisor, eager))
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, eager: bool) -> tuple[Tensor | None, ...]:
         if ctx.optimizer is None:
             raise RuntimeError(
                 "backward ran twice through one loss of a head with a fused optimizer: it would update twice"
@@ -208,12 +213,15 @@ class _UpdatingLoss(torch.autograd.Function):
                 "the head's parameters changed between its loss and backward (another loss was updated in between?): with "
                 "a fused optimizer call backward for each loss before computing the next"
             )
-        problem = Problem.unpack((x, weight, indices, bias, *others, *ctx.options), ctx.divisor)
+        problem = Problem.unpack((x, weight, indices, bias, *others, *ctx.options), ctx.divisor, eager and ctx.eager)
         scaling = Scaling(problem.divisor, upstream, optimizer.loss_scale(x.device))
         update = optimizer.next_update(weight, bias)
         ctx.optimizer = None
-        _, dx = updated(problem, scaling, update, False, ctx.needs_input_grad[2])
-        return None, None, dx, *[None] * 10
+        _, dx = updated(problem, scaling, update, False, ctx.needs_input_grad[3])
+        return None, None, None, dx, *[None] * 10
+
+
+_apply = straight(_UpdatingLoss)
 
 
 def updating_loss_(
@@ -257,4 +265,5 @@ def updating_loss_(
             )
     problem = prepare(x, weight, indices, bias, targets, loss, reduction, group_size, options)
     _check_in_place(problem.layer)
-    return _UpdatingLoss.apply(optimizer, problem.divisor, *problem.pack())
+    apply = _apply if problem.direct else _UpdatingLoss.apply
+    return apply(optimizer, problem.divisor, problem.direct, *problem.pack())

@@ -194,6 +194,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             momentum > 0 and "momentum_buffer" not in own
         ):
             self._place_state()
+        decay, gain, eps, applied = self._rule(weight)
+        # by position: keywords would take twice the time
         update = Update(
             own["momentum_buffer"] if momentum > 0 else None,
             own.get("second_moment"),
@@ -202,11 +204,15 @@ class FusedOptimizer(torch.optim.Optimizer):
             group["lr"] if self.capturable else float(group["lr"]),
             momentum,
             group["weight_decay"],
-            *self._rule(weight),
-            stochastic=group["rounding"] == "stochastic",
-            seed=check_seed(group["seed"]),
-            step=group["updates"],
-            checked=True,
+            decay,
+            gain,
+            eps,
+            applied,
+            None,
+            group["rounding"] == "stochastic",
+            check_seed(group["seed"]),
+            group["updates"],
+            True,
         )
         if not all(map(operator.is_, update, self._checked)):  # other tensors than at the update before
             update.check(weight, bias)

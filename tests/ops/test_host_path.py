@@ -274,3 +274,35 @@ def test_torch_counts_the_operations(device):
         with FlopCounterMode(display=False) as counter:
             call()
         assert counter.get_total_flops() == 2 * products * B * L * K, name
+
+
+def test_the_environment_is_read_in_every_call(monkeypatch):
+    """However the variable comes and goes, also in a mapping that stands in for ``os.environ``."""
+    from sparse_xmc.ops._backend import debugging
+
+    monkeypatch.delenv("SPARSE_XMC_DEBUG", raising=False)
+    assert not debugging()
+    for value, expected in (("1", True), ("0", False), ("On", True), ("", False)):
+        monkeypatch.setenv("SPARSE_XMC_DEBUG", value)
+        assert debugging() is expected
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {"SPARSE_XMC_DEBUG": "true"})
+        assert debugging()
+    os.environ.pop("SPARSE_XMC_DEBUG")
+    assert not debugging()
+    indices = torch.zeros(2, 3, dtype=torch.uint16)
+    os.environ.update(SPARSE_XMC_DEBUG="1")
+    with pytest.raises(ValueError, match="twice"):
+        ops.fixed_fan_in_linear(torch.ones(1, 4), torch.ones(2, 3), indices)
+
+
+def test_a_tensor_that_escaped_from_a_transform_is_taken(device):
+    """Such a tensor looks plain and has no memory of its own."""
+    escaped = []
+    torch.func.grad(lambda x: (escaped.append(x), x.sum())[1])(torch.ones(3, 9, device=device))
+    weight = torch.ones(6, 3, device=device, requires_grad=True)
+    indices = ops.init_indices(6, 9, 3, seed=0, device=device)
+    assert ops.fixed_fan_in_linear(escaped[0], weight, indices).tolist() == [[3.0] * 6] * 3
+    targets = torch.zeros(3, 6, device=device)
+    ops.fixed_fan_in_loss(escaped[0], weight, indices, None, targets).backward()
+    assert weight.grad is not None

@@ -132,8 +132,11 @@ def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Pa
     (B, D), (L, K), stride = call.x.shape, layer.weight.shape, plan.stride
     if plan.way == "dense":
         memory.old_weight.zero_()
-    lr, lr_ptr = _number_or_pointer(update.lr)
-    step, step_ptr = _number_or_pointer(update.step)
+    lr, step, lr_ptr, step_ptr = update.lr, update.step, None, None
+    if isinstance(lr, Tensor):
+        lr, lr_ptr = 0, lr
+    if isinstance(step, Tensor):
+        step, step_ptr = 0, step
     labels, rows, _, _ = call.positives
     part.launch(
         stream, memory.xt, *layer[:3], labels, rows, memory.starts, goal.pos_weight, goal.sample_weight,
@@ -152,11 +155,6 @@ def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Pa
         linear_inverted.sum_connections_(*index, dz, old, out, part.first, part.last, K, K, weight_start=part.first * K)
 
 
-def _number_or_pointer(value: Any) -> tuple[Any, Tensor | None]:
-    """A hyperparameter as the kernel takes it: a number, or a tensor that it reads when it runs."""
-    return (0, value) if isinstance(value, Tensor) else (value, None)
-
-
 def _signed(seed: int) -> int:
     """The 64 bits of ``seed`` as a signed integer."""
     seed %= 1 << 64
@@ -167,7 +165,8 @@ def _finish(call: Call, plan: Plan, memory: _Memory, stream: int | None) -> tupl
     x, scaling, update = call.x, call.scaling, call.update
     dx = loss = None
     if memory.dxt is not None:
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # asking is less than naming a format
+        dx = torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
     if memory.sums is not None:
         loss = torch.empty_like(plan.scalar)
     if plan.finish is not None:

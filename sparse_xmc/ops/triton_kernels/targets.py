@@ -89,10 +89,10 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     nnz = col.shape[0]
     if nnz > MAX_ENTRIES:
         return _sorted_by_torch(crow, col, num_rows, num_labels)
-    labels = torch.empty(nnz, dtype=torch.int64, device=col.device)
-    rows = torch.empty(nnz, dtype=torch.int32, device=col.device)
-    good = _flag(col)
     crow, col = crow.contiguous(), col.contiguous()
+    labels = torch.empty_like(col) if col.dtype is torch.int64 else torch.empty_like(col, dtype=torch.int64)
+    rows = torch.empty_like(col, dtype=torch.int32)
+    good = _flag(col)
     entries = max(32, power_of_2(nnz))
     key = (entries, crow.dtype, col.dtype, col.device)
     launch = _PLANS.get(key)
