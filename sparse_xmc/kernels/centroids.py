@@ -4,6 +4,7 @@ import numpy as np
 
 from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.kernels.heap import offer, sort_best_first
+from sparse_xmc.kernels.unsigned import at, span
 
 
 @kernel
@@ -36,18 +37,18 @@ def centroid_terms(
         n = 0
         for r in range(label_ptr[label], label_ptr[label + 1]):
             row = label_rows[r]
-            for p in range(row_ptr[row], row_ptr[row + 1]):
-                if acc[terms[p]] == 0:
+            for p in span(row_ptr, row):
+                if acc[at(terms[p])] == 0:
                     touched[n] = terms[p]
                     n += 1
-                acc[terms[p]] += values[p]
+                acc[at(terms[p])] += values[p]
         squares = np.float32(0)
         score[:] = 0
         item[:] = num_features
         for j in range(n):
-            squares += acc[touched[j]] * acc[touched[j]]
-            if acc[touched[j]] != 0:
-                offer(score, item, abs(acc[touched[j]]), touched[j])
+            squares += acc[at(touched[j])] * acc[at(touched[j])]
+            if acc[at(touched[j])] != 0:
+                offer(score, item, abs(acc[at(touched[j])]), touched[j])
         sort_best_first(score, item)
         scale = squares ** (-0.5 * power) if squares > 0 else np.float32(0)
         for k in range(K):
@@ -67,7 +68,7 @@ def centroid_terms(
         for k in range(K):
             held[item[k]] = False
         for j in range(n):
-            acc[touched[j]] = 0
+            acc[at(touched[j])] = 0
 
 
 @kernel
@@ -80,16 +81,16 @@ def centroid_values(
         label = chosen[i]
         for r in range(label_ptr[label], label_ptr[label + 1]):
             row = label_rows[r]
-            for p in range(row_ptr[row], row_ptr[row + 1]):
-                acc[terms[p]] += values[p]
+            for p in span(row_ptr, row):
+                acc[at(terms[p])] += values[p]
         squares = np.float32(0)
         for k in range(indices.shape[1]):
-            out_weights[i, k] = acc[indices[i, k]]
+            out_weights[i, k] = acc[at(indices[i, k])]
         for r in range(label_ptr[label], label_ptr[label + 1]):
             row = label_rows[r]
-            for p in range(row_ptr[row], row_ptr[row + 1]):
-                squares += acc[terms[p]] * acc[terms[p]]
-                acc[terms[p]] = 0
+            for p in span(row_ptr, row):
+                squares += acc[at(terms[p])] * acc[at(terms[p])]
+                acc[at(terms[p])] = 0
         scale = squares ** (-0.5 * power) if squares > 0 else np.float32(0)
         for k in range(indices.shape[1]):
             out_weights[i, k] *= scale

@@ -9,15 +9,16 @@ from numba.extending import register_jitable
 
 from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.kernels.heap import keep_best
+from sparse_xmc.kernels.unsigned import at, span
 
 
 @register_jitable
 def _log_likelihoods(row_ptr, terms, values, i, term_ptr, clusters, weights, bias, out):
     # row_ptr [N + 1], terms, values [nnz], term_ptr [D + 1], clusters, weights [connections], bias, out [C]
     out[:] = bias
-    for p in range(row_ptr[i], row_ptr[i + 1]):
-        for q in range(term_ptr[terms[p]], term_ptr[terms[p] + 1]):
-            out[clusters[q]] += values[p] * weights[q]
+    for p in span(row_ptr, i):
+        for q in span(term_ptr, at(terms[p])):
+            out[at(clusters[q])] += values[p] * weights[q]
     for c in range(len(out)):
         short = max(np.float32(0), 1 - out[c])
         out[c] = -short * short
@@ -43,8 +44,8 @@ def best_in_clusters(
         scores[:] = bias
         for t in range(levels):
             for j in range(num_labels):
-                scores[j] += share[t, j] * front[of[t, j]]
-        for p in range(row_ptr[i], row_ptr[i + 1]):
-            for q in range(term_ptr[terms[p]], term_ptr[terms[p] + 1]):
-                scores[labels[q]] += values[p] * weights[q]
+                scores[j] += share[t, j] * front[at(of[t, j])]
+        for p in span(row_ptr, i):
+            for q in span(term_ptr, at(terms[p])):
+                scores[at(labels[q])] += values[p] * weights[q]
         keep_best(scores, out_scores[i], out_labels[i])

@@ -11,6 +11,7 @@ from numba.extending import register_jitable
 
 from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.kernels.heap import offer, sort_best_first
+from sparse_xmc.kernels.unsigned import at, between, span
 
 _SHRINK = 0.1  # gradient from which on an example that holds nothing back is left out of later passes
 _ROOM = 1 << 14  # entries of compressed examples at first
@@ -67,8 +68,8 @@ def _descend(first, last, slots, values, square, positives, w, order, alpha, n, 
             j = order[s]
             y = np.float32(1) if j < positives else np.float32(-1)
             score = offset
-            for p in range(first[j], last[j]):
-                score += w[slots[p]] * values[p]
+            for p in between(first[j], last[j]):
+                score += w[at(slots[p])] * values[p]
             gradient = y * score - 1 + half * alpha[j]
             if alpha[j] == 0 and gradient >= 0:
                 if gradient > _SHRINK and step > 0:
@@ -82,8 +83,8 @@ def _descend(first, last, slots, values, square, positives, w, order, alpha, n, 
             updated = max(alpha[j] - gradient / (square[j] + half), np.float32(0))
             change = (updated - alpha[j]) * y
             alpha[j] = updated
-            for p in range(first[j], last[j]):
-                w[slots[p]] += change * values[p]
+            for p in between(first[j], last[j]):
+                w[at(slots[p])] += change * values[p]
         if worst < tolerance:
             if active == n:
                 break
@@ -138,8 +139,8 @@ def solve_labels(
                 row = rows[begin + j]
                 first[j] = m
                 slots, kept = _grown(slots, kept, m, m + row_ptr[row + 1] - row_ptr[row])
-                for p in range(row_ptr[row], row_ptr[row + 1]):
-                    k = slot[terms[p]]
+                for p in span(row_ptr, row):
+                    k = slot[at(terms[p])]
                     if k >= 0:
                         slots[m], kept[m] = k, values[p]
                         m += 1
@@ -149,7 +150,7 @@ def solve_labels(
             own_slots, own_values = slots, kept
         for j in range(n):
             q = np.float32(0)
-            for p in range(first[j], last[j]):
+            for p in between(first[j], last[j]):
                 q += own_values[p] * own_values[p]
             square[j] = q
         alpha[:n] = 0
@@ -188,12 +189,13 @@ def select_terms(
             inner[j] = m
             slots, kept = _grown(slots, kept, m, m + row_ptr[row + 1] - row_ptr[row])
             q = np.float32(0)
-            for p in range(row_ptr[row], row_ptr[row + 1]):
-                if slot[terms[p]] < 0:
-                    slot[terms[p]] = distinct
-                    touched[distinct] = terms[p]
+            for p in span(row_ptr, row):
+                term = at(terms[p])
+                if slot[term] < 0:
+                    slot[term] = distinct
+                    touched[distinct] = term
                     distinct += 1
-                slots[m], kept[m] = slot[terms[p]], values[p]
+                slots[m], kept[m] = slot[term], values[p]
                 m += 1
                 q += values[p] * values[p]
             square[j] = q

@@ -4,6 +4,7 @@ import numpy as np
 
 from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.kernels.heap import keep_best
+from sparse_xmc.kernels.unsigned import at, span
 
 
 @kernel
@@ -12,10 +13,10 @@ def best_labels(row_ptr, terms, values, term_ptr, labels, weights, bias, out_sco
     scores = np.empty(len(bias), np.float32)
     for i in range(start, stop):
         scores[:] = bias
-        for p in range(row_ptr[i], row_ptr[i + 1]):
+        for p in span(row_ptr, i):
             value = values[p]
-            for q in range(term_ptr[terms[p]], term_ptr[terms[p] + 1]):
-                scores[labels[q]] += value * weights[q]
+            for q in span(term_ptr, at(terms[p])):
+                scores[at(labels[q])] += value * weights[q]
         keep_best(scores, out_scores[i], out_labels[i])
 
 
@@ -27,14 +28,14 @@ def pair_scores(row_ptr, terms, values, num_features, indices, weights, position
     """
     x = np.zeros(num_features, np.float32)
     for i in range(start, stop):
-        for p in range(row_ptr[i], row_ptr[i + 1]):
-            x[terms[p]] = values[p]
+        for p in span(row_ptr, i):
+            x[at(terms[p])] = values[p]
         for s in range(pairs.shape[1]):
-            at = position[pairs[i, s]] if pairs[i, s] >= 0 else -1
-            if at >= 0:
+            label = position[at(pairs[i, s])] if pairs[i, s] >= 0 else -1
+            if label >= 0:
                 total = np.float32(0)
                 for k in range(indices.shape[1]):
-                    total += weights[at, k] * x[indices[at, k]]
+                    total += weights[label, k] * x[at(indices[label, k])]
                 out[i, s] += total
-        for p in range(row_ptr[i], row_ptr[i + 1]):
-            x[terms[p]] = 0
+        for p in span(row_ptr, i):
+            x[at(terms[p])] = 0
