@@ -13,7 +13,7 @@ from sparse_xmc.kernels.compiled import kernel
 from sparse_xmc.kernels.heap import offer, sort_best_first
 from sparse_xmc.kernels.unsigned import at, between, span
 
-_SHRINK = 0.1  # gradient from which on an example that holds nothing back is left out of later passes
+_SHRINK = 0.02  # gradient from which on an example that holds nothing back is left out of later passes
 _ROOM = 1 << 14  # entries of compressed examples at first
 
 
@@ -50,10 +50,12 @@ def _grown(slots, kept, m, needed):
 
 
 @register_jitable
-def _descend(first, last, slots, values, square, positives, w, order, alpha, n, cost, offset, passes, tolerance, state):
+def _descend(
+    first, last, slots, values, square, positives, w, order, alpha, n, cost, offset, passes, tolerance, state, begun
+):  # fmt: skip
     """Solves for ``w`` over ``n`` compressed examples, their squared norms in ``square``, from where ``alpha`` and ``w``
-    stand: both zero, or the solution at another cost. Example ``j`` is ``slots`` and ``values`` from ``first[j]`` to
-    ``last[j]``.
+    stand: both zero, or, where that is ``begun``, the solution at another cost. Example ``j`` is ``slots`` and
+    ``values`` from ``first[j]`` to ``last[j]``.
     """
     # first, last, square, order, alpha [n], slots, values [nnz], w [slots]
     half = np.float32(0.5) / cost
@@ -72,7 +74,7 @@ def _descend(first, last, slots, values, square, positives, w, order, alpha, n, 
                 score += w[at(slots[p])] * values[p]
             gradient = y * score - 1 + half * alpha[j]
             if alpha[j] == 0 and gradient >= 0:
-                if gradient > _SHRINK and step > 0:
+                if gradient > _SHRINK and (begun or step > 0):
                     active -= 1
                     order[s], order[active] = order[active], j
                 else:
@@ -162,7 +164,7 @@ def solve_labels(
             state = _seeded(seed, label)
             _descend(
                 first, last, own_slots, own_values, square, positives[label], w, order, alpha, n, costs[c], offset,
-                passes, tolerance, state,
+                passes, tolerance, state, c > 0,
             )  # fmt: skip
 
 
@@ -205,7 +207,7 @@ def select_terms(
         state = _seeded(seed, label)
         _descend(
             inner[:-1], inner[1:], slots, kept, square, positives[label], w, order, alpha, n, cost, offset, passes,
-            tolerance, state,
+            tolerance, state, False,
         )  # fmt: skip
         for k in range(centroid_indices.shape[1]):
             prior[centroid_indices[i, k]] = centroid_weights[i, k]

@@ -47,6 +47,13 @@ class Calibration:
         kinds = (self.scale, self.share, self.shift, self.within, self.front)
         return np.concatenate([values for values in kinds if values is not None])
 
+    def towards(self, scale: float, share: float, shift: float, part: float) -> Calibration:
+        """``part`` of this one, and for the rest the same a, g and b for all labels, without levels."""
+        same = (scale, share, shift, 0.0, 0.0)
+        kinds = (self.scale, self.share, self.shift, self.within, self.front)
+        mixed = [None if v is None else part * v + (1 - part) * rest for v, rest in zip(kinds, same, strict=True)]
+        return Calibration(self.knots, *mixed)  # type: ignore[arg-type]
+
     def of(self, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """a, g and b of labels with so many training rows."""
         hats = _hats(frequencies, self.knots)

@@ -15,6 +15,7 @@ from sparse_xmc.solver.head import Block, Level, TermHead
 
 SHARES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TEMPERS = (0.0, 0.3, 0.6, 1.0)  # of propensities in the weight of a hit; where the tail does not count the first two
+_PARTS = (1.0, 0.75, 0.5)  # of a calibration
 _CANDIDATES = 25  # labels of a held-out row by each of two mixtures
 _RANKED = 5
 _FOLDS = 5
@@ -178,22 +179,39 @@ def objective(top: np.ndarray, truth: Truth, tail: float) -> float:
 def best_mixture(held: Pairs, tail: float) -> tuple[Mixture, float, str]:
     """The mixture with the best objective, its value and its name.
 
-    A calibration is judged on each fifth of the rows by the fit on the others, and fitted on all once it is taken.
+    Tried are shares of the centroid for all labels, calibrations, and what lies between a calibration and the best of
+    those shares: the former tells labels apart in the middle of a ranking, the latter its top. A calibration is judged on
+    each fifth of the rows by the fit on the others, and fitted on all once it is taken.
     """
-    found: list[tuple[float, str, Any]] = []
-    for share in () if held.levels else SHARES:
-        found.append((objective(held.ranked(Uniform(share)), held.truth, tail), f"centroid x {share:g}", share))
-    if held.calibrates:
-        fold = held.folds
-        for temper in TEMPERS if tail else TEMPERS[:2]:
-            near = held.fit(temper)
+    plain = replace(held, levels=())
+    uniform = [(objective(plain.ranked(Uniform(share)), held.truth, tail), share) for share in SHARES]
+    value, share = max(uniform, key=lambda entry: entry[0])
+    name, best = f"centroid x {share:g}", _log_odds(plain, share)
+    chosen: Mixture = best
+    if held.levels:  # as good as without them
+        value = -np.inf
+    for temper in (TEMPERS if tail else TEMPERS[:2]) if held.calibrates else ():
+        near, fold = held.fit(temper), held.folds
+        fits = [held.fit(temper, fold != i, near) for i in range(_FOLDS)]
+        for part in _PARTS:
             top = np.empty((len(held.labels), _RANKED), held.labels.dtype)
-            for i in range(_FOLDS):
-                top[fold == i] = held.ranked(held.fit(temper, fold != i, near), fold == i)
-            name = "calibrated by label frequency" + (f", hits weigh propensity^-{temper:g}" if temper else "")
-            found.append((objective(top, held.truth, tail), name, near))
-    value, name, chosen = max(found, key=lambda entry: entry[0])
-    return (_log_odds(held, chosen) if isinstance(chosen, float) else chosen), value, name
+            for i, fit in enumerate(fits):
+                top[fold == i] = held.ranked(_between(fit, best, part), fold == i)
+            other = objective(top, held.truth, tail)
+            if other > value:
+                value, chosen = other, _between(near, best, part)
+                name = _calibrated(temper, part, share)
+    return chosen, value, name
+
+
+def _between(calibration: Calibration, uniform: Uniform, part: float) -> Calibration:
+    rest = (uniform.scale, uniform.scale * uniform.share, uniform.shift)
+    return calibration if part == 1 else calibration.towards(*rest, part)
+
+
+def _calibrated(temper: float, part: float, share: float) -> str:
+    weighed = f", hits weigh propensity^-{temper:g}" if temper else ""
+    return f"calibrated by label frequency{weighed}" + (f", {part:.0%} with centroid x {share:g}" if part < 1 else "")
 
 
 def _log_odds(held: Pairs, share: float) -> Uniform:
