@@ -207,9 +207,13 @@ def _two_ranks(arguments: argparse.Namespace) -> int:
 
 
 def _edges(arguments: argparse.Namespace) -> int:
-    from bench.edges import sweep
+    from bench.edges import read, sweep
+    from bench.edges_report import write
 
-    return sweep(arguments.out, arguments.targets, arguments.match, arguments.jobs)
+    code = sweep(arguments.out, arguments.targets, arguments.match, arguments.jobs)
+    if arguments.report:
+        write(read(arguments.out), arguments.report)
+    return code
 
 
 def _gpu_report(arguments: argparse.Namespace) -> int:
@@ -312,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     edges.add_argument("--targets", type=_several(str), default=["sm_80", "sm_90", "gfx942"], help="default: all three")
     edges.add_argument("--match", default="", help="only calls that match, e.g. '^step' (default: all)")
     edges.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    edges.add_argument("--report", type=Path, help="also write a page about all rows in the result folder")
     for sub in (tune, step, profiled, atomics, ranks):
         sub.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
     for sub in (check, step, profiled, atomics, ranks):

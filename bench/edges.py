@@ -1,7 +1,8 @@
 """Shapes at the edge, compiled for GPUs that are not there: sizes of 1, no multiples of 16, one more than a block, many
 labels in a group, in every dtype and with every kind of state. What spills registers, races or does not fit is listed.
 
-``python -m bench edges --out FOLDER`` appends a row per kernel to ``edges.jsonl``; some hundred compilations a minute and core.
+``python -m bench edges --out FOLDER`` writes a row per kernel to ``edges.jsonl``, in place of those of an earlier run for the
+same target and Triton release; some hundred compilations a minute and core.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 import triton
 
 from bench import offline
+
+NAME = "edges.jsonl"
 
 
 class Edge(NamedTuple):
@@ -124,14 +127,33 @@ def by_nature(row: dict[str, Any]) -> bool:
     return row["dtypes"] == "float64" and all(problem.startswith("spills") for problem in row["problems"])
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows in a folder."""
+    path = folder / NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _drop(folder: Path, targets: list[str], match: str) -> None:
+    """Takes away the rows that a sweep is about to write anew."""
+    rows = read(folder)
+    kept = [
+        row
+        for row in rows
+        if row["target"] not in targets or row["triton"] != triton.__version__ or not re.search(match, row["call"])
+    ]
+    if len(kept) < len(rows):
+        (folder / NAME).write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
 def sweep(folder: Path, targets: list[str], match: str, jobs: int = 2) -> int:
-    """Compiles all edges, appends the rows, prints what is wrong; 1 if something is that is not so by nature."""
+    """Compiles all edges, writes the rows, prints what is wrong; 1 if something is that is not so by nature."""
     tasks = [(edge, dtypes, target, match) for target in targets for edge in EDGES for dtypes in DTYPES]
     folder.mkdir(parents=True, exist_ok=True)
+    _drop(folder, targets, match)
     number = bad = 0
     with (
         ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
-        open(folder / "edges.jsonl", "a") as file,
+        open(folder / NAME, "a") as file,
     ):
         for rows in pool.map(_rows, *zip(*tasks, strict=True)):
             for row in rows:

@@ -80,8 +80,14 @@ def recorded(launch: Callable[[], Any], target: Target | None = None) -> list[La
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append(Launch(self, args, kwargs))
 
-    patches = mock.patch.object(JITFunction, "run", run), mock.patch.object(head_tiling, "has_room", has_room)
-    with patches[0], patches[1], tuning.forced("off"):
+    def lanes_of(device: Any) -> int:
+        return 32 if target is None else target.gpu.warp_size
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.multiple(head_tiling, has_room=has_room, lanes_of=lanes_of),
+        tuning.forced("off"),
+    ):
         launch()
     return launches
 

@@ -11,7 +11,7 @@ if INTERPRETING:
     pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
 pytest.importorskip("triton")
 
-from bench import edges, offline
+from bench import edges, edges_report, offline
 
 
 def test_every_launcher_is_called_in_every_shape() -> None:
@@ -61,5 +61,15 @@ def test_problems_are_listed_and_counted(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(offline, "problems", lambda *a, **k: ["spills 64 bytes per thread"])
     assert edges.sweep(tmp_path, ["sm_90"], "^forward$") == 1
     assert "forward_kernel of forward, float32, B=16 D=16 L=64 K=4 G=1: spills 64 bytes" in capsys.readouterr().out
+    again = edges.read(tmp_path)
+    assert [row["problems"] for row in again] == [["spills 64 bytes per thread"]] * 2  # in place of the former rows
+
+    page = tmp_path / "edges.md"
+    edges_report.write([*again, {**again[0], "dtypes": "float64"}, {**rows[0], "target": "sm_80", "spilled": 8}], page)
+    text = page.read_text()
+    assert "| sm_90 | 1 | 3 | 0 | 0 | 1 | 2 |" in text
+    assert "| sm_80 | 1 | 1 | 0 | 1 | 0 | 0 |" in text
+    assert text.count("by nature)") == 1
+    assert "| transpose_kernel | float32 | 1 | 8 | sm_80 " in text
     assert edges.by_nature({"dtypes": "float64", "problems": ["spills 64 bytes per thread"]})
     assert not edges.by_nature({"dtypes": "float64", "problems": ["races: x"]})

@@ -20,13 +20,37 @@ SHAPES = {
     "G=64": edges.Edge(128, 768, 20_011, 64, 64),
     "G=100": edges.Edge(128, 768, 20_011, 64, 100),
 }
+HALF, FLOAT16 = (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)
+WIDE, MIXED = (torch.float32, torch.float32), (torch.bfloat16, torch.float32)
+# what the whole sweep found to spill, one row for each kind: B, K, G, dtypes, target, calls
+FOUND = {
+    "64 labels in float32": (128, 64, 64, WIDE, "sm_90", "^step, SGD"),
+    "64 labels in float32, sm_80": (128, 64, 64, WIDE, "sm_80", "^gradients$"),
+    "128 connections in float32, sm_80": (128, 128, 32, WIDE, "sm_80", "^step, Adam"),
+    "128 connections in float32, gfx942": (128, 128, 32, WIDE, "gfx942", "^step, Adam"),
+    "momenta of many labels in float16": (128, 64, 128, FLOAT16, "sm_90", "^step, momentum"),
+    "few rows, second moments": (1, 64, 32, MIXED, "sm_80", "^step, Adam"),
+    "maxima over 256 connections in float32": (128, 256, 32, WIDE, "sm_90", "^topk$"),
+    "maxima of 64 labels with wider weights": (128, 64, 64, MIXED, "sm_80", "^topk$"),
+    "products of 128 labels with wider weights": (128, 64, 128, MIXED, "sm_80", "^backward_input"),
+    "several tiles of rows": (512, 64, 32, HALF, "sm_80", "^backward_input, deterministic$"),
+    "dense tiles of wider weights": (128, 64, 1, MIXED, "sm_80", "^(backward_input|gradients)$"),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_what_was_found(found: str) -> None:
+    B, K, G, dtypes, target, calls = FOUND[found]
+    rows = edges._rows(edges.Edge(B, 768, 20_011, K, G), dtypes, target, calls)
+    assert rows
+    assert [row for row in rows if row["problems"]] == []
 
 
 @pytest.mark.parametrize("K", [1, 8, 16, 128])
 def test_groups_in_float32(K: int) -> None:
     """The most state beside products of triples."""
     calls = "^step, Adam(, no loss)?$"
-    rows = edges._rows(edges.Edge(128, 768, 20_011, K, 32), (torch.float32, torch.float32), "sm_90", calls)
+    rows = edges._rows(edges.Edge(128, 768, 20_011, K, 32), WIDE, "sm_90", calls)
     assert rows
     if K == 128 and tuple(map(int, rows[0]["triton"].split(".")[:2])) >= (3, 9):
         # 40 bytes with 3.9.0, with four warps or eight, with as many labels a tile or half of them
@@ -38,7 +62,7 @@ def test_groups_in_float32(K: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_edges_compile(shape: str) -> None:
     calls = "^(forward|backward_input|backward_weight|step, SGD|topk|rewire)$"
-    rows = edges._rows(SHAPES[shape], (torch.bfloat16, torch.bfloat16), "sm_90", calls)
+    rows = edges._rows(SHAPES[shape], HALF, "sm_90", calls)
     assert len({row["call"] for row in rows}) == (
         5 if shape == "D=1,K=1" else 6
     )  # one feature leaves nothing to rewire

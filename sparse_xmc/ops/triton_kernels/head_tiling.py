@@ -47,6 +47,11 @@ def has_room(device: torch.device) -> bool:
     return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 9
 
 
+def lanes_of(device: torch.device) -> int:
+    """Threads of a warp."""
+    return 64 if device.type == "cuda" and torch.version.hip is not None else 32
+
+
 @functools.cache
 def tiling(
     B: int,
@@ -58,30 +63,34 @@ def tiling(
     one_label: bool = False,
     few_registers: bool = False,
     room: bool = True,
+    lanes: int = 32,
 ) -> Tiling:
     """The first guess. The batch enters by powers of two only.
 
     one_label: tiles of one label, where two may add to the same feature of memory without atomics.
-    few_registers: whether 168 registers do for a group's tile: one 16-bit dtype, no second moments, atomics. Then three
-        blocks fit a multiprocessor of sm_80 or sm_90.
-    room: ``has_room`` of the device.
+    few_registers: whether 168 registers do for a group's tile: one 16-bit dtype, no second moments, atomics, no momenta of
+        many labels in float16. Then three blocks fit a multiprocessor of sm_80 or sm_90.
+    room, lanes: ``has_room`` and ``lanes_of`` of the device.
     """
     batch = triton.next_power_of_2(max(B, 1))
     if G > 1 and K <= MAX_DOT_FAN_IN.get(dtype, 0):
         block_k = max(16, triton.next_power_of_2(K))
-        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), 64)
-        widest, most = (
-            (4096, 64) if dtype != torch.float32 else (1024, 32)
-        )  # float32 products take three times the registers
-        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), most)
-        if not room and dtype != torch.float32:
+        # products of float32 numbers as triples take three times the registers: fewer rows, and labels
+        triples = dtype == torch.float32
+        widest, most_rows, most_labels = (1024, 32, 32) if triples else (4096, 64, 64)
+        if triples and block_k == 128 and not room:
+            most_labels = 16
+        block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), most_labels)
+        block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), most_rows)
+        if not room and not triples:
             block_b = max(16, block_b // 2)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
+        maxnreg = None
         if few_registers and block_k <= 64 and block_k == K:
-            maxnreg: int | None = 168
-        else:  # left to itself the compiler takes 168 for few connections in float32 and spills
-            maxnreg = 255 if dtype == torch.float32 and block_k == 16 else None
-        warps = 8 if dtype == torch.float32 and block_k == 128 and room else 4  # four would spill on sm_90
+            maxnreg = 168
+        elif (triples and block_k in (16, 128)) or (batch <= 32 and not room):
+            maxnreg = 255  # left to itself the compiler takes fewer and spills
+        warps = 256 // lanes if triples and block_k == 128 else 4
         return Tiling(True, tiles, G, block_l, block_k, block_b, warps, num_stages=1, maxnreg=maxnreg)
     block_k = max(8, triton.next_power_of_2(K))
     if block_k > MAX_FAN_IN:

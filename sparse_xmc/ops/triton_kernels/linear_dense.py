@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._backend import interpreting
+from sparse_xmc.ops.triton_kernels import head_tiling
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major
-from sparse_xmc.ops.triton_kernels.head_tiling import operands
 from sparse_xmc.ops.triton_kernels.input_gradient import BLOCK_B, BLOCK_D, Problem, labels_at_once
 
 PROGRAMS = 4 if interpreting() else 132  # of a product: one for each multiprocessor of an H100
@@ -97,11 +97,18 @@ def add_product_(dz: Tensor, dense: Tensor, out: Tensor) -> None:
     key = (B, D, stride, number, strides, dz.dtype, dense.dtype, fp32_precision(), dz.device)
     launch = _PLANS.get(key)
     if launch is None:
-        dot, terms, precision = operands(dz.dtype, dense.dtype)
-        narrow = dot.primitive_bitwidth == 16
-        block_d, block_b = (BLOCK_D, min(BLOCK_B, power_of_2(stride))) if narrow else (32, 32)
+        dot, terms, precision = head_tiling.operands(dz.dtype, dense.dtype)
+        block_d = block_b = block_l = 32
+        if dot.primitive_bitwidth == 16:
+            # a weight of several numbers in a tile of 128 x 64 spills thousands of bytes where operands stand in registers
+            crowded = terms > 1 and not head_tiling.has_room(dz.device)
+            block_d, block_b, block_l = (
+                BLOCK_D,
+                min(64 if crowded else BLOCK_B, power_of_2(stride)),
+                32 if crowded else 64,
+            )
         grid = (cdiv(D, block_d) * cdiv(stride, block_b) * number,)
-        constants = {"DOT": dot, "TERMS": terms, "PRECISION": precision, "BLOCK_L": 64 if narrow else 32}
+        constants = {"DOT": dot, "TERMS": terms, "PRECISION": precision, "BLOCK_L": block_l}
         warps = 8 if block_d * block_b >= 1 << 14 else 4
         chosen = Launch(product_kernel, grid, **constants, BLOCK_D=block_d, BLOCK_B=block_b, num_warps=warps)
         launch = _PLANS.keep(key, chosen)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import compute_dtype
-from sparse_xmc.ops.triton_kernels import tuning
+from sparse_xmc.ops.triton_kernels import head_tiling, tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight, fp32_precision
 from sparse_xmc.ops.triton_kernels._launch import cdiv, on_device, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major, empty_logits, feature_major, readable_labels
@@ -46,6 +46,14 @@ def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
         and widest_k <= 4 * config["BLOCK_K"] <= 4 * widest_k
         and config["BLOCK_B"] * config["BLOCK_K"] <= 8192
     )
+
+
+def _suits_input(config: tuning.Config, shape: tuning.Shape) -> bool:
+    """Also, before sm_90: 64 rows at most where a weight of many labels is multiplied as two numbers, or rows take several
+    tiles; a tile of 128 spills."""
+    many = shape.terms > 1 and shape.G > 32
+    most = 64 if not shape.room and (many or shape.B > WIDEST_TILE) else WIDEST_TILE
+    return config["BLOCK_B"] <= most and _suits(config, shape)
 
 
 _CONFIGS = _configs(
@@ -297,7 +305,7 @@ def backward_weight_kernel(
 
 
 FORWARD = tuning.Tuned(forward_kernel, _CONFIGS, _suits)
-BACKWARD_INPUT = tuning.Tuned(backward_input_kernel, _CONFIGS, _suits)
+BACKWARD_INPUT = tuning.Tuned(backward_input_kernel, _CONFIGS, _suits_input)
 BACKWARD_WEIGHT = tuning.Tuned(backward_weight_kernel, _CONFIGS, _suits)
 
 
@@ -379,6 +387,7 @@ def _multiply_weight_(
                 return (cdiv(K, config["BLOCK_K"]) * groups * cdiv(stride, config["BLOCK_B"]),)
 
             shape = tuning.Shape.of(B, L, in_features, K, group_size, itemsize)
+            shape = shape._replace(terms=1 + constants["SPLIT"], room=head_tiling.has_room(dy.device))
             launch = BACKWARD_INPUT.choose(key, shape, grid, constants, arguments, scratch=out if atomic else None)
         launch(ready(dy, weight, indices), *arguments)
 

@@ -15,13 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
-from sparse_xmc.ops.triton_kernels import tuning
+from sparse_xmc.ops.triton_kernels import head_tiling, tuning
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
 from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
-from sparse_xmc.ops.triton_kernels.head_tiling import operands
 
 SMALLEST_GROUP = 8  # below it the maxima are too large a share of the logits
 MAXIMA_BYTES = 64 << 20  # of the maxima, all together: more rows take several rounds
@@ -143,9 +142,12 @@ def rescore_kernel(
 
 
 def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
-    """Tiles between a quarter of the problem and all of it; float32 products without tensor cores keep their operands in
-    registers."""
-    widest_b, widest_k = (128, 64) if shape.itemsize == 2 else (32, 32)
+    """Tiles between a quarter of the problem and all of it. float32 products without tensor cores keep their operands in
+    registers, half as many rows where K takes more than four tiles; before sm_90 weights of many labels that are multiplied
+    as several numbers take eight warps."""
+    widest_b, widest_k = (128, 64) if shape.itemsize == 2 else (32 if shape.K <= 128 else 16, 32)
+    if shape.terms > 1 and shape.G > 32 and not shape.room and config["num_warps"] == 4:
+        return False
     widest_b, widest_k = min(widest_b, shape.B), min(widest_k, max(16, power_of_2(shape.K)))
     rows, slots = config["BLOCK_B"], config["BLOCK_K"]
     return widest_b <= 4 * rows <= 4 * widest_b and widest_k <= 4 * slots <= 4 * widest_k
@@ -212,8 +214,9 @@ def _choose(
     """The launch that finds the maxima of tiles in calls like this one."""
     (B, D), (L, K), stride, tiles = sizes, layer.weight.shape, arguments[6], arguments[8]
     stored = layer.weight.dtype if layer.scale is None else QUANTIZED_DTYPE
-    operand, terms, precision = operands(arguments[0].dtype, stored)
+    operand, terms, precision = head_tiling.operands(arguments[0].dtype, stored)
     shape = tuning.Shape.of(B, L, D, K, layer.group_size, operand.primitive_bitwidth // 8)
+    shape = shape._replace(terms=terms, room=head_tiling.has_room(arguments[0].device))
     widest = tuning.suitable(TILE_MAXIMA.configs, _suits, shape)[0]
     constants = {
         "K": K, "G": layer.group_size, "DOT": operand, "TERMS": terms, "PRECISION": precision, "BLOCK_L": block_l,

@@ -51,6 +51,7 @@ class Shape(NamedTuple):
 
     B, L and D are powers of two, not below the true sizes. itemsize: bytes of an operand of ``tl.dot`` (constant
     ``DOT`` of the kernel), or of the accumulator (``ACC``) in kernels without it. x_bytes: of an element of ``x``.
+    terms: numbers that a wider weight is multiplied as. room: ``head_tiling.has_room`` of the device.
     """
 
     B: int
@@ -60,6 +61,8 @@ class Shape(NamedTuple):
     G: int
     itemsize: int
     x_bytes: int = 2
+    terms: int = 1
+    room: bool = True
 
     @staticmethod
     def of(B: int, L: int, D: int, K: int, G: int, itemsize: int, x_bytes: int = 2) -> Shape:
