@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from sparse_xmc._heap import give_back
+
 _STATUS = Path("/proc/self/status")
 _M_MMAP_THRESHOLD = -3
 
@@ -62,13 +64,6 @@ def _sampled_growth(call: Callable[[], object]) -> int:
     return max(peak, process.memory_info().rss) - before
 
 
-def _release_freed() -> None:
-    """Gives freed memory back to the system where the C library can: ``call`` would reuse it and seem to need none."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def peak_growth(call: Callable[[], object], device: str) -> int:
     """Bytes that ``call`` needs at its peak above what is allocated when it starts; its result is alive at the end."""
     if device == "cuda":
@@ -80,7 +75,7 @@ def peak_growth(call: Callable[[], object], device: str) -> int:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
     elif sys.platform == "linux" and _reset_peak():
-        _release_freed()
+        give_back()
         _reset_peak()
         before = _status_bytes("VmRSS")
         result = call()

@@ -12,6 +12,7 @@ FLOORS = (
         "sparse_xmc._version",
         "sparse_xmc._progress",
         "sparse_xmc._extras",
+        "sparse_xmc._heap",
         "sparse_xmc._interrupt",
         "sparse_xmc._renamed",
     ),

@@ -79,9 +79,8 @@ def calibrate(
         near: a calibration to begin from, of as many knots.
     """
     knots = np.array(knots_for(frequencies.max(initial=1)), dtype=np.float64)
-    hats, n = _hats(frequencies, knots), len(knots)
-    columns = [scores, centroid, np.ones(len(hit)), *levels]
-    design = np.concatenate([hats * column[:, None] for column in columns], axis=1)
+    columns, n = [scores, centroid, np.ones(len(hit)), *levels], len(knots)
+    parts, order = _between_knots(columns, frequencies, knots)
     weight = np.ones(len(hit)) if weight is None else weight
     # neighbouring knots are drawn together: a knot without data goes along with the next
     bend = np.diff(np.eye(n), axis=0)
@@ -89,37 +88,78 @@ def calibrate(
     start = np.repeat([1.0, 1.0, -2.0, 0.0, 0.0][: len(columns)], n)
     if near is not None and len(near.knots) == n:
         start = near.coefficients()
-    theta = logistic(design, hit, weight, penalty, start, np.zeros(len(start)))
+    theta = logistic(parts, hit[order], weight[order], penalty, start, np.zeros(len(start)))
     return Calibration(knots, *theta.reshape(len(columns), n))
 
 
-def logistic(
-    design: np.ndarray, hit: np.ndarray, weight: np.ndarray, penalty: np.ndarray, start: np.ndarray, centre: np.ndarray
-) -> np.ndarray:
-    """Coefficients of a logistic regression under a quadratic penalty about ``centre``, by Newton's method from ``start``."""
+Part = tuple[np.ndarray, np.ndarray]  # numbers of coefficients [m], and what they are multiplied by [n, m]
 
-    # in products so small that BLAS keeps them to one thread: more of them wait longer than they work, and round otherwise
-    step = max(1, min(_PRODUCT // design.shape[1] ** 2, _ENTRIES // design.shape[1]))
-    parts = [slice(start, start + step) for start in range(0, len(design), step)]
+
+def _between_knots(
+    columns: Sequence[np.ndarray], frequencies: np.ndarray, knots: np.ndarray
+) -> tuple[list[Part], np.ndarray]:
+    """The pairs of each two neighbouring knots, whose coefficients are the only ones that count for them, and their order."""
+    n = len(knots)
+    if n == 1:
+        return [(np.arange(len(columns)), np.stack(columns, axis=1))], np.arange(len(frequencies))
+    position = np.clip(np.log2(np.maximum(frequencies, 1)), knots[0], knots[-1])
+    lower = np.clip(np.searchsorted(knots, position, side="right") - 1, 0, n - 2)
+    order = np.argsort(lower, kind="stable")
+    upper_share = (position - knots[lower]) / np.diff(knots)[lower]
+    ends = np.cumsum(np.bincount(lower, minlength=n - 1))
+    parts = []
+    for i, rows in enumerate(np.split(order, ends[:-1])):
+        values = np.stack([column[rows] for column in columns], axis=1)
+        share = upper_share[rows, None]
+        which = np.arange(len(columns)) * n + i
+        parts.append((np.concatenate([which, which + 1]), np.hstack([values * (1 - share), values * share])))
+    return parts, order
+
+
+def logistic(
+    parts: Sequence[Part], hit: np.ndarray, weight: np.ndarray, penalty: np.ndarray, start: np.ndarray,
+    centre: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Coefficients of a logistic regression under a quadratic penalty about ``centre``, by Newton's method from ``start``.
+
+    Args:
+        parts: coefficients that consecutive pairs depend on, and their factors.
+        hit, weight: of the pairs, in the order of the parts ``[n]``.
+    """
+    blocks: list[tuple[np.ndarray, np.ndarray, slice]] = []
+    first = 0
+    for which, design in parts:
+        # products so small that BLAS keeps them to one thread: more of them wait longer than they work
+        step = max(1, min(_PRODUCT // design.shape[1] ** 2, _ENTRIES // design.shape[1]))
+        for i in range(0, len(design), step):
+            block = design[i : i + step]
+            blocks.append((which, block, slice(first, first + len(block))))
+            first += len(block)
 
     def odds(theta: np.ndarray) -> np.ndarray:
-        return np.concatenate([design[rows] @ theta for rows in parts]) if parts else np.zeros(0)
+        z = np.empty(first)
+        for which, block, rows in blocks:
+            z[rows] = block @ theta[which]
+        return z
 
-    def objective(theta: np.ndarray) -> float:
-        z, off = odds(theta), theta - centre
+    def objective(theta: np.ndarray, z: np.ndarray) -> float:
+        off = theta - centre
         return float((weight * (np.logaddexp(0, z) - hit * z)).sum() + 0.5 * off @ penalty @ off)
 
-    theta, value = start, objective(start)
+    theta, z = start, odds(start)
+    value = objective(theta, z)
     for _ in range(_STEPS):
-        p = np.exp(-np.logaddexp(0, -odds(theta)))
+        p = np.exp(-np.logaddexp(0, -z))
         slope, bend = weight * (p - hit), weight * np.maximum(p * (1 - p), 1e-6)
         gradient, curvature = penalty @ (theta - centre), penalty.copy()
-        for rows in parts:
-            gradient += design[rows].T @ slope[rows]
-            curvature += (design[rows] * bend[rows, None]).T @ design[rows]
+        for which, block, rows in blocks:
+            gradient[which] += block.T @ slope[rows]
+            curvature[np.ix_(which, which)] += (block * bend[rows, None]).T @ block
         move, before, share = np.linalg.solve(curvature, gradient), value, 1.0
-        while (value := objective(theta - share * move)) > before and share > 1e-3:
+        z = odds(theta - move)
+        while (value := objective(theta - share * move, z)) > before and share > 1e-3:
             share /= 2  # a full step may lead too far
+            z = odds(theta - share * move)
         if value >= before:
             break
         theta = theta - share * move

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparse_xmc.solver.choice import Trials, levels_of, on_all_rows
+from sparse_xmc.solver.choice import Chosen, Trials, levels_of, on_all_rows
 from sparse_xmc.solver.closed_form import closed_form, single_rows
 from sparse_xmc.solver.examples import Examples, everything, examples
 from sparse_xmc.solver.head import TermHead
@@ -74,26 +74,47 @@ def fit(
     if count < _FEWEST:
         return _by_rule(task, stages)
     away, kept = np.sort(rows[:count]), np.sort(rows[count:])
-    part = Task(x[kept], targets[kept].tocsr(), plan, task.frequent, seed, progress)
-    judges = (x[away], targets[away].tocsr(), tail, propensity, stages)
-    if plan.whole:
-        return _of_all_rows(task, part, judges)
-    lists = _lists(part, stages)
-    topology = _topology(part, lists, stages)
-    trials = Trials(part, examples(part.targets, lists), topology, *judges)
-    chosen = trials.choose()
+    solve = _of_all_rows if plan.whole else _of_shortlists
+    return solve(task, kept, away, (tail, propensity, stages))
+
+
+def _split(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any, ...]) -> tuple[Task, tuple[Any, ...]]:
+    """The rows to learn from, and those that judge with what ``Trials`` wants beside them."""
+    part = Task(task.x[kept], task.targets[kept].tocsr(), task.plan, task.frequent, task.seed, task.progress)
+    return part, (task.x[away], task.targets[away].tocsr(), *rest)
+
+
+def _of_shortlists(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any, ...]) -> Solution:
+    """Where a label learns from its own rows and from those that are near it."""
+    stages = rest[-1]
+    chosen, fronts, lists, known = _chosen(task, kept, away, rest)
     final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
-    near = merged(chosen.svm, part.centroid(chosen.topology), chosen.flat, part.frequencies)
-    whole = stages("all rows", lambda: {"labels": lists_of_all(task, part, kept, away, lists, near)})["labels"]
-    svm = stages("solved", lambda: task.svm(examples(targets, whole), final, chosen.cost, "solving"))
+    svm = stages("solved", lambda: task.svm(examples(task.targets, lists), final, chosen.cost, "solving"))
     solved = [
-        stages(f"clustering {i + 1}, all rows", partial(on_all_rows, task, final, i + 1, solved, part.frequencies > 0))
-        for i, solved in enumerate(trials.solved[: chosen.clusterings])
+        stages(f"clustering {i + 1}, all rows", partial(on_all_rows, task, final, i + 1, front, known))
+        for i, front in enumerate(fronts)
     ]
     levels = levels_of(task, final, solved)
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies, levels)
     settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.flat)
     return Solution(head, chosen.lines, settings, chosen.judged)
+
+
+def _chosen(
+    task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any, ...]
+) -> tuple[Chosen, list[dict[str, np.ndarray]], np.ndarray, np.ndarray]:
+    """What the rows held ``away`` choose, the clusterings in it as the others solve them, negatives of all rows, and the
+    labels that the others know."""
+    stages = rest[-1]
+    part, judges = _split(task, kept, away, rest)
+    lists = _lists(part, stages)
+    trials = Trials(part, examples(part.targets, lists), _topology(part, lists, stages), *judges)
+    chosen = trials.choose()
+    fronts = trials.solved[: chosen.clusterings]
+    del trials  # and what else was tried
+    near = merged(chosen.svm, part.centroid(chosen.topology), chosen.flat, part.frequencies)
+    whole = stages("all rows", lambda: {"labels": lists_of_all(task, part, kept, away, lists, near)})["labels"]
+    return chosen, fronts, whole, part.frequencies > 0
 
 
 def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int) -> Solution:
@@ -105,18 +126,22 @@ def _closed_form(x: sp.csr_matrix, targets: sp.csr_matrix, plan: Plan, seed: int
     return Solution(found.head, lines, Settings(plan.rare[0], plan.rare[0], power=found.power), found.judged)
 
 
-def _of_all_rows(task: Task, part: Task, judges: tuple[Any, ...]) -> Solution:
+def _of_all_rows(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any, ...]) -> Solution:
     """Where every row is an example of every label."""
-    stages, fan_in = judges[-1], task.plan.rare[0]
-    found = everything(part.targets)
-    chosen = Trials(part, found, _terms(part, found, stages), *judges).choose()
-    del found  # before there are as many again
+    stages, fan_in = rest[-1], task.plan.rare[0]
+    chosen = _chosen_of_all(task, kept, away, rest)
     found = everything(task.targets)
     topology = _terms(task, found, stages)
     svm = stages("solved", lambda: task.svm(found, topology, chosen.cost, "solving"))
     head = merged(task.head(topology, svm), task.centroid(topology), chosen.mixture, task.frequencies)
     settings = Settings(fan_in, fan_in, chosen.cost, chosen.mixture, whole=True)
     return Solution(head, chosen.lines, settings, chosen.judged)
+
+
+def _chosen_of_all(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any, ...]) -> Chosen:
+    part, judges = _split(task, kept, away, rest)
+    found = everything(part.targets)
+    return Trials(part, found, _terms(part, found, rest[-1]), *judges).choose()
 
 
 def _terms(task: Task, found: Examples, stages: Stages) -> Topology:

@@ -171,9 +171,11 @@ def pairs(
 
 def objective(top: np.ndarray, truth: Truth, tail: float) -> float:
     """``(1 - tail)`` times the mean of P@1, P@3 and P@5 plus ``tail`` times the mean of PSP@1, PSP@3 and PSP@5."""
+    if not tail:  # the propensity-scored metrics are the dear ones
+        truth = replace(truth, inverse_propensity=None, frequencies=None)
     metrics = ranking_metrics(top, truth)
-    parts = [np.mean([metrics[f"{name}@{k}"] for k in (1, 3, 5)]) for name in ("P", "PSP")]
-    return float((1 - tail) * parts[0] + tail * parts[1])
+    parts = ((1 - tail, "P"), (tail, "PSP"))
+    return float(sum(part * np.mean([metrics[f"{name}@{k}"] for k in (1, 3, 5)]) for part, name in parts if part))
 
 
 def best_mixture(held: Pairs, tail: float) -> tuple[Mixture, float, str]:
@@ -220,5 +222,5 @@ def _log_odds(held: Pairs, share: float) -> Uniform:
     z = (held.scores + share * held.centroid)[known].astype(np.float64)
     design, as_it_is = np.stack([z, np.ones(len(z))], axis=1), np.array([1.0, 0.0])  # with a faint pull towards it
     hit = held.hit[known].astype(np.float64)
-    scale, shift = logistic(design, hit, np.ones(len(z)), np.eye(2), as_it_is, as_it_is)
+    scale, shift = logistic([(np.arange(2), design)], hit, np.ones(len(z)), np.eye(2), as_it_is, as_it_is)
     return Uniform(share, float(max(scale, 1e-3)), float(shift))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from sparse_xmc._heap import give_back
 from sparse_xmc.app.beginning import Beginning, model_of
 from sparse_xmc.app.bundle import Bundle
 from sparse_xmc.app.calibration import Calibration
@@ -33,7 +34,9 @@ class DirectRun(Run):
         """Solves, stage by stage, and evaluates; only once it is clear that it can be done is the folder this run's."""
         if self.config.threads:
             set_num_threads(self.config.threads)
-        bundle = self.solved(self.prepare())
+        data = self.prepare()
+        give_back()
+        bundle = self.solved(data)
         metrics = {}
         if self.config.test:
             metrics = self.evaluate(bundle, *self.test_split(bundle))

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparse_xmc.data.survey import Survey
-from sparse_xmc.solver.calibrate import knots_for
 from sparse_xmc.solver.plan import Plan, held_out_rows
 
 _PROGRAM = 170 << 20  # interpreter, NumPy, SciPy, Numba and loaded kernels
-_SVM_KERNELS = 10 << 20  # those that SVMs need beside them
+_SVM_KERNELS = 4 << 20  # those that SVMs need beside them
 _LABEL = 250  # of a label: its name, two dictionaries that know it, lists and counts
 _TERM = 100  # of a term: its name, its place in the tables
 _ROW = 48  # of a row: its place in features and targets
@@ -24,7 +23,7 @@ _TEST_ROW = 320  # of a row that is evaluated: beside that its best labels, thei
 _WEIGHT = 2  # of a connection of a stored model
 _PAIR = 8  # of a number and the place it stands in
 _PAIRS, _PAIRS_OF_LEVELS = 40, 60  # labels of a held-out row that are judged
-_COLUMN = 2 * 8  # of such a pair: a column of two tables
+_NUMBER = 8  # of such a pair
 _ADDRESSES = 480 << 20  # of addresses beyond what is resident: libraries, stacks of threads, arenas
 
 
@@ -70,25 +69,26 @@ def solver_bytes(sizes: Survey, plan: Plan, held_out: float | None = None) -> di
     lists = sizes.rows * (plan.shortlist + plan.sample + plan.again * (plan.rounds - 1))
     connections = _connections(sizes, plan)
     clusters = min(plan.cluster_rows, sizes.rows * plan.clusters) if plan.clusterings else 0
+    calibration = _calibration(sizes, plan, held_out)
     return {
         "kernels of SVMs": _SVM_KERNELS,
         "clusters": plan.clusterings * plan.clusters * plan.cluster_fan_in * _PAIR,
-        "rows of clusters, or calibration": max(3 * 4 * clusters, _calibration(sizes, plan, held_out)),
         "rows of the choice": round(0.95 * _PAIR * sizes.entries) if plan.choose else 0,
         "rows with a constant": _PAIR * (sizes.entries + sizes.rows) if plan.clusterings else 0,
-        "negatives": 3 * 4 * lists,
+        # while they are found, and beside what comes later
+        "negatives, clusters, calibration": 4 * max(3 * lists, 2 * lists + max(3 * clusters, calibration // 4)),
         "head": 3 * connections * _PAIR,
         "inverted index": connections * _PAIR,
     }
 
 
 def _calibration(sizes: Survey, plan: Plan, held_out: float | None) -> int:
-    """What held-out rows are judged by: columns by kind of score and by knot of the label's frequency."""
+    """What held-out rows are judged by: each kind of score, twice more between the knots of the label's frequency, and
+    what a fit keeps of a pair."""
     if not plan.choose:
         return 0
     kinds, pairs = (5, _PAIRS_OF_LEVELS) if plan.clusterings else (3, _PAIRS)
-    columns = 1 + kinds * len(knots_for(sizes.most))
-    return _COLUMN * columns * min(pairs, sizes.labels) * held_out_rows(sizes.rows, held_out)
+    return _NUMBER * (3 * kinds + 9) * min(pairs, sizes.labels) * held_out_rows(sizes.rows, held_out)
 
 
 def _connections(sizes: Survey, plan: Plan) -> int:
