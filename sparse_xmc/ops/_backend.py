@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -68,6 +69,22 @@ def _load(backend: str, op: str) -> ModuleType:
         ) from error
 
 
+class _Elsewhere:
+    """Kernels for tensors of a GPU that is not the current one: Triton launches on the current one, not on its arguments'."""
+
+    def __init__(self, module: ModuleType, device: torch.device) -> None:
+        self._module, self._device = module, device
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._module, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            with torch.cuda.device(self._device):
+                return function(*arguments, **keywords)
+
+        return call
+
+
 def cpu_kernels(op: str) -> ModuleType:
     """The kernel module of an op that has kernels for CPU tensors only."""
     return _load("cpu", op)
@@ -92,8 +109,11 @@ def kernels(op: Literal["informed_indices"], tensor: torch.Tensor) -> CentroidKe
 
 
 def kernels(op: str, tensor: torch.Tensor) -> Any:
-    """The kernel module of ``op`` for the device that ``tensor`` is on."""
-    if tensor.is_cuda or (tensor.is_cpu and interpreting()):
+    """The kernel module of ``op`` for the device that ``tensor`` is on, which is the current one when they launch."""
+    if tensor.is_cuda:
+        module = _load("triton", op)
+        return module if tensor.get_device() == torch._C._cuda_getDevice() else _Elsewhere(module, tensor.device)
+    if tensor.is_cpu and interpreting():
         return _load("triton", op)
     if tensor.is_cpu:
         return _load("cpu", op)

@@ -1,7 +1,8 @@
 """What an op hands to its kernels, and what each back end must offer: one ``Protocol`` per op, checked by mypy.
 
 Launchers get plain detached tensors that were checked before, contiguous where it is said, and NamedTuples whose fields
-are read by name. They return new tensors and change nothing but what their name or their ``Update`` says.
+are read by name, while their device is the current one. They return new tensors and change nothing but what their name
+or their ``Update`` says.
 """
 
 from __future__ import annotations

@@ -111,9 +111,7 @@ def loss_of(problem: Problem) -> Tensor:
 
 
 def _gradients_at(problem: Problem, upstream: Tensor, needed: Needed) -> Gradients:
-    """``gradients_of``, through the dispatcher where that is needed."""
-    if problem.direct:
-        return gradients_of(problem, upstream, needed)
+    """``gradients_of`` through the dispatcher."""
     found = head_gradients(*problem.pack(), upstream / problem.divisor, needed)
     dx, dw, db = (g if wanted else None for g, wanted in zip(found, needed, strict=True))
     return dx, dw, db
@@ -153,8 +151,11 @@ class _EagerLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, eager: bool) -> tuple[Tensor | None, ...]:
         x, weight, indices, bias = ctx.saved_tensors
         group_size, positives, goal, divisor = ctx.others
-        problem = Problem(x, Layer(weight, indices, bias, group_size), positives, goal, divisor, eager)
-        return None, *_gradients_at(problem, upstream, Needed(*ctx.needs_input_grad[1:]))
+        layer, needed = Layer(weight, indices, bias, group_size), Needed(*ctx.needs_input_grad[1:])
+        if eager:
+            scaling = Scaling(divisor, upstream)
+            return None, *kernels("loss", x).loss_gradients(x, layer, positives, goal, scaling, needed)
+        return None, *_gradients_at(Problem(x, layer, positives, goal, divisor, False), upstream, needed)
 
 
 _apply = straight(_EagerLoss)

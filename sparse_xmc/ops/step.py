@@ -49,7 +49,7 @@ def _step(problem: Problem, scaling: Scaling, update: Update, need_loss: bool, n
     results = kernels("loss", x).loss_step_(
         x, layer, positives, goal, scaling, update, need_loss=need_loss, need_x=need_x
     )
-    mutated(layer.weight, layer.bias, *update.buffers, update.applied)
+    mutated(layer.weight, layer.bias, *update[:4], update.applied)
     return results
 
 

@@ -306,3 +306,33 @@ def test_a_tensor_that_escaped_from_a_transform_is_taken(device):
     targets = torch.zeros(3, 6, device=device)
     ops.fixed_fan_in_loss(escaped[0], weight, indices, None, targets).backward()
     assert weight.grad is not None
+
+
+def test_kernels_are_launched_on_their_tensors_gpu(monkeypatch):
+    """Triton launches on the current device, whichever the arguments are on."""
+    from types import SimpleNamespace
+
+    from sparse_xmc.ops import _backend
+
+    current = [0]
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device.index)
+
+        def __exit__(self, *error):
+            current.pop()
+
+    launched = []
+    module = SimpleNamespace(forward=lambda x, scale=1: launched.append(current[-1]) or 2 * scale)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current[-1], raising=False)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(_backend, "_load", lambda backend, op: module)
+    for index in (0, 1, 0):
+        x = SimpleNamespace(is_cuda=True, get_device=lambda index=index: index, device=torch.device("cuda", index))
+        assert _backend.kernels("linear", x).forward(x, scale=3) == 6
+    assert launched == [0, 1, 0]
+    assert current == [0]

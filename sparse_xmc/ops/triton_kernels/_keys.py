@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, ready
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 _BLOCK = 512
@@ -43,6 +43,5 @@ def unpack(keys: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if launch is None:
         launch = _PLANS.keep(key, Launch(unpack_kernel, (cdiv(number, _BLOCK),), BLOCK=_BLOCK, num_warps=4))
     if number:
-        with on_device(keys):
-            launch(ready(keys), keys, scores, labels, number)
+        launch(ready(keys), keys, scores, labels, number)
     return scores, labels

@@ -1,4 +1,4 @@
-"""What launchers share: the device guard, and launches that are decided once for all alike calls.
+"""What launchers share: launches that are decided once for all alike calls.
 
 Triton binds and specialises all arguments anew in every launch, which takes longer than many a kernel. An op therefore
 keeps a plan of each kind of call in ``Plans``, under a key from which everything follows that Triton specialises on, and the
@@ -7,15 +7,12 @@ plan holds a ``Launch`` for each kernel. ``ready`` says whether a call may take 
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 import triton
 from torch import Tensor
 from triton import knobs
-from triton.runtime import driver
 
 from sparse_xmc.ops._backend import interpreting
 
@@ -24,14 +21,6 @@ ROW_ALIGNMENT = 16
 # Triton releases whose compiled kernels are called as ``Launch`` does; others are launched by their public interface
 _KNOWN = ("3.6", "3.7")
 _REUSES = ".".join(triton.__version__.split(".")[:2]) in _KNOWN and not interpreting()
-_HERE = contextlib.nullcontext()
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Makes the tensor's GPU the current one: Triton launches on the current device, not on its arguments'."""
-    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return _HERE
-    return torch.cuda.device(tensor.device)
 
 
 def stream_of(tensor: Tensor) -> int:
@@ -54,7 +43,7 @@ def ready(x: Tensor, *others: Tensor | None) -> int | None:
     for tensor in others:
         if tensor is not None:
             addresses |= tensor.data_ptr()
-    return None if addresses & 15 else driver.active.get_current_stream(x.get_device())
+    return None if addresses & 15 else stream_of(x)
 
 
 class Launch:

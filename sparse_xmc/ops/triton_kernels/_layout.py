@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._arguments import logits_stride
 from sparse_xmc.ops._backend import interpreting
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 
 _BLOCK = 64
@@ -55,8 +55,7 @@ def _transpose_(source: Tensor, out: Tensor, rows: int, columns: int) -> None:
         grid = (cdiv(columns, block_c) * cdiv(width, block_r),)
         launch = _PLANS.keep(key, Launch(transpose_kernel, grid, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4))
     if launch.grid[0]:
-        with on_device(source):
-            launch(ready(source), source, stride_r, stride_c, out, stride, rows, columns, width)
+        launch(ready(source), source, stride_r, stride_c, out, stride, rows, columns, width)
 
 
 def feature_major(x: Tensor) -> Tensor:

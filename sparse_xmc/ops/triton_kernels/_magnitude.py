@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_xmc.ops.triton_kernels._launch import on_device
-
 HIGHEST = tl.constexpr(0x7FFFFFFF)
 _PROGRAMS = 2048
 
@@ -99,16 +97,15 @@ def lowest_per_row(weight: Tensor, R: int, group_size: int, use_max: bool, numbe
     counts = torch.empty(R, dtype=torch.int16, device=device)
     key = torch.zeros(1, dtype=torch.int32, device=device)
     rank = torch.full((1,), number - 1, dtype=torch.int64, device=device)
-    with on_device(weight):
-        for shift in (24, 16, 8, 0):
-            found = torch.zeros(256, dtype=torch.int64, device=device)
-            _digits[(min(tiles, _PROGRAMS),)](weight, key, found, R, L, K, group_size, shift, **shape)
-            ends = found.cumsum(0)
-            digit = (ends <= rank).sum(0, keepdim=True)
-            rank = rank - (ends - found).gather(0, digit)
-            key = (key * 256 + digit).int()
-        ties = torch.empty(tiles, dtype=torch.int64, device=device)
-        _count_ties[(tiles,)](weight, key, ties, R, L, K, group_size, **shape)
-        budget = rank + 1 - (ties.cumsum(0) - ties)
-        _count_rows[(tiles,)](weight, key, budget, counts, R, L, K, group_size, limit, **shape)
+    for shift in (24, 16, 8, 0):
+        found = torch.zeros(256, dtype=torch.int64, device=device)
+        _digits[(min(tiles, _PROGRAMS),)](weight, key, found, R, L, K, group_size, shift, **shape)
+        ends = found.cumsum(0)
+        digit = (ends <= rank).sum(0, keepdim=True)
+        rank = rank - (ends - found).gather(0, digit)
+        key = (key * 256 + digit).int()
+    ties = torch.empty(tiles, dtype=torch.int64, device=device)
+    _count_ties[(tiles,)](weight, key, ties, R, L, K, group_size, **shape)
+    budget = rank + 1 - (ties.cumsum(0) - ties)
+    _count_rows[(tiles,)](weight, key, budget, counts, R, L, K, group_size, limit, **shape)
     return counts

@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 def _kind(update: Update) -> tuple[Any, ...]:
-    momentum, moment, bias_momentum, bias_moment = update.buffers
+    momentum, moment, bias_momentum, bias_moment = update[:4]
     return (
         momentum is not None and momentum.dtype, moment is not None and moment.dtype,
         bias_momentum is not None and bias_momentum.dtype, bias_moment is not None and bias_moment.dtype,

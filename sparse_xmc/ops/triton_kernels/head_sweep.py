@@ -12,7 +12,7 @@ from sparse_xmc.ops._backend import capturing
 from sparse_xmc.ops._contract import Layer, Objective, Positives, Scaling
 from sparse_xmc.ops._topology_cache import cached_inverse
 from sparse_xmc.ops.triton_kernels import head_search, linear_dense, linear_inverted
-from sparse_xmc.ops.triton_kernels._launch import Plans, on_device, ready, stream_of
+from sparse_xmc.ops.triton_kernels._launch import Plans, ready, stream_of
 from sparse_xmc.ops.triton_kernels.head_plan import SHARED, Call, Part, Plan, Wanted
 from sparse_xmc.ops.triton_kernels.transpose import transpose_indices
 from sparse_xmc.ops.update import Update
@@ -69,30 +69,25 @@ def run(call: Call, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
     scaling, update = call.scaling, call.update or _NO_UPDATE
     stream = ready(
         x, weight, indices, bias, positives.labels, positives.rows, goal.pos_weight, goal.sample_weight,
-        scaling.upstream, scaling.loss_scale, *update.buffers, update.applied, update.correction,
+        scaling.upstream, scaling.loss_scale, *update[:4], update.applied, update.correction,
         update.lr if isinstance(update.lr, Tensor) else None, update.step if isinstance(update.step, Tensor) else None,
     )  # fmt: skip
-    with on_device(x):
-        memory = _allocate(call, plan, stream)
-        try:
-            _prepare(call, plan, memory, stream)
-            for number, part in enumerate(plan.parts):
-                _sweep_labels(call, plan, memory, number, part, stream)
-            if plan.way in ("private", "dense"):
-                memory = memory._replace(dxt=memory.dxt.sum(0))
-            return _finish(call, plan, memory, stream)
-        except BaseException:
-            _flag_of.cache_clear()  # nobody has taken it back to 0
-            raise
-
-
-def _flag(x: Tensor) -> Tensor:
-    """Whether x holds inf or nan: 0-dim int32 that is 0 between sweeps of a stream."""
-    return _flag_of(x.device, stream_of(x))
+    memory = _allocate(call, plan, stream)
+    try:
+        _prepare(call, plan, memory, stream)
+        for number, part in enumerate(plan.parts):
+            _sweep_labels(call, plan, memory, number, part, stream)
+        if plan.way in ("private", "dense"):
+            memory = memory._replace(dxt=memory.dxt.sum(0))
+        return _finish(call, plan, memory, stream)
+    except BaseException:
+        _flag_of.cache_clear()  # nobody has taken it back to 0
+        raise
 
 
 @functools.cache
 def _flag_of(device: torch.device, stream: int) -> Tensor:
+    """Whether x holds inf or nan: 0-dim int32 that is 0 between sweeps of a stream."""
     return torch.zeros((), dtype=torch.int32, device=device)
 
 
@@ -103,7 +98,10 @@ def _allocate(call: Call, plan: Plan, stream: int | None) -> _Memory:
     if update is not None:
         # the stream's own flag is 0 now, a graph's has to become so in every replay
         own = not capturing(call.x)
-        bad = _flag(call.x) if own else torch.zeros((), dtype=torch.int32, device=device)
+        if own:
+            bad = _flag_of(device, stream_of(call.x) if stream is None else stream)
+        else:
+            bad = torch.zeros((), dtype=torch.int32, device=device)
     if stream is not None and plan.way in ("atomic", "none") and plan.compiled:
         block = torch.empty(plan.block, dtype=torch.uint8, device=device)
         start = block.data_ptr()
@@ -142,7 +140,7 @@ def _sweep_labels(call: Call, plan: Plan, memory: _Memory, number: int, part: Pa
         stream, memory.xt, *layer[:3], labels, rows, memory.starts, goal.pos_weight, goal.sample_weight,
         memory.sums if number == 0 or memory.sums is None else memory.sums[number],
         memory.dxt, memory.dz, memory.old_weight, wanted.dw, wanted.db,
-        memory.scale, memory.bad, *update.buffers, memory.correction, lr_ptr, step_ptr,
+        memory.scale, memory.bad, *update[:4], memory.correction, lr_ptr, step_ptr,
         B, D, stride, L, *part.tiles, goal.gamma_pos, goal.gamma_neg, goal.clip,
         lr, update.momentum, update.weight_decay, update.decay, update.gain, update.eps, _signed(update.seed),
         step % (1 << 32),

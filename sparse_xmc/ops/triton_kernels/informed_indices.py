@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import on_device
 
 
 @triton.jit
@@ -37,8 +36,7 @@ def label_sums(x: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
     labels, (N, D) = offsets.shape[0] - 1, x.shape
     sums = torch.empty(labels, D, dtype=torch.float32, device=x.device)
     block_d = min(1024, triton.next_power_of_2(D))
-    with on_device(x):
-        label_sums_kernel[(labels, triton.cdiv(D, block_d))](x, rows, offsets, sums, N, D, BLOCK_D=block_d)
+    label_sums_kernel[(labels, triton.cdiv(D, block_d))](x, rows, offsets, sums, N, D, BLOCK_D=block_d)
     return sums
 
 

@@ -45,6 +45,5 @@ def init_indices(
     block_k = triton.next_power_of_2(fan_in)
     rows = max(1, min(BLOCK_ELEMENTS // block_k, 32))
     grid = (triton.cdiv(num_rows, rows),)
-    with torch.cuda.device_of(out):
-        _init_indices[grid](out, seed, first_row, num_rows, in_features, fan_in, ROWS=rows, BLOCK_K=block_k)
+    _init_indices[grid](out, seed, first_row, num_rows, in_features, fan_in, ROWS=rows, BLOCK_K=block_k)
     return out

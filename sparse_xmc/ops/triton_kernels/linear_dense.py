@@ -16,7 +16,7 @@ from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops._backend import interpreting
 from sparse_xmc.ops.triton_kernels import head_tiling
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major
 from sparse_xmc.ops.triton_kernels.input_gradient import BLOCK_B, BLOCK_D, Problem, labels_at_once
 
@@ -123,12 +123,11 @@ def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int
     chunk = min(L, labels_at_once("dense", Problem(B, L, D, K, dy.dtype, weight.dtype), 64))
     parts = torch.zeros(splits(D, stride), D, stride, dtype=compute_dtype(dy.dtype), device=dy.device)
     scratch = torch.empty(chunk, D, dtype=weight.dtype, device=dy.device)
-    with on_device(dy):
-        for first in range(0, L, chunk):
-            last = min(first + chunk, L)
-            dense = scratch[: last - first].zero_()
-            spread_(weight, indices, dense, first)
-            add_product_(dy[:, first:last].t(), dense, parts)
+    for first in range(0, L, chunk):
+        last = min(first + chunk, L)
+        dense = scratch[: last - first].zero_()
+        spread_(weight, indices, dense, first)
+        add_product_(dy[:, first:last].t(), dense, parts)
     return batch_major(parts.sum(0), B, dy.dtype)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator
-from sparse_xmc.ops.triton_kernels._launch import cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import cdiv, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major, empty_logits, feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
@@ -234,12 +234,11 @@ def forward(
     dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
     key = (B, D, L, K, dtypes, x.device)
     launch = FORWARD.plans.get(key)
-    with on_device(x):
-        if launch is None:
-            constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype)}
-            shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
-            launch = FORWARD.choose(key, shape, _tiles(L, B), constants, arguments)
-        launch(ready(weight, indices, bias, weight_scale), *arguments)
+    if launch is None:
+        constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype)}
+        shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
+        launch = FORWARD.choose(key, shape, _tiles(L, B), constants, arguments)
+    launch(ready(weight, indices, bias, weight_scale), *arguments)
     return y
 
 
@@ -252,12 +251,11 @@ def backward_input(dy: Tensor, weight: Tensor, indices: Tensor, in_features: int
         arguments = (dy, *strides, weight, indices, dxt, dxt.stride(0), B, L)
         key = (B, in_features, L, K, strides, dy.dtype, weight.dtype, indices.dtype, dy.device)
         launch = BACKWARD_INPUT.plans.get(key)
-        with on_device(dy):
-            if launch is None:
-                constants = {"K": K, "G": 1, "ACC": accumulator(dy.dtype)}
-                shape = tuning.Shape.of(B, L, in_features, K, 1, dxt.element_size())
-                launch = BACKWARD_INPUT.choose(key, shape, _tiles(L, B), constants, arguments, scratch=dxt)
-            launch(ready(dy, weight, indices), *arguments)
+        if launch is None:
+            constants = {"K": K, "G": 1, "ACC": accumulator(dy.dtype)}
+            shape = tuning.Shape.of(B, L, in_features, K, 1, dxt.element_size())
+            launch = BACKWARD_INPUT.choose(key, shape, _tiles(L, B), constants, arguments, scratch=dxt)
+        launch(ready(dy, weight, indices), *arguments)
     return batch_major(dxt, B, dy.dtype)
 
 
@@ -269,15 +267,14 @@ def backward_weight(dy: Tensor, x: Tensor, indices: Tensor, dtype: torch.dtype, 
     arguments = (dy, *strides, xt, xt.stride(0), indices, dw, B, L)
     key = (B, D, L, K, strides, dy.dtype, x.dtype, indices.dtype, dtype, dy.device)
     launch = BACKWARD_WEIGHT.plans.get(key)
-    with on_device(dy):
-        if launch is None:
-            block_k = min(power_of_2(K), 32)
-            constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype), "BLOCK_K": block_k}
-            shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
+    if launch is None:
+        block_k = min(power_of_2(K), 32)
+        constants = {"K": K, "G": 1, "ACC": accumulator(x.dtype), "BLOCK_K": block_k}
+        shape = tuning.Shape.of(B, L, D, K, 1, compute_dtype(x.dtype).itemsize, x.element_size())
 
-            def grid(config: tuning.Config) -> tuple[int, ...]:
-                return (cdiv(L, config["BLOCK_L"]) * cdiv(K, block_k),)
+        def grid(config: tuning.Config) -> tuple[int, ...]:
+            return (cdiv(L, config["BLOCK_L"]) * cdiv(K, block_k),)
 
-            launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
-        launch(ready(dy, indices), *arguments)
+        launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
+    launch(ready(dy, indices), *arguments)
     return dw

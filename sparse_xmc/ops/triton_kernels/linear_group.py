@@ -16,7 +16,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import head_tiling, tuning
 from sparse_xmc.ops.triton_kernels._dot import accumulator, dot, dot_options, dot_weight, fp32_precision
-from sparse_xmc.ops.triton_kernels._launch import cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import cdiv, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major, empty_logits, feature_major, readable_labels
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
@@ -328,18 +328,17 @@ def forward(
     dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
     key = (B, D, L, K, group_size, dtypes, fp32_precision(), x.device)
     launch = FORWARD.plans.get(key)
-    with on_device(x):
-        if launch is None:
-            constants, itemsize = _constants(K, group_size, x.dtype, weight.dtype)
-            constants |= _extent(B, D * xt.stride(0), y.stride(0))
-            parts = cdiv(group_size, constants["BLOCK_G"]) * R
+    if launch is None:
+        constants, itemsize = _constants(K, group_size, x.dtype, weight.dtype)
+        constants |= _extent(B, D * xt.stride(0), y.stride(0))
+        parts = cdiv(group_size, constants["BLOCK_G"]) * R
 
-            def grid(config: tuning.Config) -> tuple[int, ...]:
-                return (parts * cdiv(B, config["BLOCK_B"]),)
+        def grid(config: tuning.Config) -> tuple[int, ...]:
+            return (parts * cdiv(B, config["BLOCK_B"]),)
 
-            shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
-            launch = FORWARD.choose(key, shape, grid, constants, arguments)
-        launch(ready(stored, indices, bias, weight_scale), *arguments)
+        shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
+        launch = FORWARD.choose(key, shape, grid, constants, arguments)
+    launch(ready(stored, indices, bias, weight_scale), *arguments)
     return y
 
 
@@ -378,18 +377,17 @@ def _multiply_weight_(
     dtypes = (dy.dtype, weight.dtype, indices.dtype)
     key = (B, in_features, L, K, group_size, groups, strides, readable, atomic, dtypes, fp32_precision(), dy.device)
     launch = BACKWARD_INPUT.plans.get(key)
-    with on_device(dy):
-        if launch is None:
-            constants, itemsize = _constants(K, group_size, dy.dtype, weight.dtype)
-            constants |= {"GAPS": readable > L, "ATOMIC": atomic, **_extent(B, in_features * stride, *strides)}
+    if launch is None:
+        constants, itemsize = _constants(K, group_size, dy.dtype, weight.dtype)
+        constants |= {"GAPS": readable > L, "ATOMIC": atomic, **_extent(B, in_features * stride, *strides)}
 
-            def grid(config: tuning.Config) -> tuple[int, ...]:
-                return (cdiv(K, config["BLOCK_K"]) * groups * cdiv(stride, config["BLOCK_B"]),)
+        def grid(config: tuning.Config) -> tuple[int, ...]:
+            return (cdiv(K, config["BLOCK_K"]) * groups * cdiv(stride, config["BLOCK_B"]),)
 
-            shape = tuning.Shape.of(B, L, in_features, K, group_size, itemsize)
-            shape = shape._replace(terms=1 + constants["SPLIT"], room=head_tiling.has_room(dy.device))
-            launch = BACKWARD_INPUT.choose(key, shape, grid, constants, arguments, scratch=out if atomic else None)
-        launch(ready(dy, weight, indices), *arguments)
+        shape = tuning.Shape.of(B, L, in_features, K, group_size, itemsize)
+        shape = shape._replace(terms=1 + constants["SPLIT"], room=head_tiling.has_room(dy.device))
+        launch = BACKWARD_INPUT.choose(key, shape, grid, constants, arguments, scratch=out if atomic else None)
+    launch(ready(dy, weight, indices), *arguments)
 
 
 def backward_weight(
@@ -403,19 +401,18 @@ def backward_weight(
     dtypes = (dy.dtype, x.dtype, indices.dtype, dtype)
     key = (B, D, L, K, group_size, strides, readable, dtypes, fp32_precision(), dy.device)
     launch = BACKWARD_WEIGHT.plans.get(key)
-    with on_device(dy):
-        if launch is None:
-            constants, itemsize = _constants(K, group_size, x.dtype, dy.dtype)
-            constants |= _extent(B, D * xt.stride(0), *strides)
-            del constants["SPLIT"], constants["MOST"]
-            parts = cdiv(group_size, constants["BLOCK_G"]) * R
+    if launch is None:
+        constants, itemsize = _constants(K, group_size, x.dtype, dy.dtype)
+        constants |= _extent(B, D * xt.stride(0), *strides)
+        del constants["SPLIT"], constants["MOST"]
+        parts = cdiv(group_size, constants["BLOCK_G"]) * R
 
-            def grid(config: tuning.Config) -> tuple[int, ...]:
-                return (cdiv(K, config["BLOCK_K"]) * parts,)
+        def grid(config: tuning.Config) -> tuple[int, ...]:
+            return (cdiv(K, config["BLOCK_K"]) * parts,)
 
-            shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
-            launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
-        launch(ready(dy, indices), *arguments)
+        shape = tuning.Shape.of(B, L, D, K, group_size, itemsize)
+        launch = BACKWARD_WEIGHT.choose(key, shape, grid, constants, arguments)
+    launch(ready(dy, indices), *arguments)
     return dw
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_xmc.ops._arguments import compute_dtype
 from sparse_xmc.ops.triton_kernels import linear_group
 from sparse_xmc.ops.triton_kernels._dot import accumulator
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, padded, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, padded, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import batch_major, feature_major
 
 # bytes of the rows that one launch gathers from: about half of the L2 cache of an H100 or H200
@@ -137,5 +137,4 @@ def sum_connections_(
             sum_connections_kernel, grid, ACC=accumulator(out.dtype), BLOCK_B=block_b, num_warps=4, **constants
         )
         launch = _PLANS.keep(key, chosen)
-    with on_device(out):
-        launch(ready(out, offsets, positions, rows, weight), *arguments)
+    launch(ready(out, offsets, positions, rows, weight), *arguments)

@@ -20,10 +20,12 @@ from sparse_xmc.ops.triton_kernels.head_plan import Wanted
 from sparse_xmc.ops.triton_kernels.head_sweep import sweep
 from sparse_xmc.ops.update import Update
 
+_LOSS = Wanted(loss=True)
+
 
 def loss_forward(x: Tensor, layer: Layer, positives: Positives, objective: Objective, divisor: float) -> Tensor:
     """The sum of the loss over rows and labels, divided by ``divisor``."""
-    loss, _ = sweep(x, layer, positives, objective, Scaling(divisor), Wanted(loss=True))
+    loss, _ = sweep(x, layer, positives, objective, Scaling(divisor), _LOSS)
     assert loss is not None
     return loss
 

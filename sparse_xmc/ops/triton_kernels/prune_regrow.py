@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_xmc.ops._contract import Rewiring
 from sparse_xmc.ops.triton_kernels import tuning
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import Plans, cdiv, on_device, power_of_2
+from sparse_xmc.ops.triton_kernels._launch import Plans, cdiv, power_of_2
 from sparse_xmc.ops.triton_kernels._magnitude import HIGHEST, lowest_per_row, row_keys, tile_shape
 from sparse_xmc.ops.triton_kernels._rounding import round_nearest
 from sparse_xmc.ops.triton_kernels._sampling import draw_distinct, free_feature
@@ -136,11 +136,10 @@ def rewire_(
     dtypes = (weight.dtype, indices.dtype, *(t.dtype for t in state), None, *(t.dtype for t in mean_state))
     listed = (plan.counts is None, plan.candidates is not None and plan.candidates.dtype)
     key = (R, K, plan.in_features, plan.group_size, plan.use_max, plan.bound > 0, dtypes, listed, weight.device)
-    with on_device(weight):
-        config = _CONFIGS.get(key)
-        if config is None:
-            config = _choose(key, weight, indices, state, mean_state, plan)
-        _rewire_(weight, indices, state, mean_state, plan, total, config)
+    config = _CONFIGS.get(key)
+    if config is None:
+        config = _choose(key, weight, indices, state, mean_state, plan)
+    _rewire_(weight, indices, state, mean_state, plan, total, config)
     return total
 
 
@@ -230,10 +229,9 @@ def free_candidates(indices: Tensor, in_features: int, count: int, seed: int, fi
     out = torch.empty(R, count, dtype=indices.dtype, device=indices.device)
     block_k, block_c = power_of_2(K), power_of_2(count)
     rows = max(1, min(32, 4096 // power_of_2(block_k + block_c)))
-    with on_device(indices):
-        candidates_kernel[(cdiv(R, rows),)](
-            indices, out, seed, first_row, R, K, count, in_features, ROWS=rows, BLOCK_K=block_k, BLOCK_C=block_c
-        )
+    candidates_kernel[(cdiv(R, rows),)](
+        indices, out, seed, first_row, R, K, count, in_features, ROWS=rows, BLOCK_K=block_k, BLOCK_C=block_c
+    )
     return out
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_xmc.ops._backend import capturing, interpreting
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, on_device, power_of_2, ready, stream_of
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, power_of_2, ready, stream_of
 
 MAX_ENTRIES = 4096  # of one program
 _PLANS = Plans()
@@ -71,12 +71,12 @@ def sort_kernel(
     tl.store(rows_ptr + place, tl.where(below == keys, B, (keys & 0xFFFFFFFF).to(tl.int32)), mask=valid)
 
 
-def _flag(col: Tensor) -> Tensor:
+def _flag(col: Tensor, stream: int | None) -> Tensor:
     """A flag that is true: the stream's own, since a false one ends in an assert after which the GPU does nothing more; for a
     graph, which is replayed, and in the interpreter, whose asserts can be caught, a new one."""
-    if capturing(col) or interpreting():
+    if capturing(col) or (stream is None and interpreting()):
         return torch.ones((), dtype=torch.bool, device=col.device)
-    return _flag_of(col.device, stream_of(col))
+    return _flag_of(col.device, stream_of(col) if stream is None else stream)
 
 
 @functools.cache
@@ -92,14 +92,14 @@ def sort_positives(crow: Tensor, col: Tensor, num_rows: int, num_labels: int) ->
     crow, col = crow.contiguous(), col.contiguous()
     labels = torch.empty_like(col) if col.dtype is torch.int64 else torch.empty_like(col, dtype=torch.int64)
     rows = torch.empty_like(col, dtype=torch.int32)
-    good = _flag(col)
+    stream = ready(col, crow)
+    good = _flag(col, stream)
     entries = max(32, power_of_2(nnz))
     key = (entries, crow.dtype, col.dtype, col.device)
     launch = _PLANS.get(key)
     if launch is None:
         launch = _PLANS.keep(key, Launch(sort_kernel, (1,), N=entries, num_warps=max(1, min(8, entries // 128))))
-    with on_device(col):
-        launch(ready(col, crow), crow, col, labels, rows, good, num_rows, nnz, num_labels)
+    launch(stream, crow, col, labels, rows, good, num_rows, nnz, num_labels)
     torch._assert_async(
         good,
         f"crow_indices of targets must ascend from 0 to their number {nnz}, and their labels lie in [0, {num_labels})",

@@ -21,7 +21,7 @@ from sparse_xmc.ops.triton_kernels import topk_by_tiles, topk_float64, tuning
 from sparse_xmc.ops.triton_kernels._compile_case import CompileCase
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack, unpack
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 from sparse_xmc.ops.triton_kernels.head_tiling import operands
@@ -272,29 +272,28 @@ def _best_keys(
     dtypes = (x.dtype, weight.dtype, indices.dtype, bias is not None and bias.dtype, weight_scale is None)
     lists = (exclude_crow is not None and exclude_crow.dtype, exclude_col is not None and exclude_col.dtype)
     key = (x.shape, weight.shape, k, group_size, dtypes, lists, ceiling is None, fp32_precision(), x.device)
-    with on_device(x):
-        sweep = _PLANS.get(key)
-        if sweep is None:
-            keep = max(8, power_of_2(k))
-            dot, terms, precision = operands(x.dtype, weight_dtype) if group_size > 1 else (None, 1, None)
-            constants = {"K": K, "G": group_size, "DOT": dot, "TERMS": terms, "PRECISION": precision, "KEEP": keep}
-            constants |= {"BY_RANK": BY_RANK, "BLOCK_K": max(16, min(power_of_2(K), 64))}
-            shape = tuning.Shape.of(B, L, x.shape[1], K, group_size, weight.element_size(), x.element_size())
+    sweep = _PLANS.get(key)
+    if sweep is None:
+        keep = max(8, power_of_2(k))
+        dot, terms, precision = operands(x.dtype, weight_dtype) if group_size > 1 else (None, 1, None)
+        constants = {"K": K, "G": group_size, "DOT": dot, "TERMS": terms, "PRECISION": precision, "KEEP": keep}
+        constants |= {"BY_RANK": BY_RANK, "BLOCK_K": max(16, min(power_of_2(K), 64))}
+        shape = tuning.Shape.of(B, L, x.shape[1], K, group_size, weight.element_size(), x.element_size())
 
-            def attempt(config: tuning.Config) -> Callable[[], Tensor]:
-                tried = _sweep(x, weight, group_size, k, config, constants)
-                return lambda: start(tried, None)
+        def attempt(config: tuning.Config) -> Callable[[], Tensor]:
+            tried = _sweep(x, weight, group_size, k, config, constants)
+            return lambda: start(tried, None)
 
-            config, settled = tuning.fastest(
-                x.device,
-                lambda: tuning.key_of(_topk, shape, {**constants, "kinds": (dtypes, lists)}),
-                _candidates(B, keep, group_size),
-                attempt,
-            )
-            sweep = _sweep(x, weight, group_size, k, config, constants)
-            if settled:
-                _PLANS.keep(key, sweep)
-        keys = start(sweep, ready(weight, indices, bias, weight_scale, exclude_crow, exclude_col, ceiling))
+        config, settled = tuning.fastest(
+            x.device,
+            lambda: tuning.key_of(_topk, shape, {**constants, "kinds": (dtypes, lists)}),
+            _candidates(B, keep, group_size),
+            attempt,
+        )
+        sweep = _sweep(x, weight, group_size, k, config, constants)
+        if settled:
+            _PLANS.keep(key, sweep)
+    keys = start(sweep, ready(weight, indices, bias, weight_scale, exclude_crow, exclude_col, ceiling))
     return keys.topk(k, dim=1).values
 
 

@@ -18,7 +18,7 @@ from sparse_xmc.ops._arguments import QUANTIZED_DTYPE
 from sparse_xmc.ops.triton_kernels import head_tiling, tuning
 from sparse_xmc.ops.triton_kernels._dot import dot_terms, fp32_precision
 from sparse_xmc.ops.triton_kernels._keys import LOWEST, pack
-from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, on_device, power_of_2, ready
+from sparse_xmc.ops.triton_kernels._launch import Launch, Plans, cdiv, power_of_2, ready
 from sparse_xmc.ops.triton_kernels._layout import feature_major
 from sparse_xmc.ops.triton_kernels._quantized import as_stored, decode
 
@@ -174,10 +174,9 @@ def best_keys(
     block_l = min(max(16, power_of_2(group_size)), 64)
     tiles = indices.shape[0] * cdiv(group_size, block_l)
     rows = max(16, MAXIMA_BYTES // (8 * tiles) // 16 * 16)
-    with on_device(x):
-        if x.shape[0] <= rows:
-            return _best_keys(x.contiguous(), layer, k, tiles, block_l)
-        return torch.cat([_best_keys(part.contiguous(), layer, k, tiles, block_l) for part in x.split(rows)])
+    if x.shape[0] <= rows:
+        return _best_keys(x.contiguous(), layer, k, tiles, block_l)
+    return torch.cat([_best_keys(part.contiguous(), layer, k, tiles, block_l) for part in x.split(rows)])
 
 
 def _best_keys(x: Tensor, layer: _Layer, k: int, tiles: int, block_l: int) -> Tensor:
