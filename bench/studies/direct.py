@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
+import resource
 import sys
 import tempfile
 import time
@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from bench import environment
 from bench.rows import Row, RowFile
 from bench.studies.accuracy import FILES
+from bench.studies.peers import measured
 from sparse_xmc.app.prepare import Terms
 from sparse_xmc.data import LabelVocabulary, SparseInputs, open_split
 from sparse_xmc.metrics import Truth, ranking_metrics
@@ -35,7 +36,7 @@ from sparse_xmc.solver.plan import Plan, plan_for
 
 FOLDER = environment.REPOSITORY / "reports" / "accuracy"
 TEST, DEV = RowFile(FOLDER, "direct_test.jsonl"), RowFile(FOLDER, "direct_dev.jsonl")
-SOLVER = 3  # version of the solver that the test splits are looked at once with; rows of the one before have none
+SOLVER = 3  # version of the solver that rows are of and that the test splits are looked at once with
 METRICS = tuple(f"{kind}@{k}" for kind in ("P", "PSP") for k in (1, 3, 5))
 TAILS = [0.25, 0.5, 0.75, 1.0]
 _HELD = 3000
@@ -72,9 +73,13 @@ class Split(NamedTuple):
         return np.bincount(self.y.indices, minlength=self.y.shape[1])
 
 
+def _of_this_solver(file: RowFile) -> list[Row]:
+    return [row for row in file.read() if row.get("solver") == SOLVER]
+
+
 def test_rows(options: argparse.Namespace) -> None:
     """One row a set, effort and seed."""
-    done = {(row["set"], row["effort"], row["seed"]) for row in TEST.read() if row.get("solver") == SOLVER}
+    done = {(row["set"], row["effort"], row["seed"]) for row in _of_this_solver(TEST)}
     for name in options.only:
         for effort in options.efforts:
             for seed in options.seeds:
@@ -100,24 +105,24 @@ def _trained(name: str, effort: str, seed: int, options: argparse.Namespace) -> 
         command += ["--threads", str(options.threads), "--no-progress"]
         if fields:
             command += ["--text-field", ",".join(fields["text_fields"]), "--label-field", fields["label_field"]]
-        began = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=environment.REPOSITORY)
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} ended with {status}:\n{said}")
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        done, peak = measured(command, timeout=3600)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         metrics = json.loads(Path(run, "metrics.json").read_text())
         sizes = [path.stat().st_size for path in Path(run).rglob("*") if path.is_file()]
     return {
         **{metric: round(metrics[metric], 2) for metric in METRICS},
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime, 1),
         "wall_s": round(time.monotonic() - began, 1),
-        "peak_mib": round(usage.ru_maxrss / 1024),
+        "peak_mib": round(peak / 2**20),
         "disk_mb": round(sum(sizes) / 1e6, 1),
         "threads": options.threads,
         "said": [
-            line for line in said.splitlines() if line.startswith(("terms", "chosen", "tried", "nothing", "head:"))
+            line
+            for line in done.stdout.splitlines()
+            if line.startswith(("terms", "chosen", "tried", "nothing", "head:"))
         ],
     }
 
@@ -140,7 +145,7 @@ def split_of(name: str, data: str) -> Split:
 
 
 def dev_rows(options: argparse.Namespace) -> None:
-    done = {(row["set"], row["part"], row["tail"]) for row in DEV.read()}
+    done = {(row["set"], row["part"], row["tail"]) for row in _of_this_solver(DEV)}
     for name in options.only:
         split = split_of(name, options.data)
         parts = WHOLE_PARTS if _plan(split, "default").whole else PARTS
@@ -149,7 +154,7 @@ def dev_rows(options: argparse.Namespace) -> None:
         for part, tail in wanted:
             if (name, part, tail) not in done:
                 plan = dataclasses.replace(_plan(split, part), **parts[part])
-                row = {"set": name, "part": part, "tail": tail, **_judged(split, plan, tail)}
+                row = {"set": name, "part": part, "tail": tail, "solver": SOLVER, **_judged(split, plan, tail)}
                 DEV.append(row | _machine())
                 print(json.dumps(row), flush=True)
 
@@ -185,7 +190,7 @@ def main() -> None:
     if options.verb == "report":
         from bench.direct_report import write_report
 
-        write_report([row for row in TEST.read() if row.get("solver") == SOLVER], DEV.read())
+        write_report(_of_this_solver(TEST), _of_this_solver(DEV))
     else:
         {"test": test_rows, "dev": dev_rows}[options.verb](options)
 

@@ -6,6 +6,7 @@
     python -m bench.studies.unseen make debian --out cache/debian      # descriptions of Debian's packages -> their tags
     python -m bench.studies.unseen make calls --out cache/calls        # first lines of docstrings -> functions called
     python -m bench.studies.unseen make imports --out cache/imports    # names in Python files -> packages imported
+    python -m bench.studies.unseen make arguments --out cache/arguments   # functions' documentation -> their arguments
     python -m bench.studies.unseen run manual --out cache/manual --peers ~/peers/bin/python
 
 ``run`` solves at the defaults, lets omikuji (three trees, its defaults) read the same tf-idf rows, and judges both on the rows

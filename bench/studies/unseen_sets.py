@@ -8,6 +8,7 @@ import gzip
 import html
 import re
 import subprocess
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,20 @@ def python_imports(folder: Path) -> Iterator[tuple[str, list[str]]]:
             yield " ".join(words), sorted(packages - {"__future__"})
 
 
+def python_arguments(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """What functions are documented by up to the first empty line, and the words of their names, with the names of their
+    arguments."""
+    for tree in _parsed(folder):
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                words = [*node.name.split("_"), *first.split()][:_WORDS]
+                given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                names = {argument.arg for argument in given} - {"self", "cls"}
+                if first and len(words) >= _FEWEST and names:
+                    yield " ".join(words), sorted(names)
+
+
 def _parsed(folder: Path) -> Iterator[ast.Module]:
     for path in sorted(folder.rglob("*.py")):
         try:
@@ -140,5 +155,6 @@ KINDS = {
     "rust": (rust_pages, Path("~/.rustup/toolchains").expanduser()),
     "debian": (debian_packages, Path("/var/lib/apt/lists")),
     "calls": (python_calls, Path("~/.pyenv/versions/3.12.1/lib").expanduser()),
+    "arguments": (python_arguments, Path(sysconfig.get_paths()["purelib"])),
     "imports": (python_imports, Path("~/.pyenv/versions/3.10.13/lib").expanduser()),
 }
