@@ -76,10 +76,11 @@ def _within(
 
 @dataclass
 class Chosen:
-    """Settings, with what held-out rows say of them. ``flat``: the mixture without levels."""
+    """Settings, with what held-out rows say of them. ``costs``: those on the way to the last, which counts; ``flat``: the
+    mixture without levels."""
 
     topology: Topology
-    cost: float
+    costs: tuple[float, ...]
     mixture: Mixture
     svm: TermHead
     value: float
@@ -137,8 +138,8 @@ class Trials:
         own = self._terms(rare, frequent)
         solved = self.stages("costs", lambda: self.task.svms(self.found, own, plan.costs, "trying costs"))
         best: Chosen | None = None
-        for i, cost in enumerate(plan.costs):
-            other = self._judged(own, cost, {key: values[i] for key, values in solved.items()})
+        for i in range(len(plan.costs)):
+            other = self._judged(own, plan.costs[: i + 1], {key: values[i] for key, values in solved.items()})
             if best is not None and other.value <= best.value:
                 break
             best = other
@@ -148,33 +149,33 @@ class Trials:
     def _connections(self, best: Chosen) -> Chosen:
         plan, sizes = self.task.plan, [len(labels) for labels in self.task.groups]
         for frequent in plan.frequent[1:] if sizes[1] else ():
-            more = self._flat(plan.rare[0], frequent, best.cost)
+            more = self._flat(plan.rare[0], frequent, best.costs[-1:])
             if more.value < best.value + _WORTH:
                 break
             best = more
         frequent = best.topology[1].shape[1]
         for rare in plan.rare[1:] if sizes[0] else ():
-            more = self._flat(rare, frequent, best.cost)
+            more = self._flat(rare, frequent, best.costs[-1:])
             if more.value < best.value + _WORTH:
                 break
             best = more
         return best
 
-    def _flat(self, rare: int, frequent: int, cost: float) -> Chosen:
+    def _flat(self, rare: int, frequent: int, costs: tuple[float, ...]) -> Chosen:
         own, name = self._terms(rare, frequent), f"K={rare}/{frequent}"
-        solved = self.stages(name, lambda: self.task.svm(self.found, own, cost, f"trying {name}"))
-        return self._judged(own, cost, solved)
+        solved = self.stages(name, lambda: self.task.svm(self.found, own, costs, f"trying {name}"))
+        return self._judged(own, costs, solved)
 
     def _terms(self, rare: int, frequent: int) -> Topology:
         return [np.ascontiguousarray(t[:, :k]) for t, k in zip(self.topology, (rare, frequent), strict=True)]
 
-    def _judged(self, own: Topology, cost: float, solved: dict[str, np.ndarray]) -> Chosen:
+    def _judged(self, own: Topology, costs: tuple[float, ...], solved: dict[str, np.ndarray]) -> Chosen:
         rare, frequent = (indices.shape[1] for indices in own)
-        name = f"K={rare if rare == frequent else f'{rare}/{frequent}'}, cost {cost:g}"
+        name = f"K={rare if rare == frequent else f'{rare}/{frequent}'}, cost {costs[-1]:g}"
         svm = self.task.head(own, solved)
         held = self._pairs(svm, own, None)
         mixture, value, how = best_mixture(held, self.tail)
-        chosen = Chosen(own, cost, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
+        chosen = Chosen(own, costs, mixture, svm, value, f"{name}, {how}", held.judged(mixture), mixture)
         self.tried.append(replace(chosen, calibrates=held.calibrates))
         return self.tried[-1]
 
@@ -183,7 +184,7 @@ class Trials:
         self.solved.append(self.stages(f"clustering {number}", partial(clustering, self.task, own, number)))
         held = self._pairs(best.svm, own, levels_of(self.task, own, self.solved))
         mixture, value, how = best_mixture(held, self.tail)
-        name = f"cost {best.cost:g}, {number} x {len(self.solved[0]['bias'])} clusters in front, {how}"
+        name = f"cost {best.costs[-1]:g}, {number} x {len(self.solved[0]['bias'])} clusters in front, {how}"
         more = replace(best, mixture=mixture, value=value, name=name, judged=held.judged(mixture))
         self.tried.append(replace(more, clusterings=number))
         return self.tried[-1]

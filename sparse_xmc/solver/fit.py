@@ -25,9 +25,9 @@ from sparse_xmc.solver.settings import Settings
 from sparse_xmc.solver.task import Task, Topology, connections
 
 _FEWEST = 20  # held-out rows without which nothing is chosen
-# where nothing is chosen: share of the centroid and cost, and the same of SVMs on all rows
-_RULE, _COST = 2.0, 1.0
-_RULE_OF_ALL, _COST_OF_ALL = 1.0, 0.5
+# where nothing is chosen: share of the centroid and costs, and the same of SVMs on all rows
+_RULE, _COSTS = 2.0, (1.0,)
+_RULE_OF_ALL, _COSTS_OF_ALL = 1.0, (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def _of_shortlists(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[A
     stages = rest[-1]
     chosen, fronts, lists, known = _chosen(task, kept, away, rest)
     final = [rare_terms(task, chosen.topology[0].shape[1]), chosen.topology[1]]
-    svm = stages("solved", lambda: task.svm(examples(task.targets, lists), final, chosen.cost, "solving"))
+    svm = stages("solved", lambda: task.svm(examples(task.targets, lists), final, chosen.costs, "solving"))
     solved = [
         stages(f"clustering {i + 1}, all rows", partial(on_all_rows, task, final, i + 1, front, known))
         for i, front in enumerate(fronts)
     ]
     levels = levels_of(task, final, solved)
     head = merged(task.head(final, svm), task.centroid(final), chosen.mixture, task.frequencies, levels)
-    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.cost, chosen.flat)
+    settings = Settings(final[0].shape[1], final[1].shape[1], chosen.costs[-1], chosen.flat)
     return Solution(head, chosen.lines, settings, chosen.judged)
 
 
@@ -132,9 +132,9 @@ def _of_all_rows(task: Task, kept: np.ndarray, away: np.ndarray, rest: tuple[Any
     chosen = _chosen_of_all(task, kept, away, rest)
     found = everything(task.targets)
     topology = _terms(task, found, stages)
-    svm = stages("solved", lambda: task.svm(found, topology, chosen.cost, "solving"))
+    svm = stages("solved", lambda: task.svm(found, topology, chosen.costs, "solving"))
     head = merged(task.head(topology, svm), task.centroid(topology), chosen.mixture, task.frequencies)
-    settings = Settings(fan_in, fan_in, chosen.cost, chosen.mixture, whole=True)
+    settings = Settings(fan_in, fan_in, chosen.costs[-1], chosen.mixture, whole=True)
     return Solution(head, chosen.lines, settings, chosen.judged)
 
 
@@ -153,7 +153,7 @@ def _terms(task: Task, found: Examples, stages: Stages) -> Topology:
 
 
 def _by_rule(task: Task, stages: Stages) -> Solution:
-    cost = _COST_OF_ALL if task.plan.whole else _COST
+    costs = _COSTS_OF_ALL if task.plan.whole else _COSTS
     if task.plan.whole:
         found = everything(task.targets)
         topology, mixture = _terms(task, found, stages), Uniform(_RULE_OF_ALL)
@@ -161,10 +161,10 @@ def _by_rule(task: Task, stages: Stages) -> Solution:
         lists = _lists(task, stages)
         found = examples(task.targets, lists)
         topology, mixture = _topology(task, lists, stages), Uniform(_RULE)
-    svm = stages("solved", lambda: task.svm(found, topology, cost, "solving"))
+    svm = stages("solved", lambda: task.svm(found, topology, costs, "solving"))
     head = merged(task.head(topology, svm), task.centroid(topology), mixture, task.frequencies)
-    settings = Settings(topology[0].shape[1], topology[1].shape[1], cost, mixture, whole=task.plan.whole)
-    how = f"{connections(task, topology)}, cost {cost:g}, centroid x {mixture.share:g}"
+    settings = Settings(topology[0].shape[1], topology[1].shape[1], costs[-1], mixture, whole=task.plan.whole)
+    how = f"{connections(task, topology)}, cost {costs[-1]:g}, centroid x {mixture.share:g}"
     return Solution(head, [f"nothing held out: {how}"], settings)
 
 

@@ -57,7 +57,7 @@ def fit_labels(
         negatives = shortlists(task)
         found = examples(targets, negatives)
         topology = [rare_terms(task, settings.rare), frequent_terms(task, negatives, settings.frequent)]
-    weights = task.svm(found, topology, settings.cost, "solving")
+    weights = task.svm(found, topology, (settings.cost,), "solving")
     return merged(task.head(topology, weights), task.centroid(topology), settings.mixture, rows)
 
 

@@ -28,7 +28,7 @@ def shortlists(task: Task) -> np.ndarray:
         topology = [rare_terms(task, plan.rare[0]), frequent_terms(task, first, plan.frequent[0])]
         centroid = task.centroid(topology)
     for r in range(1, plan.rounds):
-        weights = task.svm(examples(task.targets, np.hstack(lists)), topology, _COST, f"solving, round {r}")
+        weights = task.svm(examples(task.targets, np.hstack(lists)), topology, (_COST,), f"solving, round {r}")
         lean = merged(task.head(topology, weights), centroid, Uniform(1.0), task.frequencies).invert(D)
         scores, labels = lean.topk(task.x, plan.again, progress=task.bar(f"shortlists, round {r + 1}"))
         labels[scores < _NEAR] = -1

@@ -49,12 +49,12 @@ class Task:
             blocks.append(Block(labels, indices, centroid_weights(self.x, self.targets, labels, indices)))
         return TermHead(blocks, np.zeros(len(self.frequencies), np.float32))
 
-    def svm(self, found: Examples, topology: Topology, cost: float, name: str) -> dict[str, np.ndarray]:
-        """SVM weights of both groups, and the biases ``[L]``."""
-        return {key: values[0] for key, values in self.svms(found, topology, (cost,), name).items()}
+    def svm(self, found: Examples, topology: Topology, costs: Sequence[float], name: str) -> dict[str, np.ndarray]:
+        """SVM weights of both groups, and the biases ``[L]``, at the last of the costs."""
+        return {key: values[-1] for key, values in self.svms(found, topology, costs, name).items()}
 
     def svms(self, found: Examples, topology: Topology, costs: Sequence[float], name: str) -> dict[str, np.ndarray]:
-        """The same at each of the costs, along the first axis, each begun from the solution at the one before it."""
+        """The same at each of the costs, along the first axis."""
         weights = {"bias": np.full((len(costs), len(self.frequencies)), OFFSET)}
         for key, labels, indices in zip(("rare", "frequent"), self.groups, topology, strict=True):
             shown = self.bar(f"{name}, {key} labels")
