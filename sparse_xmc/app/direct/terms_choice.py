@@ -27,7 +27,7 @@ CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
 _ROWS = 20_000  # of the sample at most
 _CHARACTERS = 1 << 25  # of its texts at most, beyond which runs of characters are not tried
 _SHARE, _FEWEST = 0.1, 50  # of the sample that judges, and rows without which nothing is chosen
-_WORTH = 0.5  # points of the objective that further terms must bring
+_WORTH = 0.1  # points of the objective that further terms must bring
 
 
 def is_open(config: TrainingConfig) -> bool:
