@@ -42,27 +42,38 @@ def _sizes(row: Row) -> str:
 
 def _counts(rows: list[Row]) -> list[str]:
     lines = [
-        "| Triton | target | shapes | kernels | no stack | 1 to 16 bytes | more, float64 | other problems |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| Triton | target | shapes | dtypes | kernels | no stack | 1 to 16 bytes | more, float64 | other problems |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for triton, target in sorted({(row["triton"], row["target"]) for row in rows}):
         here = [row for row in rows if (row["triton"], row["target"]) == (triton, target)]
-        shapes = len({_sizes(row) for row in here})
+        shapes, dtypes = (len(set(found)) for found in (map(_sizes, here), (row["dtypes"] for row in here)))
         bad = [row for row in here if row["problems"]]
         nature = sum(map(by_nature, bad))
         none = sum(not row["problems"] and not row["spilled"] for row in here)
         fine = len(here) - len(bad) - none
-        lines.append(
-            f"| {triton} | {target} | {shapes} | {len(here):,} | {none:,} | {fine} | {nature} | {len(bad) - nature} |"
-        )
+        cells = (triton, target, shapes, dtypes, f"{len(here):,}", f"{none:,}", fine, nature, len(bad) - nature)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    partly = sorted({row["triton"] for row in rows} - _with_all_shapes(rows))
+    for triton in partly:
+        shapes = dict.fromkeys(_sizes(row) for row in rows if row["triton"] == triton)
+        lines += ["", f"Triton {triton}, a sample: {'; '.join(shapes)}."]
     return [*lines, ""]
+
+
+def _with_all_shapes(rows: list[Row]) -> set[str]:
+    """Releases that all shapes were compiled with."""
+    shapes = {
+        triton: {_sizes(row) for row in rows if row["triton"] == triton} for triton in {r["triton"] for r in rows}
+    }
+    return {triton for triton, found in shapes.items() if len(found) >= len(set(EDGES))}
 
 
 def _problems(rows: list[Row]) -> list[str]:
     lines = ["## Spills by nature, and problems", ""]
     lines += [
-        "float64 is there for checks of gradients: a number takes two registers, there are no tensor cores for it, and the "
-        "fused head's tile can't be made smaller than a warp.",
+        "float64 is there for checks of gradients: a number takes two registers, there are no tensor cores for it, and its "
+        "tiles are not made smaller for a few bytes.",
         "",
     ]
     bad = sorted((row for row in rows if row["problems"]), key=by_nature)
@@ -70,7 +81,7 @@ def _problems(rows: list[Row]) -> list[str]:
         note = " (by nature)" if by_nature(row) else ""
         name = f"`{row['kernel']}` of {row['call']}, {row['dtypes']}, {_sizes(row)}"
         lines.append(f"- Triton {row['triton']}, {row['target']}: {name}: {'; '.join(row['problems'])}{note}")
-    return [*lines, "" if bad else "None.", ""]
+    return [*lines, *([] if bad else ["None."]), ""]
 
 
 def _small_stacks(rows: list[Row]) -> list[str]:

@@ -67,8 +67,8 @@ def test_problems_are_listed_and_counted(monkeypatch, tmp_path, capsys) -> None:
     page = tmp_path / "edges.md"
     edges_report.write([*again, {**again[0], "dtypes": "float64"}, {**rows[0], "target": "sm_80", "spilled": 8}], page)
     text = page.read_text()
-    assert "| sm_90 | 1 | 3 | 0 | 0 | 1 | 2 |" in text
-    assert "| sm_80 | 1 | 1 | 0 | 1 | 0 | 0 |" in text
+    assert "| sm_90 | 1 | 2 | 3 | 0 | 0 | 1 | 2 |" in text
+    assert "| sm_80 | 1 | 1 | 1 | 0 | 1 | 0 | 0 |" in text
     assert text.count("by nature)") == 1
     assert "| transpose_kernel | float32 | 1 | 8 | sm_80 " in text
     assert edges.by_nature({"dtypes": "float64", "problems": ["spills 64 bytes per thread"]})

@@ -30,6 +30,7 @@ FOUND = {
     "128 connections in float32, gfx942": (128, 128, 32, WIDE, "gfx942", "^step, Adam"),
     "momenta of many labels in float16": (128, 64, 128, FLOAT16, "sm_90", "^step, momentum"),
     "few rows, second moments": (1, 64, 32, MIXED, "sm_80", "^step, Adam"),
+    "connections that fill no block, wider weights": (128, 33, 32, MIXED, "sm_80", "^step, momentum"),
     "maxima over 256 connections in float32": (128, 256, 32, WIDE, "sm_90", "^topk$"),
     "maxima of 64 labels with wider weights": (128, 64, 64, MIXED, "sm_80", "^topk$"),
     "products of 128 labels with wider weights": (128, 64, 128, MIXED, "sm_80", "^backward_input"),

@@ -141,15 +141,16 @@ def first_tiling(call: Call, way: str) -> Tiling:
     """The first guess for a way to the input gradient."""
     x, (L, K) = call.x, call.layer.weight.shape
     update, few_registers = call.update, False
-    if x.dtype == call.layer.weight.dtype and x.element_size() == 2 and way == "atomic":
+    equal, narrow = x.dtype == call.layer.weight.dtype, x.element_size() == 2
+    if equal and narrow and way == "atomic":
         adaptive = update is not None and update.second_moment is not None
         # float16 sums are shifted, which beside momenta and more than 32 labels takes more
         momentum = update is not None and update.momentum_buffer is not None
         few_registers = not (adaptive or (momentum and x.dtype == torch.float16 and call.layer.group_size > 32))
     return head_tiling.tiling(
         x.shape[0], L, K, call.layer.group_size, x.dtype,
-        one_label=way == "private", few_registers=few_registers, room=head_tiling.has_room(x.device),
-        lanes=head_tiling.lanes_of(x.device),
+        one_label=way == "private", few_registers=few_registers, wider=narrow and not equal,
+        room=head_tiling.has_room(x.device), lanes=head_tiling.lanes_of(x.device),
     )  # fmt: skip
 
 

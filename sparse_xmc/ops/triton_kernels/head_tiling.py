@@ -62,6 +62,7 @@ def tiling(
     *,
     one_label: bool = False,
     few_registers: bool = False,
+    wider: bool = False,
     room: bool = True,
     lanes: int = 32,
 ) -> Tiling:
@@ -70,6 +71,7 @@ def tiling(
     one_label: tiles of one label, where two may add to the same feature of memory without atomics.
     few_registers: whether 168 registers do for a group's tile: one 16-bit dtype, no second moments, atomics, no momenta of
         many labels in float16. Then three blocks fit a multiprocessor of sm_80 or sm_90.
+    wider: whether weights are wider than 16-bit inputs.
     room, lanes: ``has_room`` and ``lanes_of`` of the device.
     """
     batch = triton.next_power_of_2(max(B, 1))
@@ -90,7 +92,9 @@ def tiling(
             maxnreg = 168
         elif (triples and block_k in (16, 128)) or (batch <= 32 and not room):
             maxnreg = 255  # left to itself the compiler takes fewer and spills
-        warps = 256 // lanes if triples and block_k == 128 else 4
+        # beside masks for connections that don't fill their block, operands of several terms take eight warps before sm_90
+        crowded = wider and not room and block_k >= 64 and block_k != K
+        warps = 256 // lanes if crowded or (triples and block_k == 128) else 4
         return Tiling(True, tiles, G, block_l, block_k, block_b, warps, num_stages=1, maxnreg=maxnreg)
     block_k = max(8, triton.next_power_of_2(K))
     if block_k > MAX_FAN_IN:
