@@ -34,6 +34,8 @@ FOUND = {
     "maxima over 256 connections in float32": (128, 256, 32, WIDE, "sm_90", "^topk$"),
     "maxima of 64 labels with wider weights": (128, 64, 64, MIXED, "sm_80", "^topk$"),
     "products of 128 labels with wider weights": (128, 64, 128, MIXED, "sm_80", "^backward_input"),
+    "products of several tiles of labels in float32": (100, 129, 96, WIDE, "sm_80", "^backward_input"),
+    "the same, more of them": (33, 48, 200, WIDE, "sm_90", "^backward_input"),
     "several tiles of rows": (512, 64, 32, HALF, "sm_80", "^backward_input, deterministic$"),
     "dense tiles of wider weights": (128, 64, 1, MIXED, "sm_80", "^(backward_input|gradients)$"),
 }

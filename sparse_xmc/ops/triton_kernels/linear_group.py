@@ -50,7 +50,9 @@ def _suits(config: tuning.Config, shape: tuning.Shape) -> bool:
 
 def _suits_input(config: tuning.Config, shape: tuning.Shape) -> bool:
     """Also, before sm_90: 64 rows at most where a weight of many labels is multiplied as two numbers, or rows take several
-    tiles; a tile of 128 spills."""
+    tiles; a tile of 128 spills. float32 products that take several tiles of labels spill in all but small ones."""
+    if shape.itemsize == 4 and shape.G > 64 and (config["BLOCK_B"] > 32 or config["BLOCK_K"] > 16):
+        return False
     many = shape.terms > 1 and shape.G > 32
     most = 64 if not shape.room and (many or shape.B > WIDEST_TILE) else WIDEST_TILE
     return config["BLOCK_B"] <= most and _suits(config, shape)
