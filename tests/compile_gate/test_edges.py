@@ -26,6 +26,7 @@ WIDE, MIXED = (torch.float32, torch.float32), (torch.bfloat16, torch.float32)
 FOUND = {
     "64 labels in float32": (128, 64, 64, WIDE, "sm_90", "^step, SGD"),
     "64 labels in float32, sm_80": (128, 64, 64, WIDE, "sm_80", "^gradients$"),
+    "32 connections in float32, sm_80": (129, 20, 96, WIDE, "sm_80", "^step, Adam"),
     "128 connections in float32, sm_80": (128, 128, 32, WIDE, "sm_80", "^step, Adam"),
     "128 connections in float32, gfx942": (128, 128, 32, WIDE, "gfx942", "^step, Adam"),
     "momenta of many labels in float16": (128, 64, 128, FLOAT16, "sm_90", "^step, momentum"),

@@ -84,7 +84,7 @@ def tiling(
             most_labels = 16
         block_l = min(max(16, triton.next_power_of_2(G)), max(16, 4096 // block_k), most_labels)
         block_b = min(max(16, batch), max(16, widest // block_k), max(16, 2048 // block_l), most_rows)
-        if not room and not triples:
+        if not room and (not triples or block_k == 32):
             block_b = max(16, block_b // 2)
         tiles = triton.cdiv(L, G) * triton.cdiv(G, block_l)
         maxnreg = None
