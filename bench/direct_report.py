@@ -65,8 +65,12 @@ def draw(rows: Sequence[Row]) -> bool:
     FigureCanvasAgg(figure)
     for axes, (name, own) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         axes.plot([row["PSP@1"] for row in own], [row["P@1"] for row in own], "o-")
+        at: dict[tuple[float, float], list[str]] = {}
         for row in own:
-            axes.annotate(f"{row['tail']:g}", (row["PSP@1"], row["P@1"]), xytext=(4, 4), textcoords="offset points")
+            at.setdefault((row["PSP@1"], row["P@1"]), []).append(f"{row['tail']:g}")
+        for point, tails in at.items():
+            axes.annotate(", ".join(tails), point, xytext=(4, 4), textcoords="offset points")
+        axes.margins(0.15)
         axes.set(title=f"{name}: --tail 0 to 1", xlabel="PSP@1, %", ylabel="P@1, %")
     figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
     return True
