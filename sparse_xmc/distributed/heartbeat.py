@@ -62,8 +62,12 @@ class Heartbeat:
         self._beats = 0
         self._said = threading.Lock()
         self._beat()
-        for target in (self._send, self._watch):
-            threading.Thread(target=target, daemon=True, name=f"sparse_xmc {target.__name__}").start()
+        self._threads = [
+            threading.Thread(target=target, daemon=True, name=f"sparse_xmc {target.__name__}")
+            for target in (self._send, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def watch_others(self) -> None:
         """From here on others are watched: each has shown its first sign of life."""
@@ -135,8 +139,12 @@ class Heartbeat:
                 time.sleep(0.05)
 
     def close(self) -> None:
-        """Says that this rank has come to its end."""
+        """Ends the threads and says that this rank has come to its end: a thread that is in a call of the store when the
+        interpreter ends aborts the process, and its sign of life would take the place of the last word."""
         self._over.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_LINGER)
         with contextlib.suppress(RuntimeError):
             self.store.set(f"alive/{self.rank}", "done")
 
