@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def informed_indices(
         ``[ceil(L / group_size), K]``, best feature first: uint16 where ``D <= 65,536``, else int32.
 
     Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype or device.
+        ValueError, TypeError: an argument has the wrong shape, dtype or device, or ``x`` is not finite.
 
     Examples:
         >>> import torch
@@ -67,6 +69,9 @@ def informed_indices(
     check_targets(targets, N, L)
     if targets.device != x.device:
         raise ValueError(f"targets must be on x's device {x.device}, got {targets.device}")
+    if not all(map(math.isfinite, map(float, torch.aminmax(x)))):
+        row = int(torch.nonzero(~torch.isfinite(x).all(dim=1))[0])
+        raise ValueError(f"x must be finite: row {row} holds NaN or infinity, and every label's mean would")
     shape = LayerShape(L, fan_in, D, num_index_rows(L, group_size))
     indices = init_indices(shape.R, D, fan_in, seed=check_seed(seed), device=x.device, first_row=first_row)
     centroids = Centroids(x, sorted_positives(targets, N, L))

@@ -64,3 +64,13 @@ def test_labels_without_positives_get_random_features(device):
 def test_bad_arguments_raise(fan_in, targets, error, message):
     with pytest.raises(error, match=message):
         ops.informed_indices(problem()[0], targets, fan_in)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_features_that_are_not_finite_are_named(device, dtype, value):
+    x, targets = problem()
+    x = x.to(dtype)
+    x[3, 7] = value
+    with pytest.raises(ValueError, match="x must be finite: row 3"):
+        ops.informed_indices(x.to(device), targets.to_sparse_csr().to(device), 5)
