@@ -73,7 +73,9 @@ def test_a_captured_step_zeroes_its_own_flag(device, monkeypatch):
     made = []
     zeros = torch.zeros
     monkeypatch.setattr(head_sweep, "capturing", lambda tensor: True)
-    monkeypatch.setattr(head_sweep, "_flag", lambda x: pytest.fail("the stream's flag would be read in replays"))
+    monkeypatch.setattr(
+        head_sweep, "_flag_of", lambda *which: pytest.fail("the stream's flag would be read in replays")
+    )
     monkeypatch.setattr(torch, "zeros", lambda *a, **k: made.append(k["dtype"]) or zeros(*a, **k))
     found = updated(problem, targets, update)
     assert torch.int32 in made and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
