@@ -19,6 +19,8 @@ _RIDGE = 1.0
 _STEPS = 20
 _PRODUCT, _ENTRIES = 200_000, 8_000  # multiplications of a matrix product, entries of a matrix times a vector
 
+Part = tuple[np.ndarray, np.ndarray]  # numbers of coefficients [m], and what they are multiplied by [n, m]
+
 
 def knots_for(most: int) -> list[int]:
     """log2 of the numbers of rows that a, g and b are told at, where the most frequent label has ``most``."""
@@ -90,9 +92,6 @@ def calibrate(
         start = near.coefficients()
     theta = logistic(parts, hit[order], weight[order], penalty, start, np.zeros(len(start)))
     return Calibration(knots, *theta.reshape(len(columns), n))
-
-
-Part = tuple[np.ndarray, np.ndarray]  # numbers of coefficients [m], and what they are multiplied by [n, m]
 
 
 def _between_knots(
